@@ -1,0 +1,169 @@
+"""What a run costs while it runs: seconds, samples, tokens, and peak memory by phase."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from datamodule import SquadDataModule
+from lit_module import LitQuestionAnswering
+
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+class PeakMemory:
+    """The peak memory since the last `reset`, in bytes, and `how` it is measured.
+
+    On CUDA what torch allocated on the device; elsewhere the resident set of the process, which
+    Linux alone can reset. Where it can't, the peak is that of the process so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.how = "allocated on CUDA" if device.type == "cuda" else "resident set"
+        if device.type != "cuda" and not self._reset_resident():
+            self.how = "resident set, of the whole process so far"
+
+    def reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._reset_resident()
+
+    def read(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if STATUS.is_file():
+            line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
+            return int(line.split()[1]) * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def _reset_resident(self) -> bool:
+        try:
+            CLEAR.write_text("5")  # proc(5): resets VmHWM
+        except OSError:
+            return False
+        return True
+
+
+class CostMonitor(L.Callback):
+    """Measures training and evaluation apart, and keeps what it measured over an interruption."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []  # seconds of each part of a step, validation not in it
+        self.samples = self.tokens = 0
+        self.seconds = {"train": 0.0, "evaluation": 0.0}
+        self.peak = {"train": 0, "evaluation": 0}
+        self.how = ""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        seconds = time.perf_counter() - self.started
+        self.steps.append(seconds)
+        self.seconds["train"] += seconds
+        self.samples += batch["samples"]
+        self.tokens += batch["tokens"]
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._read("train")
+        self.evaluation_started = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds["evaluation"] += time.perf_counter() - self.evaluation_started
+        self._read("evaluation")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._read("evaluation")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "peak": self.peak,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def summary(self) -> dict[str, Any]:
+        """Seconds, rates and peaks; the first part of a step counts as warm-up."""
+        busy = sum(self.steps[1:])
+        rate = (len(self.steps) - 1) / len(self.steps) / busy if busy else 0.0
+        return {
+            "train_seconds": self.seconds["train"],
+            "validation_seconds": self.seconds["evaluation"],
+            "seconds_per_batch": statistics.median(self.steps[1:] or self.steps or [0.0]),
+            "samples_per_second": self.samples * rate,
+            "tokens_per_second": self.tokens * rate,
+            "peak_memory_bytes": self.peak,
+            "peak_memory_is": self.how,
+        }
+
+    def _start(self, pl_module: L.LightningModule) -> None:
+        self.memory = PeakMemory(pl_module.device)
+        self.how = self.memory.how
+        self.memory.reset()
+
+    def _read(self, phase: str) -> None:
+        self.peak[phase] = max(self.peak[phase], self.memory.read())
+        self.memory.reset()
+
+
+def estimate(
+    module: LitQuestionAnswering, data: SquadDataModule, trainer: L.Trainer, tests: int
+) -> float:
+    """Seconds that the whole run will take, from a few batches timed now.
+
+    `tests` is how often the test set will be answered.
+    """
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    module.to(device)
+    training, validation, test = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+
+    def timed(batch: Any, work: Callable[[Any], Any]) -> float:
+        batch = module.transfer_batch_to_device(batch, device, 0)
+        started = time.perf_counter()
+        with precision.forward_context():
+            work(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    batches = [batch for _, batch in zip(range(4), training, strict=False)]
+    seconds = [
+        timed(batch, lambda b: module.loss_sum(b["input_ids"], b["labels"])[0].backward())
+        for batch in batches
+    ]
+    module.zero_grad()
+    step = statistics.mean(seconds[1:] or seconds)
+    module.eval()
+    middle = test.dataset[len(test) // 2]
+    with torch.no_grad():
+        answer = timed(data.collate_evaluation(middle), module.predict)
+    module.train()
+    epochs = trainer.max_epochs or 1
+    return epochs * (step * len(training) + answer * len(validation)) + tests * answer * len(test)

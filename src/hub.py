@@ -1,0 +1,98 @@
+"""From a name to a folder: a local folder, or a model or data set of the Hugging Face hub."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from errors import UserError
+
+TIMEOUT = 5  # seconds until a hub counts as out of reach
+WANTED = {
+    "model": ["*.json", "*.safetensors", "*.txt", "*.model"],
+    "dataset": ["*.parquet", "*.json", "*.jsonl", "README.md"],
+}
+INSTEAD = {
+    "model": "set model.name to a local folder",
+    "dataset": "set data.path to local files in SQuAD's format",
+}
+BUILT_IN = "python src/run.py experiment=demo"
+
+
+def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
+    """The folder of the `repo_type` ('model' or 'dataset') called `name`.
+
+    `name` is a local folder or a hub id. What was fetched whole before is taken without asking the
+    hub again; a note of it stands in `cache_dir`, since the hub's own cache does not tell a whole
+    download from an interrupted one.
+
+    Raises:
+        UserError: the name is neither, the hub has no such id, or it is out of reach.
+    """
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser().resolve()
+    key = "model.name" if repo_type == "model" else "data.path"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{key}={name}: there is no such folder.")
+    note = cache_dir / "hub" / f"{hashlib.sha256(f'{repo_type} {name}'.encode()).hexdigest()[:16]}.json"
+    if note.is_file():
+        folder = Path(json.loads(note.read_text())["folder"])
+        if folder.is_dir():
+            return folder
+    try:
+        if constants.HF_HUB_OFFLINE or not _reachable():
+            return _from_hub_cache(name, repo_type, key)
+        wanted, no_subfolders = WANTED[repo_type], ["*/*"] if repo_type == "model" else None
+        folder = Path(
+            snapshot_download(
+                name, repo_type=repo_type, allow_patterns=wanted, ignore_patterns=no_subfolders
+            )
+        )
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(
+            f"{key}={name}: neither a local folder nor a {repo_type} on {constants.ENDPOINT} "
+            f"(or one that needs a login: `hf auth login`)."
+        ) from None
+    except GatedRepoError:
+        raise UserError(
+            f"{key}={name} asks for consent: accept its terms on its page at {constants.ENDPOINT}, "
+            "then `hf auth login`."
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{key}={name} could not be fetched from {constants.ENDPOINT}: {reason}"
+        ) from None
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"name": name, "type": repo_type, "folder": str(folder)}))
+    return folder
+
+
+def _reachable() -> bool:
+    # Without this first look, an unreachable hub takes half a minute of retries to say so.
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception as error:  # whatever the HTTP client of the day raises: it is logged below
+        huggingface_hub.logging.get_logger(__name__).info(f"hub out of reach: {error!r}")
+        return False
+    return True
+
+
+def _from_hub_cache(name: str, repo_type: str, key: str) -> Path:
+    try:
+        return Path(snapshot_download(name, repo_type=repo_type, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{key}={name} is neither a local folder nor in the hub's local cache, and "
+            f"{constants.ENDPOINT} can't be reached. Connect, or {INSTEAD[repo_type]}; "
+            f"what works without a network: {BUILT_IN}"
+        ) from None

@@ -1,0 +1,239 @@
+"""GPT-2 with LoRA or for full fine-tuning: loss, answers, scores, optimizer, checkpoint."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric
+from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+
+from errors import UserError
+from qa.decoding import Answer, greedy, stop_ids
+from qa.model import load_model
+from qa.prompt import IGNORED
+from qa.scoring import exact_match, f1
+
+Prediction = dict[str, Any]
+
+
+class LitQuestionAnswering(L.LightningModule):
+    """A causal language model that learns to answer questions over a context.
+
+    `lora` holds the arguments of PEFT's LoraConfig; None fine-tunes every weight. `config` replaces
+    values of the model's own configuration. All other arguments are as in conf/.
+
+    `epochs` holds a dict for each epoch that ended: train_loss and validation_loss (means over
+    label tokens, nats), exact_match and f1 (percent, on the validation split). Each prediction of
+    the test goes to `on_prediction` as soon as its batch is answered.
+
+    Raises:
+        UserError: the model can't be loaded, or the loss is not finite.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        config: Mapping[str, Any],
+        lora: Mapping[str, Any] | None,
+        tokenizer: PreTrainedTokenizerBase,
+        learning_rate: float,
+        weight_decay: float,
+        betas: Sequence[float],
+        eps: float,
+        warmup_steps: int,
+        max_new_tokens: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        # LoRA's matrices are the only thing drawn here; a model of its own seed keeps the rest equal.
+        torch.manual_seed(seed)
+        self.model = load_model(folder, name, config, lora)
+        self.tokenizer, self.stops = tokenizer, stop_ids(tokenizer)
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.betas, self.eps, self.warmup_steps = (betas[0], betas[1]), eps, warmup_steps
+        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.epochs: list[dict[str, float]] = []
+        self.train_loss, self.validation_loss = MeanMetric(), MeanMetric()
+        self.exact_match, self.f1 = MeanMetric(), MeanMetric()
+        self.samples: list[Prediction] = []
+        self.on_prediction: Callable[[list[Prediction]], None] = lambda predictions: None
+        # A checkpoint holds the trained weights only; `on_load_checkpoint` checks that it has them.
+        self.strict_loading = False
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The weights that training changes, by name; tied ones once."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def parameters_count(self) -> dict[str, float]:
+        """`trainable` and `total` weights, and the `percent` that the first are of the second."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
+
+    def loss_sum(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed cross entropy (nats) over the labels (B, T) that count, and their number."""
+        targets = labels[:, 1:]  # (B, T-1): the label of a token is predicted one before it
+        columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
+        logits = self.model(
+            input_ids=input_ids, use_cache=False, logits_to_keep=columns
+        ).logits  # (B, K, V): only the columns that hold a label in some row
+        chosen = targets[:, columns]  # (B, K)
+        loss = cross_entropy(
+            logits.float().flatten(0, 1), chosen.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return loss, (chosen != IGNORED).sum()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout is a function of (seed, step, part): an interrupted run goes on with the same one.
+        torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss, count = self.loss_sum(batch["input_ids"], batch["labels"])
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"The loss is {loss.item()} at step {self.global_step} of epoch "
+                f"{self.current_epoch + 1}. The last good checkpoint is kept. A smaller lr, "
+                "more optimizer.warmup_steps or trainer.precision=32-true may help."
+            )
+        if count > 0:
+            self.train_loss.update(loss.detach() / count, weight=count)
+            self.log("train/loss", loss.detach() / count, prog_bar=True)
+        # Lightning divides by the parts of a step and averages over devices: undone here, since
+        # a token weighs the same in whichever part it is.
+        share = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return loss * share / batch["step_labels"]
+
+    def on_train_epoch_end(self) -> None:
+        self.epochs[-1]["train_loss"] = self.train_loss.compute().item()
+        self.train_loss.reset()
+        self.log("train/epoch_loss", self.epochs[-1]["train_loss"])
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if batch["labels"].numel():
+            loss, count = self.loss_sum(batch["input_ids"], batch["labels"])
+            self.validation_loss.update(loss / count, weight=count)
+        predictions = self.predict(batch)
+        for prediction in predictions:
+            self.exact_match.update(prediction["exact_match"])
+            self.f1.update(prediction["f1"])
+        self.samples += predictions
+
+    def on_validation_epoch_end(self) -> None:
+        means = {
+            "validation_loss": self.validation_loss,
+            "exact_match": self.exact_match,
+            "f1": self.f1,
+        }
+        scores = {name: metric.compute().item() for name, metric in means.items()}
+        for metric in means.values():
+            metric.reset()
+        self.epochs.append({"epoch": self.current_epoch + 1, **scores})
+        for name, value in scores.items():
+            self.log(f"validation/{name.removeprefix('validation_')}", value, prog_bar=True)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.on_prediction(self.predict(batch))
+
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        """The answer to each row of the batch, scored; nothing where the prompt is too long."""
+        asked = [prompt for prompt in batch["prompts"] if prompt is not None]
+        answers = iter(
+            greedy(self.model, self.tokenizer, asked, self.stops, self.max_new_tokens)
+            if asked
+            else []
+        )
+        return [
+            _prediction(row, Answer("", 0.0, False) if prompt is None else next(answers))
+            for row, prompt in zip(batch["rows"], batch["prompts"], strict=True)
+        ]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = torch.optim.AdamW(
+            self.trained().values(),
+            lr=self.learning_rate,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = self.trained()
+        if bad := [name for name, weight in trained.items() if not torch.isfinite(weight).all()]:
+            raise UserError(
+                f"{len(bad)} weights are not finite at step {self.global_step}, the first: "
+                f"{bad[0]}. The checkpoint before is kept. A smaller lr may help."
+            )
+        checkpoint["state_dict"] = {name: weight.detach() for name, weight in trained.items()}
+        checkpoint["epochs"] = self.epochs
+        checkpoint["train_loss"] = [self.train_loss.mean_value, self.train_loss.weight]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_names(checkpoint["state_dict"].keys(), "The checkpoint")
+        self.epochs = checkpoint["epochs"]
+        self.train_loss.mean_value, self.train_loss.weight = (
+            value.to(self.device) for value in checkpoint["train_loss"]
+        )
+
+    def save_trained(self, file: Path) -> None:
+        """Write the trained weights as safetensors, whole or not at all."""
+        made = file.with_suffix(".partial")
+        save_file({name: p.detach().contiguous() for name, p in self.trained().items()}, made)
+        made.replace(file)
+
+    @torch.no_grad()
+    def load_trained(self, file: Path) -> None:
+        """Take the trained weights from a file of `save_trained`."""
+        saved, trained = load_file(file), self.trained()
+        self._check_names(saved.keys(), str(file))
+        for name, weight in trained.items():
+            weight.copy_(saved[name])
+
+    def export(self, folder: Path) -> Path:
+        """Write the adapter (PEFT's format) or the whole model, with the tokenizer; give its folder."""
+        if isinstance(self.model, PeftModel):
+            place = folder / "adapter"
+            # By default PEFT asks the hub whether the base model's embedding was resized.
+            self.model.save_pretrained(str(place), save_embedding_layers=False)
+        else:
+            place = folder / "model"
+            self.model.save_pretrained(str(place))
+        self.tokenizer.save_pretrained(str(place))
+        return place
+
+    def _check_names(self, names: Any, source: str) -> None:
+        expected = set(self.trained())
+        if expected != set(names):
+            missing, surplus = len(expected - set(names)), len(set(names) - expected)
+            raise UserError(
+                f"{source} is of another model: {missing} trained weights are missing in it, "
+                f"{surplus} have no place here."
+            )
+
+
+def _prediction(row: Mapping[str, Any], answer: Answer) -> Prediction:
+    return {
+        "id": row["id"],
+        "title": row["title"],
+        "paragraph": row["paragraph"],
+        "question": row["question"],
+        "answers": row["answers"],
+        "prediction": answer.text,
+        "log_probability": answer.log_probability,
+        "ended": answer.ended,
+        "context_cut": row["context_cut"],
+        "exact_match": exact_match(answer.text, row["answers"]),
+        "f1": f1(answer.text, row["answers"]),
+    }

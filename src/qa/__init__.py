@@ -1,0 +1,1 @@
+"""Question answering as sequences: prompt, model, decoding, scoring. Plain torch and Python."""

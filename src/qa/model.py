@@ -1,0 +1,122 @@
+"""A causal language model from its folder, with LoRA or for full fine-tuning."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from errors import UserError
+
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # the layers that PEFT's LoRA can sit on
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`.
+
+    Raises:
+        UserError: there is none, it is not a fast one, or it has no end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"No tokenizer could be loaded from {folder}: {_first_line(error)}") from None
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise UserError(f"The tokenizer in {folder} is not a fast one with an end-of-text token.")
+    return tokenizer
+
+
+def load_model(
+    folder: Path, name: str, config: Mapping[str, Any], lora: Mapping[str, Any] | None
+) -> PreTrainedModel | PeftModel:
+    """The model in `folder` in float32, in train mode; with LoRA layers unless `lora` is None.
+
+    `name` is what an adapter's file names as its base model. `config` replaces values of the
+    model's configuration (such as attn_pdrop), `lora` holds arguments of PEFT's LoraConfig.
+
+    Raises:
+        UserError: the folder holds no causal language model that can be served here, its weights
+            are not safetensors, or `config` or `lora` do not fit it.
+    """
+    try:
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+        for key, value in config.items():
+            if not hasattr(settings, key):
+                raise UserError(
+                    f"model.config.{key}: a {settings.model_type} has no such setting; "
+                    f"it has {', '.join(sorted(settings.to_diff_dict()))}."
+                )
+            setattr(settings, key, value)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=settings, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(f"No causal language model with safetensors weights in {folder}: {_first_line(error)}") from None
+    _check_served(model)
+    model.config.name_or_path = model.name_or_path = name
+    if lora is not None:
+        model = _add_lora(model, lora)
+    # from_pretrained leaves a model in eval mode, and Lightning keeps what it finds.
+    return model.train()
+
+
+def max_positions(folder: Path) -> int:
+    """How many tokens the model in `folder` can read at once."""
+    return AutoConfig.from_pretrained(folder, local_files_only=True).max_position_embeddings
+
+
+def _add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
+    targets = lora["target_modules"]
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, ADAPTABLE)}
+    if not isinstance(targets, str):  # a string is a pattern or 'all-linear'
+        unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layers)]
+        if unknown:
+            raise UserError(
+                f"lora.target_modules: {model.name_or_path} has no {', '.join(unknown)}; "
+                f"it has {', '.join(sorted({n.rpartition('.')[2] for n in layers}))}."
+            )
+    transposed = any(isinstance(layer, Conv1D) for layer in layers.values())
+    try:
+        return get_peft_model(
+            model, LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **lora)
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"PEFT refuses these values of lora.*: {_first_line(error)}") from None
+
+
+@torch.no_grad()
+def _check_served(model: PreTrainedModel) -> None:
+    """Refuse a model type whose answer depends on the padding of its batch, by trying it."""
+    ids = torch.arange(1, 7).unsqueeze(0) % model.config.vocab_size  # (1, 6)
+    padded = torch.cat([ids[:, :1].repeat(1, 2), ids], dim=1)  # (1, 8)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
+    try:
+        alone = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        batched = model(
+            input_ids=padded, attention_mask=mask, position_ids=positions, logits_to_keep=1
+        )
+        same = alone.past_key_values is not None and torch.allclose(
+            alone.logits, batched.logits, atol=1e-3
+        )
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        same = False
+    if not same:
+        raise UserError(
+            f"The model type {model.config.model_type!r} can't be served: in a padded batch it "
+            "answers otherwise than alone. GPT-2 and Llama types are tested."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

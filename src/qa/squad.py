@@ -1,0 +1,223 @@
+"""Questions from files in SQuAD v1.1's format: its JSON, or parquet with the hub's columns."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
+
+from errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question over a paragraph. No text has white space at its ends.
+
+    `starts` are the offsets of `answers` in `context`, in characters.
+    """
+
+    id: str
+    title: str
+    context: str
+    question: str
+    answers: list[str]
+    starts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A question as a file has it, and `where` it stands there."""
+
+    where: str
+    id: Any
+    title: Any
+    context: Any
+    question: Any
+    answers: Any
+    starts: Any
+
+
+def read_files(paths: Iterable[Path]) -> list[Entry]:
+    """All questions of some files, each .json in SQuAD's format or .parquet.
+
+    Raises:
+        UserError: a file is missing, or not of these formats.
+    """
+    entries: list[Entry] = []
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"There is no file {path}. Check data.path and data.test_path.")
+        if path.suffix == ".json":
+            entries += _json_entries(path)
+        elif path.suffix == ".parquet":
+            entries += _table_entries(_parquet(path), path.name)
+        else:
+            raise UserError(f"{path}: a data file ends in .json (SQuAD's format) or .parquet.")
+    return entries
+
+
+def read_folder(folder: Path) -> dict[str, list[Entry]]:
+    """The splits of a data set in the hub's layout.
+
+    Raises:
+        UserError: the folder holds none, or not one with SQuAD's columns.
+    """
+    try:
+        splits = load_dataset(str(folder))
+    except (DatasetsError, ValueError, OSError) as error:
+        raise UserError(
+            f"{folder} is not a data set in the hub's layout ({_first_line(error)}). "
+            "For files in SQuAD's JSON format name the files: data.path=[train.json,more.json]"
+        ) from None
+    assert isinstance(splits, DatasetDict)
+    return {str(name): list(_table_entries(table, str(name))) for name, table in splits.items()}
+
+
+def check(entries: list[Entry], unanswerable: str, misaligned: str) -> tuple[list[Question], dict[str, int]]:
+    """The questions of `entries`, and how many were dropped or repaired.
+
+    `unanswerable`: 'refuse' or 'drop' questions without an answer (SQuAD v2.0).
+    `misaligned`: 'refuse' answers that don't stand at their offset, or 'repair' the offset by
+    search; an answer that stands nowhere keeps its text and gets the offset -1.
+
+    Raises:
+        UserError: a field is missing or of the wrong type, an id occurs twice, or what is refused.
+    """
+    questions: list[Question] = []
+    seen: Counter[str] = Counter()
+    counts = {"unanswerable_dropped": 0, "answers_repaired": 0, "answers_not_in_context": 0}
+    wrong: list[str] = []
+    without_answer: list[str] = []
+    for entry in entries:
+        _check_types(entry)
+        seen[entry.id] += 1
+        if not entry.answers:
+            without_answer.append(entry.where)
+            continue
+        context = entry.context.strip()
+        shift = len(entry.context) - len(entry.context.lstrip())
+        answers, starts = [], []
+        for text, start in zip(entry.answers, entry.starts, strict=True):
+            if not 0 <= start <= len(entry.context) or not entry.context.startswith(text, start):
+                found = _nearest(entry.context, text, start)
+                wrong.append(f"{entry.where}: {text!r} is not at {start}")
+                counts["answers_repaired" if found >= 0 else "answers_not_in_context"] += 1
+                start = found
+            answers.append(text.strip())
+            starts.append(start + len(text) - len(text.lstrip()) - shift if start >= 0 else -1)
+        questions.append(
+            Question(entry.id, entry.title, context, entry.question.strip(), answers, starts)
+        )
+    if twice := [name for name, count in seen.items() if count > 1]:
+        raise UserError(f"{len(twice)} question ids occur more than once, the first: {twice[0]!r}.")
+    if without_answer and unanswerable == "refuse":
+        raise UserError(
+            f"{len(without_answer)} of {len(entries)} questions have no answer (SQuAD v2.0?), the "
+            f"first: {without_answer[0]}. data.unanswerable=drop leaves them out."
+        )
+    if wrong and misaligned == "refuse":
+        raise UserError(
+            f"{len(wrong)} answers do not stand where answer_start says, the first: {wrong[0]}. "
+            "data.misaligned=repair looks for them in the context."
+        )
+    counts["unanswerable_dropped"] = len(without_answer)
+    return questions, counts
+
+
+def _json_entries(path: Path) -> Iterator[Entry]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {_first_line(error)}") from None
+    for i, article in enumerate(_field(content, "data", list, f"{path.name}: ")):
+        at = f"{path.name}: data[{i}]"
+        title = _field(article, "title", str, at + ".")
+        for j, paragraph in enumerate(_field(article, "paragraphs", list, at + ".")):
+            spot = f"{at}.paragraphs[{j}]"
+            context = _field(paragraph, "context", str, spot + ".")
+            for k, qa in enumerate(_field(paragraph, "qas", list, spot + ".")):
+                where = f"{spot}.qas[{k}]"
+                answers = _field(qa, "answers", list, where + ".")
+                yield Entry(
+                    where,
+                    _field(qa, "id", str, where + "."),
+                    title,
+                    context,
+                    _field(qa, "question", str, where + "."),
+                    [_field(a, "text", str, f"{where}.answers[{n}].") for n, a in enumerate(answers)],
+                    [
+                        _field(a, "answer_start", int, f"{where}.answers[{n}].")
+                        for n, a in enumerate(answers)
+                    ],
+                )
+
+
+def _field(holder: Any, name: str, kind: type, where: str) -> Any:
+    if not isinstance(holder, dict) or name not in holder:
+        has = f"it has {', '.join(map(str, holder)) or 'nothing'}" if isinstance(holder, dict) else (
+            f"what stands there is a {type(holder).__name__}"
+        )
+        raise UserError(f"Not SQuAD's format: {where}{name} is missing ({has}).")
+    value = holder[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(
+            f"Not SQuAD's format: {where}{name} is a {type(value).__name__}, not a {kind.__name__}."
+        )
+    return value
+
+
+def _parquet(path: Path) -> Dataset:
+    try:
+        table = load_dataset("parquet", data_files=str(path), split="train")
+    except (DatasetsError, ValueError, OSError) as error:
+        raise UserError(f"{path} is not a parquet file: {_first_line(error)}") from None
+    assert isinstance(table, Dataset)
+    return table
+
+
+def _table_entries(table: Dataset, name: str) -> Iterator[Entry]:
+    columns = ["id", "title", "context", "question", "answers"]
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise UserError(
+            f"Not SQuAD's format: {name} has no column {', '.join(missing)} "
+            f"(it has {', '.join(table.column_names)})."
+        )
+    for n, row in enumerate(table.select_columns(columns)):
+        where = f"{name}[{n}]"
+        answers = row["answers"]
+        if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
+            raise UserError(f"Not SQuAD's format: {where}.answers has no text and answer_start.")
+        texts, starts = answers["text"], answers["answer_start"]
+        yield Entry(where, row["id"], row["title"], row["context"], row["question"], texts, starts)
+
+
+def _check_types(entry: Entry) -> None:
+    for name in ("id", "title", "context", "question"):
+        value = getattr(entry, name)
+        if not isinstance(value, str):
+            raise UserError(
+                f"Not SQuAD's format: {entry.where}.{name} is a {type(value).__name__}, not a str."
+            )
+    if len(entry.answers) != len(entry.starts):
+        raise UserError(
+            f"Not SQuAD's format: {entry.where}.answers has {len(entry.answers)} texts but "
+            f"{len(entry.starts)} offsets."
+        )
+    if any(not isinstance(text, str) or not text.strip() for text in entry.answers):
+        raise UserError(f"Not SQuAD's format: {entry.where}.answers holds an empty text.")
+
+
+def _nearest(context: str, text: str, start: int) -> int:
+    """The offset of the `text` in `context` that is nearest to `start`; -1 if there is none."""
+    before = context.rfind(text, 0, max(0, start) + len(text))
+    after = context.find(text, max(0, start))
+    found = [offset for offset in (before, after) if offset >= 0]
+    return min(found, key=lambda offset: abs(offset - start)) if found else -1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,254 @@
+"""The command: fine-tune, score, record.
+
+    python src/run.py mode=lora
+    python src/run.py -m mode=lora,full seed=1,2,3
+"""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from errors import UserError
+from settings import GROUPS, SETTINGS, check, explained, flat, unknown
+from study import record
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONF = str(PROJECT / "conf")
+INTERRUPTED = 130  # the exit code of what Ctrl-C ended
+
+OmegaConf.register_new_resolver("project_dir", lambda: str(PROJECT), replace=True)
+done: dict[tuple[str, ...], str] = {}  # the jobs of this sweep, and the folder of each
+failed: list[str] = []
+
+
+def job(config: DictConfig) -> None:
+    """One run, in this process; or one job of a sweep, in a process of its own."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        run_child(config, list(HydraConfig.get().overrides.task), folder)
+        return
+    settings = to_dict(config)
+    if settings["resume"] is None:
+        if (folder / "config.yaml").exists():
+            refuse(UserError(f"{folder} holds a run already: choose another hydra.run.dir."))
+    else:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    # Only now, since they take seconds: torch and all that stands on it.
+    import terminal
+    from checkpoint import Interrupted
+    from experiment import run
+
+    try:
+        record.set_status(folder, "running", process=os.getpid())
+        results = run(settings, folder)
+    except UserError as error:
+        record.set_status(folder, "failed", error=str(error))
+        refuse(error)
+    except Interrupted:
+        record.set_status(folder, "interrupted")
+        print(f"Stopped. To go on: python src/run.py resume='{folder}'", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        record.set_status(folder, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+    record.set_status(folder, "finished")
+    terminal.close(results, folder)
+
+
+def run_child(config: DictConfig, overrides: list[str], folder: Path) -> None:
+    """Run a job of a sweep, so that its memory and state are its own; once if it comes twice."""
+    if config.mode == "full":  # rank is swept for the other mode
+        overrides = [override for override in overrides if not override.startswith("rank=")]
+    number = HydraConfig.get().job.num
+    identity = tuple(sorted(overrides))
+    if identity in done:
+        print(f"Job {number} is the one in {done[identity]} again: run once.")
+        folder.rmdir()
+        return
+    done[identity] = folder.name
+    print(f"\nJob {number}: {' '.join(overrides)}", flush=True)
+    child = subprocess.Popen(
+        [sys.executable, __file__, *overrides, f"hydra.run.dir='{folder}'"]
+    )
+    # Ctrl-C reaches the child by itself; a signal to this process alone is passed on.
+    stopped: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+    signal.signal(signal.SIGTERM, lambda number, frame: (stopped.append(number), child.terminate()))
+    code = child.wait()
+    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if stopped or code == INTERRUPTED:
+        sys.exit(INTERRUPTED)
+    if code:
+        failed.append(folder.name)
+        print(f"Job {number} failed (exit code {code}); the sweep goes on.", file=sys.stderr)
+
+
+def prepare(args: Namespace) -> list[str]:
+    """Check the whole command line, every job of a sweep; what to add to it for Hydra.
+
+    Raises:
+        UserError: with what is wrong.
+    """
+    try:
+        overrides = OverridesParser.create().parse_overrides(args.overrides)
+    except HydraException as error:
+        raise UserError(_first_line(error)) from None
+    values = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_discrete_sweep()
+        else [str(o.input_line)]
+        for o in overrides
+    ]
+    swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
+    if swept and not args.multirun:
+        raise UserError(f"{swept[0]} has several values: a sweep, which needs -m.")
+    jobs = [compose(list(words), overrides) for words in itertools.product(*values)]
+    modes = {settings["mode"] for settings in jobs}
+    for settings in jobs:
+        if settings["mode"] == "full" and len(modes) > 1:
+            settings["rank"] = None
+        check(settings)
+    _check_writable(Path(jobs[0]["output_dir"]))
+    if jobs[0]["resume"] is None:
+        return []
+    if args.multirun:
+        raise UserError("resume goes on with one run: leave -m out.")
+    return _resume(Path(jobs[0]["resume"]), overrides, jobs[0])
+
+
+def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
+    """The settings that command line `words` give; `overrides` are the same, parsed."""
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        try:
+            return to_dict(hydra.compose("config", words))
+        except (HydraException, OmegaConfBaseException) as error:
+            problem = str(error)
+    for override in overrides:
+        key = override.key_or_group
+        if key in GROUPS:
+            options = sorted(file.stem for file in (PROJECT / "conf" / key).glob("*.yaml"))
+            if str(override.value()) not in options and not override.is_sweep_override():
+                raise _no_option(key, override.value(), options)
+            for value in override.sweep_string_iterator() if override.is_sweep_override() else []:
+                if value not in options:
+                    raise _no_option(key, value, options)
+        elif key not in SETTINGS and not key.startswith(("hydra.", "hydra/", "model.config.")):
+            if key.startswith("lora.") and any(w == "mode=full" for w in words):
+                raise UserError(f"{key}: mode=full has no LoRA; it belongs to mode=lora.")
+            if not override.is_add():
+                raise unknown(key)
+        elif key.startswith("lora.") and any(w == "mode=full" for w in words):
+            raise UserError(f"{key}: mode=full has no LoRA; it belongs to mode=lora.")
+    raise UserError(problem)
+
+
+def _no_option(group: str, value: Any, options: list[str]) -> UserError:
+    more = {
+        "model": " Any other model: model.name=<hub id or folder> (model=llama for Llama types).",
+        "data": " Other data: data.path=<hub id, folder, or .json / .parquet files>.",
+    }
+    return UserError(f"{group}={value}: must be {', '.join(options)}.{more.get(group, '')}")
+
+
+def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> list[str]:
+    """Check that the run in `folder` can go on, and that what is asked for besides is the same."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"resume={folder}: there is no run (no config.yaml in it).")
+    if (folder / "results.json").is_file():
+        raise UserError(f"resume={folder}: that run is finished; see its results.json.")
+    saved = flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+    plain, new = flat(compose([], [])), flat(asked)
+    named = [override.key_or_group for override in overrides]
+    differ = [
+        f"  {key}: the run has {saved.get(key)}, asked for is {value}"
+        for key, value in new.items()
+        if key in SETTINGS
+        and key != "resume"
+        and (value != plain.get(key) or any(key == n or key.startswith(f"{n}.") for n in named))
+        and value != saved.get(key)
+    ]
+    if differ:
+        lines = "\n".join(differ)
+        raise UserError(f"resume={folder} is of another configuration:\n{lines}\nLeave these out.")
+    return [f"hydra.run.dir='{folder}'"]
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output_dir={folder} can't be written: {error.strerror}.") from None
+
+
+def to_dict(config: DictConfig) -> dict[str, Any]:
+    """Plain containers with every reference resolved."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def show_help() -> None:
+    """Print every key with its default and meaning."""
+    print((__doc__ or "").strip())
+    table = Table(title="\nKeys, as key=value", title_justify="left", box=None, show_edge=False)
+    for column in ("key", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for row in explained(compose([], [])):
+        table.add_row(*row)
+    for group in GROUPS[1:]:
+        options = ", ".join(sorted(f.stem for f in (PROJECT / "conf" / group).glob("*.yaml")))
+        table.add_row(group, "", f"a preset: {options}")
+    Console().print(table)
+    print("\n-m sweeps over values with commas; --cfg job shows the configuration; --hydra-help.")
+
+
+def refuse(error: UserError) -> None:
+    """Say what is wrong, and end."""
+    print(f"Error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    try:
+        if args.help:
+            show_help()
+            return
+        if not (args.hydra_help or args.cfg or args.info or args.shell_completion):
+            sys.argv += prepare(args)
+    except UserError as error:
+        refuse(error)
+    hydra.main(version_base="1.3", config_path=CONF, config_name="config")(job)()
+    if failed:
+        refuse(UserError(f"{len(failed)} of {len(done)} jobs failed: {', '.join(failed)}"))
+
+
+if __name__ == "__main__":
+    main()

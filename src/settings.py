@@ -1,0 +1,162 @@
+"""Every key of conf/: what it means, in which unit, and which values it takes."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that a key takes: said in words, and told by a function."""
+
+    words: str
+    takes: Callable[[Any], bool]
+
+    def __or__(self, other: "Kind") -> "Kind":
+        return Kind(f"{self.words} or {other.words}", lambda v: self.takes(v) or other.takes(v))
+
+
+def one_of(*values: str) -> Kind:
+    return Kind(" or ".join(values), lambda v: v in values)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_int(value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+COUNT = Kind("a whole number from 1", lambda v: _is_int(v) and v >= 1)
+WHOLE = Kind("a whole number from 0", lambda v: _is_int(v) and 0 <= v < 2**63)
+POSITIVE = Kind("a number above 0", lambda v: _is_number(v) and 0 < v < float("inf"))
+FROM_ZERO = Kind("a number from 0", lambda v: _is_number(v) and 0 <= v < float("inf"))
+SHARE = Kind("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
+PART = Kind("a number between 0 and 1", lambda v: _is_number(v) and 0 < v < 1)
+BETAS = Kind("two numbers from 0 to below 1", lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE.takes, v)))
+SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
+TEXT = Kind("a text", lambda v: isinstance(v, str) and bool(v))
+TEXTS = Kind("a list of texts", _is_texts)
+NULL = Kind("null", lambda v: v is None)
+ANY = Kind("what Lightning takes", lambda v: True)
+
+SETTINGS: dict[str, tuple[Kind, str]] = {
+    "mode": (one_of("lora", "full"), "LoRA, or full fine-tuning of every weight"),
+    "lr": (POSITIVE, "peak learning rate; each mode brings its own"),
+    "rank": (COUNT | NULL, "LoRA's rank r; null in full"),
+    "seed": (WHOLE, "of initialisation, order, dropout and the draw of the training questions"),
+    "batch_size": (COUNT, "questions an optimizer step"),
+    "eval_batch_size": (COUNT, "questions answered at once"),
+    "max_length": (COUNT, "tokens of prompt and answer; a longer context is shortened"),
+    "max_new_tokens": (COUNT, "tokens of a generated answer, at most"),
+    "mask_prompt": (SWITCH, "loss on answer and end-of-text only; false: on every token"),
+    "resume": (TEXT | NULL, "folder of an interrupted run that shall go on"),
+    "checkpoint_minutes": (POSITIVE, "minutes of work that a kill may cost"),
+    "output_dir": (TEXT, "where run folders are made"),
+    "cache_dir": (TEXT, "where tokenized data and scores before training are kept"),
+    "lora.r": (COUNT, "= rank"),
+    "lora.lora_alpha": (POSITIVE, "the update is scaled by lora_alpha / r"),
+    "lora.lora_dropout": (SHARE, "share of LoRA's inputs that is dropped"),
+    "lora.target_modules": (TEXTS | TEXT, "names of the layers that get LoRA"),
+    "model.name": (TEXT, "hub id or local folder of any causal language model"),
+    "model.target_modules": (TEXTS | TEXT, "its attention projections, the default of lora.target_modules"),
+    "model.config": (Kind("keys of the model's configuration", lambda v: isinstance(v, dict)), "values of its own configuration, such as dropouts"),
+    "data.path": (TEXT | TEXTS, "hub id, folder, or .json / .parquet files in SQuAD's format"),
+    "data.test_path": (TEXT | TEXTS | NULL, "the test set; null: the data set's own, or some articles"),
+    "data.split_by": (one_of("article", "question"), "what train and validation do not share"),
+    "data.split_seed": (WHOLE, "of the splits; the same for all runs of a study"),
+    "data.train_size": (COUNT | NULL, "training questions; null: all"),
+    "data.validation_size": (COUNT | NULL, "validation questions; null: all that are held out"),
+    "data.test_size": (COUNT | NULL, "test questions; null: all"),
+    "data.validation_articles": (PART, "share of the articles held out for validation"),
+    "data.test_articles": (PART, "share of the articles held out where there is no test set"),
+    "data.unanswerable": (one_of("refuse", "drop"), "questions without an answer (SQuAD v2.0)"),
+    "data.misaligned": (one_of("refuse", "repair"), "answers that are not at their answer_start"),
+    "optimizer.weight_decay": (FROM_ZERO, "of AdamW"),
+    "optimizer.betas": (BETAS, "of AdamW"),
+    "optimizer.eps": (POSITIVE, "of AdamW"),
+    "optimizer.warmup_steps": (WHOLE, "steps in which the learning rate rises from zero"),
+    "trainer.accelerator": (TEXT, "auto, cpu, cuda or mps"),
+    "trainer.devices": (ANY, "how many devices, or which"),
+    "trainer.num_nodes": (COUNT, "machines"),
+    "trainer.strategy": (TEXT, "auto, ddp, fsdp, ..."),
+    "trainer.precision": (ANY, "32-true, bf16-mixed, ..."),
+    "trainer.max_epochs": (COUNT, "epochs"),
+    "trainer.accumulate_grad_batches": (COUNT, "parts that a step is computed in, to save memory"),
+    "trainer.gradient_clip_val": (POSITIVE | NULL, "largest norm of the gradient"),
+    "trainer.log_every_n_steps": (COUNT, "steps between two points in TensorBoard"),
+    "trainer.enable_progress_bar": (SWITCH, "show progress bars"),
+    "trainer.deterministic": (SWITCH, "only deterministic kernels (GPU)"),
+}
+GROUPS = ("mode", "model", "data", "trainer", "experiment")
+DERIVED = ("run_name", "lr_by_mode", "project_dir")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration with values that can't be.
+
+    Raises:
+        UserError: with a line for each of its problems.
+    """
+    values = flat(config)
+    problems = [
+        f"{key}={value}: must be {SETTINGS[key][0].words}."
+        for key, value in values.items()
+        if key in SETTINGS and not SETTINGS[key][0].takes(value)
+    ]
+    if config["mode"] == "full" and config["rank"] is not None:
+        problems.append(f"rank={config['rank']}: mode=full has no rank; it belongs to mode=lora.")
+    if config["mode"] == "lora" and config["rank"] is None:
+        problems.append("rank=null: mode=lora needs a rank.")
+    parts = config["trainer"]["accumulate_grad_batches"]
+    if not problems and parts > config["batch_size"]:
+        problems.append(
+            f"trainer.accumulate_grad_batches={parts}: a step of batch_size={config['batch_size']} "
+            "questions can't be computed in more parts."
+        )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a nested configuration by dotted key; model.config stays whole."""
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        key = above + name
+        if isinstance(value, Mapping) and key not in SETTINGS:
+            values |= flat(value, f"{key}.")
+        else:
+            values[key] = value
+    return values
+
+
+def unknown(key: str, valid: Iterable[str] = ()) -> UserError:
+    """The refusal of a `key` that is none, with those that are."""
+    names = sorted(valid or {*SETTINGS, *GROUPS})
+    near = difflib.get_close_matches(key, names, n=1)
+    guess = f" Did you mean {near[0]}?" if near else ""
+    return UserError(f"There is no key {key!r}.{guess} Valid keys: {', '.join(names)}.")
+
+
+def explained(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For each key its default in `config`, and what it means."""
+    values = flat(config)
+    return [
+        (key, _shown(values[key]), f"{text} ({kind.words})" if kind is not ANY else text)
+        for key, (kind, text) in SETTINGS.items()
+        if key in values
+    ]
+
+
+def _shown(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(
+        value, list | dict
+    ) else str(value)

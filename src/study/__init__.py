@@ -1,0 +1,1 @@
+"""From runs to conclusions: what a run leaves behind. No torch."""

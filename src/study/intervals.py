@@ -1,0 +1,46 @@
+"""How sure a mean over questions is, when questions come in paragraphs."""
+
+import math
+from collections.abc import Hashable, Sequence
+
+Z95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean, summed exactly."""
+    return math.fsum(values) / len(values)
+
+
+def standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Of the mean of `values` when whole `clusters` (paragraphs) were sampled, not single values.
+
+    The linearised ratio estimator with k / (k - 1) (Cochran 1977, chapter 9A); infinite with one.
+    """
+    centre, sums = mean(values), dict.fromkeys(clusters, 0.0)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += value - centre
+    k = len(sums)
+    if k < 2:
+        return math.inf
+    return math.sqrt(k / (k - 1) * math.fsum(s * s for s in sums.values())) / len(values)
+
+
+def share_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """A 95 % interval (percent) for the mean of values that are 0 or 100, such as exact match.
+
+    Wilson's score interval (1927) with the number of values that would be as sure if independent.
+    """
+    p = mean(values) / 100
+    error = standard_error(values, clusters) / 100
+    n = p * (1 - p) / error**2 if error > 0 else float(len(set(clusters)))
+    if n == 0:
+        return 0.0, 100.0
+    middle, square = p + Z95**2 / (2 * n), 1 + Z95**2 / n
+    half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
+    return 100 * max(0.0, (middle - half) / square), 100 * min(1.0, (middle + half) / square)
+
+
+def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """A 95 % normal interval for the mean of values from 0 to 100, such as F1."""
+    half = Z95 * standard_error(values, clusters)
+    return max(0.0, mean(values) - half), min(100.0, mean(values) + half)

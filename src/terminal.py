@@ -1,0 +1,99 @@
+"""What a person sees on the terminal: what will run, and what came out."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+
+def announce(
+    settings: dict[str, Any],
+    folder: Path,
+    data: dict[str, Any],
+    parameters: dict[str, float],
+    trainer: L.Trainer,
+    resumed: bool,
+    seconds: float,
+) -> None:
+    """Say what will run, on what, and for how long (`seconds`)."""
+    table = Table(title="Goes on" if resumed else "Will run", show_header=False, title_justify="left")
+    mode = settings["mode"] + (f", rank {settings['rank']}" if settings["lora"] else "")
+    table.add_row("model", f"{settings['model']['name']}, {mode}")
+    table.add_row("parameters", _parameters(parameters))
+    for name in ("train", "validation", "test"):
+        table.add_row(name, _split(data[name]))
+    table.add_row(
+        "recipe",
+        f"lr {settings['lr']:g}, {settings['trainer']['max_epochs']} epochs, "
+        f"batch {settings['batch_size']}, seed {settings['seed']}",
+    )
+    table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
+    table.add_row("time", f"about {_duration(seconds)} (an estimate from a few batches)")
+    table.add_row("folder", str(folder))
+    Console().print(table)
+
+
+def close(results: dict[str, Any], folder: Path) -> None:
+    """Say what came out, and where it is."""
+    console = Console()
+    epochs = Table(title="Epochs", title_justify="left")
+    for column in ("epoch", "train loss", "validation loss", "EM", "F1"):
+        epochs.add_column(column, justify="right")
+    for epoch in results["epochs"]:
+        best = " *" if epoch["epoch"] == results["best_epoch"] else ""
+        epochs.add_row(
+            f"{epoch['epoch']}{best}",
+            f"{epoch['train_loss']:.4f}",
+            f"{epoch['validation_loss']:.4f}",
+            f"{epoch['exact_match']:.1f}",
+            f"{epoch['f1']:.1f}",
+        )
+    console.print(epochs)
+    table = Table(title="Result", show_header=False, title_justify="left")
+    table.add_row("parameters", _parameters(results["parameters"]))
+    for name, label in (("before", "before training"), ("test", "after (epoch *)")):
+        table.add_row(label, _scores(results[name]))
+    cost = results["cost"]
+    table.add_row(
+        "time",
+        f"{_duration(cost['session_seconds'])}, of it {_duration(cost['train_seconds'])} training "
+        f"({cost['samples_per_second']:.1f} questions/s)",
+    )
+    peaks = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in cost["peak_memory_bytes"].items())
+    table.add_row("peak memory", f"{peaks} ({cost['peak_memory_is']})")
+    table.add_row("results", str(folder / "results.json"))
+    table.add_row("answers", str(folder / "predictions.jsonl"))
+    table.add_row(results["exported"], str(folder / results["exported"]))
+    table.add_row("dashboard", f"tensorboard --logdir {folder.parent}")
+    console.print(table)
+
+
+def _parameters(parameters: dict[str, float]) -> str:
+    return (
+        f"{parameters['trainable']:,} of {parameters['total']:,} trainable "
+        f"({parameters['percent']:.4f} %)"
+    )
+
+
+def _split(facts: dict[str, Any]) -> str:
+    odd = "".join(f", {facts[key]} {key}" for key in ("truncated", "dropped") if facts[key])
+    return (
+        f"{facts['questions']:,} questions, {facts['paragraphs']:,} paragraphs, "
+        f"{facts['articles']:,} articles{odd}"
+    )
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    def one(name: str, key: str) -> str:
+        low, high = scores[f"{key}_interval"]
+        return f"{name} {scores[key]:.1f} [{low:.1f}, {high:.1f}]"
+
+    return f"{one('EM', 'exact_match')}  {one('F1', 'f1')}  ({scores['questions']:,} questions)"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
