@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_module import LitQuestionAnswering, Prediction
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818  # it is no error
     """The run was asked to stop (Ctrl-C, SIGTERM), and did so where it can go on."""
 
 
@@ -54,7 +54,12 @@ class RunCheckpoint(Checkpoint):
         self.saved_at = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
@@ -87,7 +92,7 @@ class RunCheckpoint(Checkpoint):
 
 
 class Journal:
-    """Answers as they come, a line each, so that an interrupted test goes on behind the last batch."""
+    """Answers as they come, a batch a line, so that an interrupted test goes on behind the last."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -75,7 +75,12 @@ class CostMonitor(L.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
@@ -142,7 +147,11 @@ def estimate(
     """
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
     module.to(device)
-    training, validation, test = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+    training, validation, test = (
+        data.train_dataloader(),
+        data.val_dataloader(),
+        data.test_dataloader(),
+    )
 
     def timed(batch: Any, work: Callable[[Any], Any]) -> float:
         batch = module.transfer_batch_to_device(batch, device, 0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import transformers
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -26,6 +27,7 @@ from lit_module import LitQuestionAnswering, Prediction
 from logs import MetricsFile, SampleAnswers
 from qa.model import load_tokenizer, max_positions
 from settings import unknown
+from splits import Splits
 from study import record
 from study.intervals import mean, mean_interval, share_interval
 
@@ -43,7 +45,9 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     """
     began = time.time()
     _quiet()
-    record.write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    record.write_text(
+        folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    )
     data, module, model_facts = build(settings)
     with StopSignal() as stop:
         last = folder / "checkpoints" / "last.ckpt"
@@ -65,7 +69,9 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         journal = folder / "predictions.partial.jsonl"
         predictions = _test(trainer, module, data, journal)
     contexts = dict(zip(data.test["paragraph"], data.test["context"], strict=True))
-    record.write_json(folder / "contexts.json", {str(number): text for number, text in contexts.items()})
+    record.write_json(
+        folder / "contexts.json", {str(number): text for number, text in contexts.items()}
+    )
     record.write_lines(folder / "predictions.jsonl", sorted(predictions, key=lambda p: p["id"]))
     results = {
         "config": settings,
@@ -107,15 +113,14 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         )
     data = SquadDataModule(
         tokenizer,
-        **settings["data"],
-        seed=settings["seed"],
+        Splits(**settings["data"], seed=settings["seed"], cache_dir=cache),
         batch_size=settings["batch_size"],
         eval_batch_size=settings["eval_batch_size"],
         max_length=settings["max_length"],
         max_prompt_length=min(settings["max_length"], room),
         mask_prompt=settings["mask_prompt"],
-        cache_dir=cache,
         parts=settings["trainer"]["accumulate_grad_batches"],
+        cache_dir=cache,
     )
     data.setup()
     module = LitQuestionAnswering(
@@ -254,5 +259,10 @@ def _quiet() -> None:
     """Leave out what libraries say of themselves; the run says it in its own words."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    # Libraries that use what another library has renamed: nothing that a person could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
     # Batches are made of rows that are tokenized already: workers would only cost memory.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")

@@ -43,7 +43,11 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
     key = "model.name" if repo_type == "model" else "data.path"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{key}={name}: there is no such folder.")
-    note = cache_dir / "hub" / f"{hashlib.sha256(f'{repo_type} {name}'.encode()).hexdigest()[:16]}.json"
+    note = (
+        cache_dir
+        / "hub"
+        / f"{hashlib.sha256(f'{repo_type} {name}'.encode()).hexdigest()[:16]}.json"
+    )
     if note.is_file():
         folder = Path(json.loads(note.read_text())["folder"])
         if folder.is_dir():

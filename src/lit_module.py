@@ -1,5 +1,6 @@
 """GPT-2 with LoRA or for full fine-tuning: loss, answers, scores, optimizer, checkpoint."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class LitQuestionAnswering(L.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
-        # LoRA's matrices are the only thing drawn here; a model of its own seed keeps the rest equal.
+        # LoRA's first matrices are drawn here.
         torch.manual_seed(seed)
         self.model = load_model(folder, name, config, lora)
         self.tokenizer, self.stops = tokenizer, stop_ids(tokenizer)
@@ -77,7 +78,9 @@ class LitQuestionAnswering(L.LightningModule):
         total = sum(p.numel() for p in self.parameters())
         return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
 
-    def loss_sum(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss_sum(
+        self, input_ids: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed cross entropy (nats) over the labels (B, T) that count, and their number."""
         targets = labels[:, 1:]  # (B, T-1): the label of a token is predicted one before it
         columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
@@ -91,8 +94,9 @@ class LitQuestionAnswering(L.LightningModule):
         return loss, (chosen != IGNORED).sum()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout is a function of (seed, step, part): an interrupted run goes on with the same one.
-        torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+        # Dropout is a function of the moment: a resumed run goes on with the same one.
+        moment = f"{self.seed} {self.current_epoch} {batch_idx} {self.global_rank}"
+        torch.manual_seed(random.Random(moment).getrandbits(63))
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         loss, count = self.loss_sum(batch["input_ids"], batch["labels"])
@@ -202,7 +206,7 @@ class LitQuestionAnswering(L.LightningModule):
             weight.copy_(saved[name])
 
     def export(self, folder: Path) -> Path:
-        """Write the adapter (PEFT's format) or the whole model, with the tokenizer; give its folder."""
+        """Write the adapter (PEFT's format) or the whole model, and the tokenizer; say where."""
         if isinstance(self.model, PeftModel):
             place = folder / "adapter"
             # By default PEFT asks the hub whether the base model's embedding was resized.

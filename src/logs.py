@@ -71,6 +71,11 @@ class SampleAnswers(L.Callback):
 def _table(predictions: list[Prediction]) -> str:
     lines = ["| question | answers | prediction | F1 |", "|---|---|---|---|"]
     for p in predictions:
-        cells = [p["question"], " / ".join(dict.fromkeys(p["answers"])), p["prediction"], f"{p['f1']:.0f}"]
+        cells = [
+            p["question"],
+            " / ".join(dict.fromkeys(p["answers"])),
+            p["prediction"],
+            f"{p['f1']:.0f}",
+        ]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)

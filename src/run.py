@@ -1,7 +1,7 @@
 """The command: fine-tune, score, record.
 
-    python src/run.py mode=lora
-    python src/run.py -m mode=lora,full seed=1,2,3
+python src/run.py mode=lora
+python src/run.py -m mode=lora,full seed=1,2,3
 """
 
 import itertools
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -77,29 +78,31 @@ def run_child(config: DictConfig, overrides: list[str], folder: Path) -> None:
     """Run a job of a sweep, so that its memory and state are its own; once if it comes twice."""
     if config.mode == "full":  # rank is swept for the other mode
         overrides = [override for override in overrides if not override.startswith("rank=")]
-    number = HydraConfig.get().job.num
+    position = HydraConfig.get().job.num
     identity = tuple(sorted(overrides))
     if identity in done:
-        print(f"Job {number} is the one in {done[identity]} again: run once.")
+        print(f"Job {position} is the one in {done[identity]} again: run once.")
         folder.rmdir()
         return
     done[identity] = folder.name
-    print(f"\nJob {number}: {' '.join(overrides)}", flush=True)
-    child = subprocess.Popen(
-        [sys.executable, __file__, *overrides, f"hydra.run.dir='{folder}'"]
-    )
-    # Ctrl-C reaches the child by itself; a signal to this process alone is passed on.
+    print(f"\nJob {position}: {' '.join(overrides)}", flush=True)
+    child = subprocess.Popen([sys.executable, __file__, *overrides, f"hydra.run.dir='{folder}'"])
     stopped: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
-    signal.signal(signal.SIGTERM, lambda number, frame: (stopped.append(number), child.terminate()))
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        if number == signal.SIGTERM:  # Ctrl-C reaches the child by itself
+            child.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     code = child.wait()
-    signal.signal(signal.SIGINT, before)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     if stopped or code == INTERRUPTED:
         sys.exit(INTERRUPTED)
     if code:
         failed.append(folder.name)
-        print(f"Job {number} failed (exit code {code}); the sweep goes on.", file=sys.stderr)
+        print(f"Job {position} failed (exit code {code}); the sweep goes on.", file=sys.stderr)
 
 
 def prepare(args: Namespace) -> list[str]:

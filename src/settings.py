@@ -1,6 +1,7 @@
 """Every key of conf/: what it means, in which unit, and which values it takes."""
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,10 @@ POSITIVE = Kind("a number above 0", lambda v: _is_number(v) and 0 < v < float("i
 FROM_ZERO = Kind("a number from 0", lambda v: _is_number(v) and 0 <= v < float("inf"))
 SHARE = Kind("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
 PART = Kind("a number between 0 and 1", lambda v: _is_number(v) and 0 < v < 1)
-BETAS = Kind("two numbers from 0 to below 1", lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE.takes, v)))
+BETAS = Kind(
+    "two numbers from 0 to below 1",
+    lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE.takes, v)),
+)
 SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
 TEXT = Kind("a text", lambda v: isinstance(v, str) and bool(v))
 TEXTS = Kind("a list of texts", _is_texts)
@@ -67,10 +71,19 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "lora.lora_dropout": (SHARE, "share of LoRA's inputs that is dropped"),
     "lora.target_modules": (TEXTS | TEXT, "names of the layers that get LoRA"),
     "model.name": (TEXT, "hub id or local folder of any causal language model"),
-    "model.target_modules": (TEXTS | TEXT, "its attention projections, the default of lora.target_modules"),
-    "model.config": (Kind("keys of the model's configuration", lambda v: isinstance(v, dict)), "values of its own configuration, such as dropouts"),
+    "model.target_modules": (
+        TEXTS | TEXT,
+        "its attention projections, the default of lora.target_modules",
+    ),
+    "model.config": (
+        Kind("keys of the model's configuration", lambda v: isinstance(v, dict)),
+        "values of its own configuration, such as dropouts",
+    ),
     "data.path": (TEXT | TEXTS, "hub id, folder, or .json / .parquet files in SQuAD's format"),
-    "data.test_path": (TEXT | TEXTS | NULL, "the test set; null: the data set's own, or some articles"),
+    "data.test_path": (
+        TEXT | TEXTS | NULL,
+        "the test set; null: the data set's own, or some articles",
+    ),
     "data.split_by": (one_of("article", "question"), "what train and validation do not share"),
     "data.split_seed": (WHOLE, "of the splits; the same for all runs of a study"),
     "data.train_size": (COUNT | NULL, "training questions; null: all"),
@@ -157,6 +170,4 @@ def explained(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _shown(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(
-        value, list | dict
-    ) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -18,7 +18,9 @@ def announce(
     seconds: float,
 ) -> None:
     """Say what will run, on what, and for how long (`seconds`)."""
-    table = Table(title="Goes on" if resumed else "Will run", show_header=False, title_justify="left")
+    table = Table(
+        title="Goes on" if resumed else "Will run", show_header=False, title_justify="left"
+    )
     mode = settings["mode"] + (f", rank {settings['rank']}" if settings["lora"] else "")
     table.add_row("model", f"{settings['model']['name']}, {mode}")
     table.add_row("parameters", _parameters(parameters))
@@ -61,7 +63,9 @@ def close(results: dict[str, Any], folder: Path) -> None:
         f"{_duration(cost['session_seconds'])}, of it {_duration(cost['train_seconds'])} training "
         f"({cost['samples_per_second']:.1f} questions/s)",
     )
-    peaks = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in cost["peak_memory_bytes"].items())
+    peaks = ", ".join(
+        f"{name} {size / 1e6:,.0f} MB" for name, size in cost["peak_memory_bytes"].items()
+    )
     table.add_row("peak memory", f"{peaks} ({cost['peak_memory_is']})")
     table.add_row("results", str(folder / "results.json"))
     table.add_row("answers", str(folder / "predictions.jsonl"))
@@ -96,4 +100,10 @@ def _scores(scores: dict[str, Any]) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

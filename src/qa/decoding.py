@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said: its text, log-probability (natural, with the end token) and if it ended."""
+    """What a model said: text, natural log-probability with the end token, and if it ended."""
 
     text: str
     log_probability: float
@@ -25,7 +25,8 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The answer that generated token ids spell, up to the first newline."""
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
     return text.lstrip(" ").split("\n")[0].strip()
 
 
@@ -44,7 +45,8 @@ def greedy(
     """
     device = model.device
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
+    # (B, T) each
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor(
         [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device
     )  # (B, T)

@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"No tokenizer could be loaded from {folder}: {_first_line(error)}") from None
+        raise UserError(f"No tokenizer loads from {folder}: {_first_line(error)}") from None
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer in {folder} is not a fast one with an end-of-text token.")
     return tokenizer
@@ -58,14 +58,21 @@ def load_model(
                 )
             setattr(settings, key, value)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, config=settings, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            folder,
+            config=settings,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(f"No causal language model with safetensors weights in {folder}: {_first_line(error)}") from None
+        raise UserError(
+            f"{folder} holds no causal language model with safetensors weights: "
+            f"{_first_line(error)}"
+        ) from None
     _check_served(model)
     model.config.name_or_path = model.name_or_path = name
     if lora is not None:
-        model = _add_lora(model, lora)
+        return _add_lora(model, lora).train()
     # from_pretrained leaves a model in eval mode, and Lightning keeps what it finds.
     return model.train()
 

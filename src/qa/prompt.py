@@ -17,7 +17,7 @@ IGNORED = -100  # the label that torch's cross entropy leaves out
 
 @dataclass(frozen=True)
 class Parts:
-    """Token ids of a question: what stands before the context, the context, what stands after it."""
+    """Token ids of a prompt: what stands before the context, the context, what stands after."""
 
     head: list[int]
     context: list[int]
@@ -42,7 +42,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
 
 
 def head_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What every prompt begins with: the start token, where the tokenizer adds one, and 'Context:'."""
+    """What a prompt begins with: the start token, if the tokenizer adds one, and 'Context:'."""
     starts = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return [tokenizer.bos_token_id] * starts + encode(tokenizer, ["Context:"])[0]
 

@@ -77,7 +77,9 @@ def read_folder(folder: Path) -> dict[str, list[Entry]]:
     return {str(name): list(_table_entries(table, str(name))) for name, table in splits.items()}
 
 
-def check(entries: list[Entry], unanswerable: str, misaligned: str) -> tuple[list[Question], dict[str, int]]:
+def check(
+    entries: list[Entry], unanswerable: str, misaligned: str
+) -> tuple[list[Question], dict[str, int]]:
     """The questions of `entries`, and how many were dropped or repaired.
 
     `unanswerable`: 'refuse' or 'drop' questions without an answer (SQuAD v2.0).
@@ -148,7 +150,10 @@ def _json_entries(path: Path) -> Iterator[Entry]:
                     title,
                     context,
                     _field(qa, "question", str, where + "."),
-                    [_field(a, "text", str, f"{where}.answers[{n}].") for n, a in enumerate(answers)],
+                    [
+                        _field(a, "text", str, f"{where}.answers[{n}].")
+                        for n, a in enumerate(answers)
+                    ],
                     [
                         _field(a, "answer_start", int, f"{where}.answers[{n}].")
                         for n, a in enumerate(answers)
@@ -158,8 +163,10 @@ def _json_entries(path: Path) -> Iterator[Entry]:
 
 def _field(holder: Any, name: str, kind: type, where: str) -> Any:
     if not isinstance(holder, dict) or name not in holder:
-        has = f"it has {', '.join(map(str, holder)) or 'nothing'}" if isinstance(holder, dict) else (
-            f"what stands there is a {type(holder).__name__}"
+        has = (
+            f"it has {', '.join(map(str, holder)) or 'nothing'}"
+            if isinstance(holder, dict)
+            else (f"what stands there is a {type(holder).__name__}")
         )
         raise UserError(f"Not SQuAD's format: {where}{name} is missing ({has}).")
     value = holder[name]

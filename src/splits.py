@@ -1,0 +1,154 @@
+"""Which questions are trained on, validated on and tested on."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import UserError
+from hub import folder_of
+from qa import squad
+from qa.squad import Entry, Question
+
+FILES = (".json", ".parquet")
+NAMES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set in SQuAD's format, and how it is split; the fields are the keys of conf/data/.
+
+    Train and validation share no article (`split_by` 'article'), or are drawn question by question
+    from one pool ('question', the reference's way). The test set is `test_path`, or the
+    'validation' split of a data set in the hub's layout, or else a third part of the articles.
+    `seed` draws the training subset, `split_seed` everything else. A size of None takes all.
+    """
+
+    path: str | Sequence[str]
+    test_path: str | Sequence[str] | None
+    split_by: str
+    split_seed: int
+    train_size: int | None
+    validation_size: int | None
+    test_size: int | None
+    validation_articles: float
+    test_articles: float
+    unanswerable: str
+    misaligned: str
+    seed: int
+    cache_dir: Path
+
+    def fingerprint(self) -> str:
+        """A hash of the content of all files that the questions come from.
+
+        Raises:
+            UserError: a file or the hub's data set can't be had.
+        """
+        digest = hashlib.sha256()
+        for path in (self.path, self.test_path):
+            digest.update(b"|")  # the same files, parted otherwise, are other data
+            for file in self._files(path):
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()[:16]
+
+    def key(self, name: str) -> dict[str, object]:
+        """All but the content of the files that decides what is in the split `name`."""
+        common = (self.split_by, self.split_seed, self.validation_articles, self.test_articles)
+        return {
+            "split": name,
+            "drawn": [*common, self.unanswerable, self.misaligned],
+            "validation_size": self.validation_size,
+            "size": getattr(self, f"{name}_size"),
+            "seed": self.seed if name == "train" else None,
+        }
+
+    def read(self) -> tuple[dict[str, list[Question]], dict[str, int]]:
+        """The questions of 'train', 'validation' and 'test', and counts over all that was read.
+
+        Raises:
+            UserError: the data can't be had, is not what it should be, or leaves a split empty.
+        """
+        entries, test_entries = self._load(self.path)
+        if self.test_path is not None:
+            test_entries = self._load(self.test_path)[0]
+        pool, counts = squad.check(entries, self.unanswerable, self.misaligned)
+        rng = random.Random(self.split_seed)
+        if test_entries is None:
+            pool, test = _hold_out(pool, self.test_articles, rng, "test")
+        else:
+            test, more = squad.check(test_entries, self.unanswerable, self.misaligned)
+            counts = {key: counts[key] + more[key] for key in counts}
+        if self.split_by == "article":
+            train, validation = _hold_out(pool, self.validation_articles, rng, "validation")
+        else:
+            pool = rng.sample(pool, len(pool))
+            wanted = self.validation_size or max(1, round(self.validation_articles * len(pool)))
+            train, validation = pool[wanted:], pool[:wanted]
+        tested = {question.title for question in test}
+        counts["articles_shared_with_test"] = len(tested & {q.title for q in [*train, *validation]})
+        splits = {
+            "train": _draw(train, self.train_size, random.Random(self.seed)),
+            "validation": _draw(validation, self.validation_size, random.Random(self.split_seed)),
+            "test": _draw(test, self.test_size, random.Random(self.split_seed)),
+        }
+        for name, questions in splits.items():
+            if not questions:
+                raise UserError(
+                    f"The {name} split is empty: there are {len(pool)} questions to train and "
+                    f"validate on and {len(test)} to test on. Check data.path, data.test_path and "
+                    "data.validation_size."
+                )
+        return splits, counts
+
+    def _files(self, path: str | Sequence[str] | None) -> list[Path]:
+        files = []
+        for item in _items(path):
+            if Path(item).suffix in FILES:
+                files.append(Path(item).expanduser())
+            else:
+                folder = folder_of(item, "dataset", self.cache_dir)
+                files += sorted(file for file in folder.rglob("*") if file.suffix in FILES)
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"There is no file {file}. Check data.path and data.test_path.")
+        return files
+
+    def _load(self, path: str | Sequence[str]) -> tuple[list[Entry], list[Entry] | None]:
+        items = _items(path)
+        if all(Path(item).suffix in FILES for item in items):
+            return squad.read_files(self._files(items)), None
+        if len(items) > 1:
+            raise UserError(
+                f"data: {', '.join(items)}: give one hub id or folder, or .json and .parquet files."
+            )
+        splits = squad.read_folder(folder_of(items[0], "dataset", self.cache_dir))
+        if "train" not in splits:
+            raise UserError(f"{items[0]} has no split 'train' (it has {', '.join(splits)}).")
+        return splits["train"], splits.get("validation")
+
+
+def _items(path: str | Sequence[str] | None) -> list[str]:
+    return [path] if isinstance(path, str) else list(path or [])
+
+
+def _hold_out(
+    questions: list[Question], fraction: float, rng: random.Random, name: str
+) -> tuple[list[Question], list[Question]]:
+    """The questions of most articles, and those of a `fraction` of the articles, at least one."""
+    titles = sorted({question.title for question in questions})
+    held = set(rng.sample(titles, min(len(titles), max(1, round(fraction * len(titles))))))
+    rest = [question for question in questions if question.title not in held]
+    if not rest:
+        raise UserError(
+            f"There are {len(titles)} articles, too few to hold some out for the {name} split. "
+            "Give more articles, or a test set of its own by data.test_path."
+        )
+    return rest, [question for question in questions if question.title in held]
+
+
+def _draw(questions: list[Question], size: int | None, rng: random.Random) -> list[Question]:
+    """`size` questions at random, in the order they came; all if there are not more."""
+    if size is None or size >= len(questions):
+        return questions
+    return [questions[number] for number in sorted(rng.sample(range(len(questions)), size))]
