@@ -52,6 +52,7 @@ class RunCheckpoint(Checkpoint):
         self.last, self.best = folder / "last.ckpt", folder / "best.safetensors"
         self.interval, self.stop = interval, stop
         self.saved_at = time.monotonic()
+        self.saved_to_stop = False
 
     def on_train_batch_end(
         self,
@@ -61,11 +62,16 @@ class RunCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        # Behind an epoch's last step its validation comes: Lightning would skip that on a resume.
+        last = batch_idx + 1 == trainer.num_training_batches
+        if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if self.stop.received or time.monotonic() - self.saved_at > self.interval:
             self._save(trainer)
-        if self.stop.received:
+            self.saved_to_stop = self.stop.received
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        if self.saved_to_stop:  # here, not where it was saved: now that step is logged too
             raise Interrupted
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:

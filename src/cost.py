@@ -119,6 +119,8 @@ class CostMonitor(L.Callback):
         busy = sum(self.steps[1:])
         rate = (len(self.steps) - 1) / len(self.steps) / busy if busy else 0.0
         return {
+            "samples": self.samples,
+            "tokens": self.tokens,
             "train_seconds": self.seconds["train"],
             "validation_seconds": self.seconds["evaluation"],
             "seconds_per_batch": statistics.median(self.steps[1:] or self.steps or [0.0]),

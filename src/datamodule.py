@@ -82,6 +82,11 @@ class SquadDataModule(L.LightningDataModule):
             setattr(self, name, table)
         self.facts["source"] = source
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch."""
+        return -(-len(self.train) // self.batch_size)
+
     def train_dataloader(self) -> DataLoader:
         """The parts of each step, in an order that the seed and the epoch fix."""
         labels = [

@@ -131,6 +131,7 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         tokenizer,
         learning_rate=settings["lr"],
         **settings["optimizer"],
+        total_steps=settings["trainer"]["max_epochs"] * data.steps,
         max_new_tokens=settings["max_new_tokens"],
         seed=settings["seed"],
     )
@@ -194,9 +195,9 @@ def _scores(predictions: list[Prediction]) -> dict[str, Any]:
     return {
         "questions": len(predictions),
         "exact_match": mean(matches),
-        "exact_match_interval": share_interval(matches, paragraphs),
+        "exact_match_interval": list(share_interval(matches, paragraphs)),
         "f1": mean(overlaps),
-        "f1_interval": mean_interval(overlaps, paragraphs),
+        "f1_interval": list(mean_interval(overlaps, paragraphs)),
     }
 
 

@@ -27,7 +27,8 @@ class LitQuestionAnswering(L.LightningModule):
     """A causal language model that learns to answer questions over a context.
 
     `lora` holds the arguments of PEFT's LoraConfig; None fine-tunes every weight. `config` replaces
-    values of the model's own configuration. All other arguments are as in conf/.
+    values of the model's own configuration. After `total_steps` the learning rate is zero. All
+    other arguments are as in conf/.
 
     `epochs` holds a dict for each epoch that ended: train_loss and validation_loss (means over
     label tokens, nats), exact_match and f1 (percent, on the validation split). Each prediction of
@@ -49,6 +50,7 @@ class LitQuestionAnswering(L.LightningModule):
         betas: Sequence[float],
         eps: float,
         warmup_steps: int,
+        total_steps: int,
         max_new_tokens: int,
         seed: int,
     ) -> None:
@@ -59,6 +61,8 @@ class LitQuestionAnswering(L.LightningModule):
         self.tokenizer, self.stops = tokenizer, stop_ids(tokenizer)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.betas, self.eps, self.warmup_steps = (betas[0], betas[1]), eps, warmup_steps
+        # Lightning could tell this too, but by building the loader too early to resume it.
+        self.total_steps = total_steps
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.epochs: list[dict[str, float]] = []
         self.train_loss, self.validation_loss = MeanMetric(), MeanMetric()
@@ -166,8 +170,9 @@ class LitQuestionAnswering(L.LightningModule):
             eps=self.eps,
             weight_decay=self.weight_decay,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, steps)
+        schedule = get_linear_schedule_with_warmup(
+            optimizer, self.warmup_steps, self.total_steps
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
