@@ -72,7 +72,7 @@ def load_model(
     _check_served(model)
     model.config.name_or_path = model.name_or_path = name
     if lora is not None:
-        return _add_lora(model, lora).train()
+        return add_lora(model, lora).train()
     # from_pretrained leaves a model in eval mode, and Lightning keeps what it finds.
     return model.train()
 
@@ -82,7 +82,8 @@ def max_positions(folder: Path) -> int:
     return AutoConfig.from_pretrained(folder, local_files_only=True).max_position_embeddings
 
 
-def _add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
+def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
+    """The model with LoRA layers, its own weights frozen; `lora` as in `load_model`."""
     targets = lora["target_modules"]
     layers = {n: m for n, m in model.named_modules() if isinstance(m, ADAPTABLE)}
     if not isinstance(targets, str):  # a string is a pattern or 'all-linear'

@@ -1,0 +1,72 @@
+"""Every key of conf/ is explained and checked."""
+
+from typing import Any
+
+import pytest
+
+import run
+from errors import UserError
+from settings import DERIVED, SETTINGS, check, flat, unknown
+
+
+@pytest.mark.parametrize("words", [[], ["mode=full"], ["experiment=demo"], ["experiment=reference"]])
+def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -> None:
+    settings = run.compose(words, [])
+    check(settings)
+    undocumented = {key for key in flat(settings) if not key.startswith(DERIVED)} - set(SETTINGS)
+    assert undocumented - {"lora"} == set()
+
+
+def test_every_explained_key_is_in_conf() -> None:
+    assert set(SETTINGS) <= set(flat(run.compose([], [])))
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_the_defaults_are_the_recipe(mode: str) -> None:
+    s = run.compose([f"mode={mode}"], [])
+    assert (s["model"]["name"], s["data"]["path"]) == ("gpt2", "rajpurkar/squad")
+    assert (s["batch_size"], s["trainer"]["max_epochs"], s["max_length"]) == (4, 3, 512)
+    assert (s["data"]["train_size"], s["data"]["validation_size"]) == (2000, 200)
+    assert s["trainer"]["gradient_clip_val"] == 1.0
+    assert s["optimizer"] == {
+        "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "warmup_steps": 0,
+    }  # fmt: skip
+    if mode == "lora":
+        assert s["lora"] == {
+            "r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["c_attn"],
+        }  # fmt: skip
+        assert s["lr"] == 2e-4
+    else:
+        assert (s["lora"], s["lr"]) == (None, 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lr", 0), ("lr", -1.0), ("lr", "high"), ("lr", float("nan")), ("lr", float("inf")),
+        ("rank", 0), ("rank", 2.5), ("seed", -1), ("seed", True), ("batch_size", 0),
+        ("max_length", 0), ("mask_prompt", "yes"), ("mode", "loar"), ("resume", 3),
+    ],
+)  # fmt: skip
+def test_a_value_that_can_not_be_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"^{key}="):
+        check(run.compose([], []) | {key: value})
+
+
+def test_all_problems_are_told_at_once() -> None:
+    settings = run.compose([], []) | {"lr": 0, "seed": -1}
+    settings["data"]["split_by"] = "page"
+    with pytest.raises(UserError) as refusal:
+        check(settings)
+    assert len(str(refusal.value).splitlines()) == 3
+
+
+def test_rank_belongs_to_lora() -> None:
+    with pytest.raises(UserError, match="mode=full has no rank"):
+        check(run.compose(["mode=full", "rank=8"], []))
+
+
+def test_a_misspelt_key_is_told_the_nearest_and_all() -> None:
+    message = str(unknown("batchsize"))
+    assert "Did you mean batch_size?" in message
+    assert all(key in message for key in SETTINGS)
