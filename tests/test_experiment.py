@@ -1,0 +1,208 @@
+"""A whole run in this process: what its record holds, and that it is true."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import experiment
+from errors import UserError
+from qa.decoding import greedy, stop_ids
+from qa.scoring import exact_match, f1
+from study.intervals import mean
+
+Settings = dict[str, Any]
+
+
+@pytest.fixture
+def lora_run(settings: Settings, tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    settings["lr"] = 0.1  # far enough that the answers differ from those before training
+    return experiment.run(settings, tmp_path / "run"), tmp_path / "run"
+
+
+def predictions_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def answers_by(model: Any, folder: Path, recorded: list[dict[str, Any]], run: Path) -> list[str]:
+    """The answers of a model that other libraries loaded, to the questions that a run recorded."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    contexts = json.loads((run / "contexts.json").read_text(encoding="utf-8"))
+    texts = [
+        f"Context: {contexts[str(p['paragraph'])]}\nQuestion: {p['question']}\nAnswer:"
+        for p in recorded
+    ]
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    return [a.text for a in greedy(model.eval(), tokenizer, prompts, stop_ids(tokenizer), 4)]
+
+
+def test_the_adapter_answers_as_recorded_when_plain_peft_loads_it(
+    lora_run: tuple[dict[str, Any], Path],
+) -> None:
+    _, folder = lora_run
+    recorded = predictions_of(folder)
+    assert {file.name for file in (folder / "adapter").iterdir()} >= {
+        "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+    model = AutoPeftModelForCausalLM.from_pretrained(folder / "adapter")
+    given = answers_by(model, folder / "adapter", recorded, folder)
+    assert given == [p["prediction"] for p in recorded]
+    base = answers_by(model.get_base_model().eval(), folder / "adapter", recorded, folder)
+    with model.disable_adapter():
+        base = answers_by(model, folder / "adapter", recorded, folder)
+    assert given != base
+
+
+def test_the_full_model_answers_as_recorded_when_plain_transformers_loads_it(
+    settings: Settings, tmp_path: Path
+) -> None:
+    settings |= {"mode": "full", "lora": None, "rank": None}
+    experiment.run(settings, tmp_path / "run")
+    recorded = predictions_of(tmp_path / "run")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    given = answers_by(model, tmp_path / "run" / "model", recorded, tmp_path / "run")
+    assert given == [p["prediction"] for p in recorded]
+
+
+def test_the_record_holds_together(
+    lora_run: tuple[dict[str, Any], Path], settings: Settings
+) -> None:
+    results, folder = lora_run
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == results
+    recorded = predictions_of(folder)
+    assert len(recorded) == results["test"]["questions"] == results["data"]["test"]["questions"] == 6
+    assert len({p["id"] for p in recorded}) == 6
+    for p in recorded:
+        assert p["exact_match"] == exact_match(p["prediction"], p["answers"])
+        assert p["f1"] == f1(p["prediction"], p["answers"])
+    assert results["test"]["f1"] == mean([p["f1"] for p in recorded])
+    assert [epoch["epoch"] for epoch in results["epochs"]] == [1, 2, 3]
+    losses = [epoch["validation_loss"] for epoch in results["epochs"]]
+    assert results["best_epoch"] == 1 + losses.index(min(losses))
+    assert results["parameters"]["trainable"] == sum(
+        torch.Size(shape).numel() for shape in results["shapes"].values()
+    )
+    assert results["cost"]["samples"] == 30
+    assert min(results["cost"]["peak_memory_bytes"].values()) > 1e7
+    assert not list(folder.glob("*.partial*"))
+
+
+def test_the_best_epoch_is_the_one_that_is_scored_and_exported(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validation loss is made to rise after the first epoch."""
+    from lit_module import LitQuestionAnswering
+
+    original = LitQuestionAnswering.on_validation_epoch_end
+    kept = {}
+
+    def rising(self: LitQuestionAnswering) -> None:
+        original(self)
+        self.epochs[-1]["validation_loss"] = float(len(self.epochs))
+        kept[len(self.epochs)] = {n: p.detach().clone() for n, p in self.trained().items()}
+
+    monkeypatch.setattr(LitQuestionAnswering, "on_validation_epoch_end", rising)
+    results = experiment.run(settings, tmp_path / "run")
+    assert results["best_epoch"] == 1
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")
+    exported = {n: p for n, p in model.named_parameters() if "lora_" in n}
+    for name, weight in kept[1].items():
+        assert torch.equal(weight, exported[name.removeprefix("model.")])
+        assert not torch.equal(weight, kept[3][name])
+
+
+def test_scores_before_training_are_computed_once_and_for_both_modes(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = []
+    original = experiment._test
+    monkeypatch.setattr(experiment, "_test", lambda *a: (tests.append(1), original(*a))[1])
+    first = experiment.run(settings, tmp_path / "lora")
+    second = experiment.run(
+        settings | {"mode": "full", "lora": None, "rank": None, "seed": 2}, tmp_path / "full"
+    )
+    assert len(tests) == 3
+    assert first["before"] == second["before"]
+    experiment.run(settings | {"max_new_tokens": 5}, tmp_path / "longer")
+    assert len(tests) == 5  # decoded otherwise: computed anew
+
+
+def test_the_same_settings_give_the_same_run_and_another_seed_another(
+    settings: Settings, tmp_path: Path
+) -> None:
+    runs = [
+        experiment.run(settings | {"seed": seed}, tmp_path / str(number))
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    assert runs[0]["epochs"] == runs[1]["epochs"]
+    assert runs[0]["epochs"] != runs[2]["epochs"]
+    fingerprints = [run["data"]["train"]["fingerprint"] for run in runs]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    assert len({run["data"]["test"]["fingerprint"] for run in runs}) == 1
+
+
+def test_tensorboard_and_csv_hold_what_was_measured(
+    lora_run: tuple[dict[str, Any], Path],
+) -> None:
+    results, folder = lora_run
+    events = EventAccumulator(str(folder / "tb")).Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"train/loss", "validation/loss", "validation/f1", "test/f1", "lr-AdamW"} <= set(scalars)
+    losses = [point.value for point in events.Scalars("validation/loss")]
+    assert losses == pytest.approx([epoch["validation_loss"] for epoch in results["epochs"]])
+    assert events.Scalars("test/f1")[0].value == pytest.approx(results["test"]["f1"])
+    assert "hp_metric" not in scalars
+    assert any("validation answers" in tag for tag in events.Tags()["tensors"])
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len([row for row in rows if row["train/loss"]]) == 9
+    assert [float(r["validation/loss"]) for r in rows if r["validation/loss"]] == pytest.approx(losses)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("max_length", 300, "max_length=300.*reads at most 256 tokens"),
+        ("max_new_tokens", 256, "max_new_tokens=256.*reads at most 256"),
+    ],
+)
+def test_lengths_over_the_models_are_refused(
+    settings: Settings, key: str, value: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        experiment.run(settings | {key: value}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"max_epoch": 3}, "no key 'trainer.max_epoch'. Did you mean trainer.max_epochs"),
+        ({"accelerator": "gpu2"}, "Lightning refuses"),
+        ({"precision": "12-true"}, "Lightning refuses"),
+        ({"devices": 2}, "one device"),
+    ],
+)
+def test_what_the_trainer_does_not_take_is_refused(
+    settings: Settings, trainer: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    settings["trainer"] |= trainer
+    with pytest.raises(UserError, match=message):
+        experiment.run(settings, tmp_path / "run")
+
+
+def test_a_prompt_that_is_too_long_scores_as_no_answer(settings: Settings, tmp_path: Path) -> None:
+    content = json.loads(Path(settings["data"]["test_path"]).read_text())
+    qa = content["data"][0]["paragraphs"][0]["qas"][0]
+    qa["question"] = "why " * 300
+    settings["data"]["test_size"] = None
+    Path(settings["data"]["test_path"]).write_text(json.dumps(content))
+    experiment.run(settings, tmp_path / "run")
+    [prediction] = [p for p in predictions_of(tmp_path / "run") if p["id"] == qa["id"]]
+    assert (prediction["prediction"], prediction["f1"], prediction["context_cut"]) == ("", 0.0, True)

@@ -1,0 +1,195 @@
+"""The user's own commands, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+RUN = [sys.executable, str(PROJECT / "src" / "run.py")]
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture
+def words(settings: dict[str, Any], tmp_path: Path) -> list[str]:
+    """The command line that gives the tiny run of the fixture `settings`."""
+    return [
+        f"model.name={settings['model']['name']}",
+        f"data.path={settings['data']['path']}",
+        f"data.test_path={settings['data']['test_path']}",
+        "data.train_size=10",
+        "data.validation_size=3",
+        "data.test_size=6",
+        "eval_batch_size=2",
+        "max_length=200",
+        "max_new_tokens=4",
+        "trainer.accelerator=cpu",
+        f"output_dir={tmp_path / 'runs'}",
+        f"cache_dir={tmp_path / 'cache'}",
+    ]
+
+
+def command(
+    *words: str, folder: Path = PROJECT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RUN, *words], capture_output=True, text=True, cwd=folder, timeout=300,
+        env=os.environ | QUIET | environment,
+    )  # fmt: skip
+
+
+def refusal(*words: str, **environment: str) -> str:
+    """The message of a command that is refused: never a trace."""
+    done = command(*words, **environment)
+    assert done.returncode != 0, done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.startswith("Error: "), done.stderr
+    return done.stderr
+
+
+def test_help_names_every_key_and_no_torch_is_needed_for_it() -> None:
+    from settings import SETTINGS
+
+    done = command("--help")
+    assert done.returncode == 0
+    assert [key for key in SETTINGS if key not in done.stdout] == []
+
+
+def test_a_run_from_another_folder_ends_with_its_table(words: list[str], tmp_path: Path) -> None:
+    done = command("mode=lora", *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("Will run", "cpu, precision 32-true", "before training", "peak memory", "4.2216 %"):
+        assert text in done.stdout
+    [folder] = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("lora_r8_lr0.0002_seed1")
+    assert {file.name for file in folder.iterdir()} == {
+        "adapter", "checkpoints", "config.yaml", "contexts.json", "metrics.csv",
+        "predictions.jsonl", "results.json", "status.json", "tb",
+    }  # fmt: skip
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_sweep_runs_each_job_once_goes_on_behind_a_failed_one_and_tells_it(
+    words: list[str], tmp_path: Path
+) -> None:
+    done = command(
+        "-m", "mode=lora,full", "rank=4,0x,8", *words, "hydra.sweep.dir=" + str(tmp_path / "sweep")
+    )
+    assert done.returncode == 1
+    assert "rank=0x" in done.stderr  # known before anything runs
+    assert not (tmp_path / "sweep").exists()
+
+    done = command(
+        "-m", "mode=lora,full", "rank=4,8", "lora.target_modules=[c_attn]", *words
+    )
+    assert "mode=full has no LoRA" in done.stderr
+
+    done = command("-m", "mode=lora,full", "rank=4,8", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert done.returncode == 0, done.stderr
+    folders = sorted(folder.name for folder in (tmp_path / "sweep").iterdir() if folder.is_dir())
+    assert len(folders) == 3
+    assert "run once" in done.stdout
+    assert not any("=" in name for name in folders)
+    ranks = [json.loads(f.read_text())["config"]["rank"] for f in tmp_path.glob("sweep/*/results.json")]
+    assert sorted(ranks, key=str) == [4, 8, None]
+
+
+def test_a_failed_job_of_a_sweep_is_told_and_the_others_run(words: list[str], tmp_path: Path) -> None:
+    done = command(
+        "-m", "lr=1e-4,1e30", "trainer.gradient_clip_val=null", "mode=full", *words,
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "1 of 2 jobs failed" in done.stderr
+    assert "The loss is" in done.stderr
+    states = [json.loads(f.read_text())["state"] for f in tmp_path.glob("sweep/*/status.json")]
+    assert sorted(states) == ["failed", "finished"]
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_path: Path) -> None:
+    slow = ["trainer.max_epochs=400"]
+    process = subprocess.Popen(
+        [*RUN, "mode=lora", *words, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | QUIET, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal's Ctrl-C does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    [folder] = (tmp_path / "runs").iterdir()
+    assert f"python src/run.py resume='{folder}'" in errors
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+
+    message = refusal(f"resume={folder}", "mode=full", "data.train_size=9")
+    assert "mode: the run has lora, asked for is full" in message
+    assert "data.train_size: the run has 10, asked for is 9" in message
+    assert "lr:" in message
+
+    done = command(f"resume={folder}", "mode=lora")
+    assert done.returncode == 0, done.stderr
+    assert "Goes on" in done.stdout
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["epochs"]) == 400
+    assert "is finished" in refusal(f"resume={folder}")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["lrr=1e-3"], "no key 'lrr'. Did you mean lr?"),
+        (["trainer.max_epoch=3"], "Did you mean trainer.max_epochs?"),
+        (["+trainer.max_epoch=3", "model=builtin", "data=builtin"], "Did you mean trainer.max_epochs?"),
+        (["mode=loar"], "mode=loar: must be full, lora"),
+        (["model=gpt3"], "model=gpt3: must be builtin, distilgpt2, gpt2"),
+        (["data=squat"], "data=squat: must be builtin, squad"),
+        (["experiment=dem"], "experiment=dem: must be demo"),
+        (["mode=full", "rank=8"], "mode=full has no rank"),
+        (["mode=full", "lora.lora_alpha=3"], "mode=full has no LoRA"),
+        (["lr=fast"], "lr=fast: must be a number above 0"),
+        (["lr=1e-4,1e-3"], "needs -m"),
+        (["lr="], "lr="),
+        (["mode"], "mode"),
+        (["resume=nowhere"], "there is no run"),
+        (["output_dir=/dev/null/runs"], "can't be written"),
+        (["-m", "resume=nowhere,elsewhere"], "leave -m out"),
+        (["data.path=nowhere.json", "model=builtin"], "no file nowhere.json"),
+        (["model.name=./nowhere"], "no such folder"),
+    ],
+)
+def test_a_wrong_word_is_refused_in_one_message(asked: list[str], message: str) -> None:
+    assert message in refusal(*asked)
+
+
+def test_an_option_that_is_none_is_refused_with_those_that_are() -> None:
+    done = command("--mdoe")
+    assert done.returncode == 2
+    assert "--multirun" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_hub_is_told_within_ten_seconds(tmp_path: Path) -> None:
+    start = time.monotonic()
+    message = refusal(
+        "mode=lora", f"cache_dir={tmp_path}", f"output_dir={tmp_path / 'runs'}",
+        HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hub"),
+    )  # fmt: skip
+    assert time.monotonic() - start < 20  # ten, and the imports on a busy machine
+    for text in ("model.name=gpt2", "set model.name to a local folder", "experiment=demo"):
+        assert text in message
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(words: list[str], tmp_path: Path) -> None:
+    place = f"hydra.run.dir={tmp_path / 'same'}"
+    assert command("mode=lora", *words, place, "trainer.max_epochs=1").returncode == 0
+    before = (tmp_path / "same" / "results.json").read_bytes()
+    assert "holds a run already" in refusal("mode=lora", *words, place)
+    assert (tmp_path / "same" / "results.json").read_bytes() == before
