@@ -44,8 +44,9 @@ class StopSignal:
 class RunCheckpoint(Checkpoint):
     """Keeps checkpoints/last.ckpt (all that is needed to go on) and best.safetensors.
 
-    The first is written at each epoch's end, every `interval` seconds and on a stop signal, always
-    between two optimizer steps; the second whenever the validation loss is the lowest so far.
+    The first is written at each epoch's end, before the last step of an epoch, every `interval`
+    seconds and on a stop signal, always between two optimizer steps; the second whenever the
+    validation loss is the lowest so far.
     """
 
     def __init__(self, folder: Path, interval: float, stop: StopSignal) -> None:
@@ -62,11 +63,14 @@ class RunCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        parts = trainer.accumulate_grad_batches
+        left = int(trainer.num_training_batches) - (batch_idx + 1)
         # Behind an epoch's last step its validation comes: Lightning would skip that on a resume.
-        last = batch_idx + 1 == trainer.num_training_batches
-        if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if left == 0 or left % parts:
             return
-        if self.stop.received or time.monotonic() - self.saved_at > self.interval:
+        # A validation can be long: what was trained before it is kept but for one step.
+        due = left == parts or time.monotonic() - self.saved_at > self.interval
+        if due or self.stop.received:
             self._save(trainer)
             self.saved_to_stop = self.stop.received
 

@@ -64,6 +64,8 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
             before = _scores(predictions)
             record.write_json(_before_file(settings, data, model_facts), before)
         trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        if not module.epochs:
+            raise UserError("No epoch came to its end: there is nothing to score. Check trainer.*")
         module.load_trained(checkpoint.best)
         exported = module.export(folder)
         journal = folder / "predictions.partial.jsonl"
@@ -155,6 +157,11 @@ def build_trainer(
     accepted = inspect.signature(L.Trainer).parameters
     if surplus := [key for key in arguments if key not in accepted]:
         raise unknown(f"trainer.{surplus[0]}", [f"trainer.{name}" for name in accepted])
+    if arguments["num_nodes"] != 1 or arguments["devices"] not in (1, "1", [0]):
+        raise UserError(
+            f"trainer.devices={arguments['devices']}, trainer.num_nodes={arguments['num_nodes']}: "
+            "a run uses one device so far. Give each run of a sweep a device of its own."
+        )
     step = 0
     if last.is_file():
         step = torch.load(last, weights_only=True, mmap=True, map_location="cpu")["global_step"]

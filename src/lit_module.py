@@ -170,9 +170,7 @@ class LitQuestionAnswering(L.LightningModule):
             eps=self.eps,
             weight_decay=self.weight_decay,
         )
-        schedule = get_linear_schedule_with_warmup(
-            optimizer, self.warmup_steps, self.total_steps
-        )
+        schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, self.total_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -24,8 +24,6 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.table import Table
 
 from errors import UserError
 from settings import GROUPS, SETTINGS, check, explained, flat, unknown
@@ -148,7 +146,7 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
     for override in overrides:
         key = override.key_or_group
         if key in GROUPS:
-            options = sorted(file.stem for file in (PROJECT / "conf" / key).glob("*.yaml"))
+            options = _options(key)
             if str(override.value()) not in options and not override.is_sweep_override():
                 raise _no_option(key, override.value(), options)
             for value in override.sweep_string_iterator() if override.is_sweep_override() else []:
@@ -216,16 +214,17 @@ def to_dict(config: DictConfig) -> dict[str, Any]:
 def show_help() -> None:
     """Print every key with its default and meaning."""
     print((__doc__ or "").strip())
-    table = Table(title="\nKeys, as key=value", title_justify="left", box=None, show_edge=False)
-    for column in ("key", "default", "meaning"):
-        table.add_column(column, overflow="fold")
-    for row in explained(compose([], [])):
-        table.add_row(*row)
-    for group in GROUPS[1:]:
-        options = ", ".join(sorted(f.stem for f in (PROJECT / "conf" / group).glob("*.yaml")))
-        table.add_row(group, "", f"a preset: {options}")
-    Console().print(table)
+    print("\nKeys, with their defaults:")
+    for key, default, meaning in explained(compose([], [])):
+        print(f"  {key}={default}\n        {meaning}")
+    print("\nPresets, as group=name:")
+    for group in GROUPS:
+        print(f"  {group}: {', '.join(_options(group))}")
     print("\n-m sweeps over values with commas; --cfg job shows the configuration; --hydra-help.")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(file.stem for file in (PROJECT / "conf" / group).glob("*.yaml"))
 
 
 def refuse(error: UserError) -> None:

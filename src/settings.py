@@ -170,4 +170,9 @@ def explained(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _shown(value: Any) -> str:
+    """As it is typed on the command line."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_shown, value)) + "]"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -1,8 +1,9 @@
 """Which questions are trained on, validated on and tested on."""
 
 import hashlib
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ class Splits:
     """A data set in SQuAD's format, and how it is split; the fields are the keys of conf/data/.
 
     Train and validation share no article (`split_by` 'article'), or are drawn question by question
-    from one pool ('question', the reference's way). The test set is `test_path`, or the
-    'validation' split of a data set in the hub's layout, or else a third part of the articles.
+    from one pool ('question', the reference's way). The test set is `test_path`, or that of
+    `path`, or else a third part of the articles; a data set in the hub's layout tests on its
+    'validation' split.
     `seed` draws the training subset, `split_seed` everything else. A size of None takes all.
     """
 
@@ -40,7 +42,8 @@ class Splits:
     cache_dir: Path
 
     def fingerprint(self) -> str:
-        """A hash of the content of all files that the questions come from.
+        """A hash of all files that the questions come from: their content, and in a folder their
+        names, which tell the splits.
 
         Raises:
             UserError: a file or the hub's data set can't be had.
@@ -48,8 +51,15 @@ class Splits:
         digest = hashlib.sha256()
         for path in (self.path, self.test_path):
             digest.update(b"|")  # the same files, parted otherwise, are other data
-            for file in self._files(path):
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
+            for name, file in self._files(path):
+                digest.update(os.fsencode(name))
+                try:
+                    digest.update(hashlib.sha256(file.read_bytes()).digest())
+                except OSError as error:
+                    raise UserError(
+                        f"There is no file {file} that can be read ({error.strerror}). "
+                        "Check data.path and data.test_path."
+                    ) from None
         return digest.hexdigest()[:16]
 
     def key(self, name: str) -> dict[str, object]:
@@ -71,7 +81,8 @@ class Splits:
         """
         entries, test_entries = self._load(self.path)
         if self.test_path is not None:
-            test_entries = self._load(self.test_path)[0]
+            first, validation_entries = self._load(self.test_path)
+            test_entries = first if validation_entries is None else validation_entries
         pool, counts = squad.check(entries, self.unanswerable, self.misaligned)
         rng = random.Random(self.split_seed)
         if test_entries is None:
@@ -101,23 +112,22 @@ class Splits:
                 )
         return splits, counts
 
-    def _files(self, path: str | Sequence[str] | None) -> list[Path]:
-        files = []
+    def _files(self, path: str | Sequence[str] | None) -> Iterator[tuple[str, Path]]:
         for item in _items(path):
             if Path(item).suffix in FILES:
-                files.append(Path(item).expanduser())
-            else:
-                folder = folder_of(item, "dataset", self.cache_dir)
-                files += sorted(file for file in folder.rglob("*") if file.suffix in FILES)
-        for file in files:
-            if not file.is_file():
-                raise UserError(f"There is no file {file}. Check data.path and data.test_path.")
-        return files
+                yield "", Path(item).expanduser()
+                continue
+            folder = folder_of(item, "dataset", self.cache_dir)
+            for file in sorted(folder.rglob("*")):
+                name = file.relative_to(folder)
+                # Of any format: README.md names the splits, and not only parquet is loaded.
+                if file.is_file() and not any(part.startswith(".") for part in name.parts):
+                    yield name.as_posix(), file
 
     def _load(self, path: str | Sequence[str]) -> tuple[list[Entry], list[Entry] | None]:
         items = _items(path)
         if all(Path(item).suffix in FILES for item in items):
-            return squad.read_files(self._files(items)), None
+            return squad.read_files([Path(item).expanduser() for item in items]), None
         if len(items) > 1:
             raise UserError(
                 f"data: {', '.join(items)}: give one hub id or folder, or .json and .parquet files."

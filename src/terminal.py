@@ -26,6 +26,9 @@ def announce(
     table.add_row("parameters", _parameters(parameters))
     for name in ("train", "validation", "test"):
         table.add_row(name, _split(data[name]))
+    if odd := {key: count for key, count in data["train"]["in_all_files"].items() if count}:
+        text = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in odd.items())
+        table.add_row("in all files", text)
     table.add_row(
         "recipe",
         f"lr {settings['lr']:g}, {settings['trainer']['max_epochs']} epochs, "
@@ -33,8 +36,8 @@ def announce(
     )
     table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
     table.add_row("time", f"about {_duration(seconds)} (an estimate from a few batches)")
-    table.add_row("folder", str(folder))
     Console().print(table)
+    print(f"folder: {folder}", flush=True)
 
 
 def close(results: dict[str, Any], folder: Path) -> None:
@@ -67,11 +70,15 @@ def close(results: dict[str, Any], folder: Path) -> None:
         f"{name} {size / 1e6:,.0f} MB" for name, size in cost["peak_memory_bytes"].items()
     )
     table.add_row("peak memory", f"{peaks} ({cost['peak_memory_is']})")
-    table.add_row("results", str(folder / "results.json"))
-    table.add_row("answers", str(folder / "predictions.jsonl"))
-    table.add_row(results["exported"], str(folder / results["exported"]))
-    table.add_row("dashboard", f"tensorboard --logdir {folder.parent}")
     console.print(table)
+    places = {
+        "results": folder / "results.json",
+        "answers": folder / "predictions.jsonl",
+        results["exported"]: folder / results["exported"],
+    }
+    for name, place in places.items():  # not in the table, which would cut a long path
+        print(f"{name + ':':<10}{place}")
+    print(f"dashboard: tensorboard --logdir {folder.parent}")
 
 
 def _parameters(parameters: dict[str, float]) -> str:

@@ -23,7 +23,11 @@ def interrupt_when(monkeypatch: pytest.MonkeyPatch, moment: Callable[[Any, str],
         original = getattr(RunCheckpoint, hook)
 
         def act(
-            self: RunCheckpoint, trainer: Any, *rest: Any, hook: str = hook, original: Any = original
+            self: RunCheckpoint,
+            trainer: Any,
+            *rest: Any,
+            hook: str = hook,
+            original: Any = original,
         ) -> None:
             if moment(trainer, hook):
                 self.stop.received = True
@@ -97,7 +101,19 @@ def test_a_timed_checkpoint_is_written_between_epochs(
         RunCheckpoint, "_save", lambda self, t: (steps.append(t.global_step), original(self, t))
     )
     experiment.run(settings, tmp_path / "run")
-    assert {1, 2, 4, 5, 7, 8} <= set(steps)
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_a_checkpoint_stands_before_each_validation_and_behind_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    original = RunCheckpoint._save
+    monkeypatch.setattr(
+        RunCheckpoint, "_save", lambda self, t: (steps.append(t.global_step), original(self, t))
+    )
+    experiment.run(settings, tmp_path / "run")
+    assert steps == [2, 3, 5, 6, 8, 9]
 
 
 def test_a_lora_checkpoint_holds_adapter_and_optimizer_only(
@@ -109,8 +125,9 @@ def test_a_lora_checkpoint_holds_adapter_and_optimizer_only(
     assert checkpoint["state_dict"]
     assert all("lora_" in name for name in checkpoint["state_dict"])
     trained = sum(weight.numel() for weight in checkpoint["state_dict"].values())
-    moments = [m for s in checkpoint["optimizer_states"] for w in s["state"].values() for m in w.values()]
-    assert sum(m.numel() for m in moments if m.ndim) == 2 * trained
+    [optimizer] = checkpoint["optimizer_states"]
+    moments = [value for state in optimizer["state"].values() for value in state.values()]
+    assert sum(moment.numel() for moment in moments if moment.ndim) == 2 * trained
 
 
 def test_a_checkpoint_of_another_model_is_refused(settings: Settings, tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_the_record_holds_together(
     results, folder = lora_run
     assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == results
     recorded = predictions_of(folder)
-    assert len(recorded) == results["test"]["questions"] == results["data"]["test"]["questions"] == 6
+    assert len(recorded) == results["test"]["questions"] == 6
+    assert results["data"]["test"]["questions"] == 6
     assert len({p["id"] for p in recorded}) == 6
     for p in recorded:
         assert p["exact_match"] == exact_match(p["prediction"], p["answers"])
@@ -163,7 +164,8 @@ def test_tensorboard_and_csv_hold_what_was_measured(
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len([row for row in rows if row["train/loss"]]) == 9
-    assert [float(r["validation/loss"]) for r in rows if r["validation/loss"]] == pytest.approx(losses)
+    written = [float(row["validation/loss"]) for row in rows if row["validation/loss"]]
+    assert written == pytest.approx(losses)
 
 
 @pytest.mark.parametrize(
@@ -205,4 +207,5 @@ def test_a_prompt_that_is_too_long_scores_as_no_answer(settings: Settings, tmp_p
     Path(settings["data"]["test_path"]).write_text(json.dumps(content))
     experiment.run(settings, tmp_path / "run")
     [prediction] = [p for p in predictions_of(tmp_path / "run") if p["id"] == qa["id"]]
-    assert (prediction["prediction"], prediction["f1"], prediction["context_cut"]) == ("", 0.0, True)
+    assert (prediction["prediction"], prediction["f1"]) == ("", 0.0)
+    assert prediction["context_cut"]

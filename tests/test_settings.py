@@ -9,7 +9,9 @@ from errors import UserError
 from settings import DERIVED, SETTINGS, check, flat, unknown
 
 
-@pytest.mark.parametrize("words", [[], ["mode=full"], ["experiment=demo"], ["experiment=reference"]])
+@pytest.mark.parametrize(
+    "words", [[], ["mode=full"], ["model=llama"], ["experiment=demo"], ["experiment=reference"]]
+)
 def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -> None:
     settings = run.compose(words, [])
     check(settings)

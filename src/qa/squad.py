@@ -1,6 +1,9 @@
 """Questions from files in SQuAD v1.1's format: its JSON, or parquet with the hub's columns."""
 
+import glob
 import json
+import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetsError
 
 from errors import UserError
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell it, but no tokenizer can read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,8 @@ def read_folder(folder: Path) -> dict[str, list[Entry]]:
         UserError: the folder holds none, or not one with SQuAD's columns.
     """
     try:
-        splits = load_dataset(str(folder))
-    except (DatasetsError, ValueError, OSError) as error:
+        splits = _load(str(folder))
+    except Exception as error:  # of many kinds: what a folder holds is read by many libraries
         raise UserError(
             f"{folder} is not a data set in the hub's layout ({_first_line(error)}). "
             "For files in SQuAD's JSON format name the files: data.path=[train.json,more.json]"
@@ -133,8 +137,8 @@ def check(
 def _json_entries(path: Path) -> Iterator[Entry]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {_first_line(error)}") from None
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: UTF-8, JSON, huge numbers
+        raise UserError(f"{path} can't be read as JSON: {_first_line(error)}") from None
     for i, article in enumerate(_field(content, "data", list, f"{path.name}: ")):
         at = f"{path.name}: data[{i}]"
         title = _field(article, "title", str, at + ".")
@@ -179,11 +183,18 @@ def _field(holder: Any, name: str, kind: type, where: str) -> Any:
 
 def _parquet(path: Path) -> Dataset:
     try:
-        table = load_dataset("parquet", data_files=str(path), split="train")
-    except (DatasetsError, ValueError, OSError) as error:
-        raise UserError(f"{path} is not a parquet file: {_first_line(error)}") from None
+        table = _load("parquet", data_files=glob.escape(str(path)), split="train")
+    except Exception as error:  # of many kinds, by what is wrong with the file
+        raise UserError(f"{path} can't be read as parquet: {_first_line(error)}") from None
     assert isinstance(table, Dataset)
     return table
+
+
+def _load(*arguments: Any, **options: Any) -> Any:
+    """What `load_dataset` gives, without its cache: that takes a file of the same time as before
+    for the same file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_dataset(*arguments, **options, cache_dir=folder, keep_in_memory=True)
 
 
 def _table_entries(table: Dataset, name: str) -> Iterator[Entry]:
@@ -193,13 +204,22 @@ def _table_entries(table: Dataset, name: str) -> Iterator[Entry]:
             f"Not SQuAD's format: {name} has no column {', '.join(missing)} "
             f"(it has {', '.join(table.column_names)})."
         )
-    for n, row in enumerate(table.select_columns(columns)):
+    for n, row in enumerate(_rows(table.select_columns(columns), name)):
         where = f"{name}[{n}]"
         answers = row["answers"]
         if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
             raise UserError(f"Not SQuAD's format: {where}.answers has no text and answer_start.")
         texts, starts = answers["text"], answers["answer_start"]
         yield Entry(where, row["id"], row["title"], row["context"], row["question"], texts, starts)
+
+
+def _rows(table: Dataset, name: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from table
+    except Exception as error:  # text that is no UTF-8, or a date that Python doesn't know
+        raise UserError(
+            f"Not SQuAD's format: {name} holds a value that can't be read: {_first_line(error)}"
+        ) from None
 
 
 def _check_types(entry: Entry) -> None:
@@ -209,13 +229,26 @@ def _check_types(entry: Entry) -> None:
             raise UserError(
                 f"Not SQuAD's format: {entry.where}.{name} is a {type(value).__name__}, not a str."
             )
+        if half := HALF_CHARACTER.search(value):
+            raise UserError(f"{entry.where}.{name} holds {half[0]!r}, which is no character.")
+    for name, value in (("text", entry.answers), ("answer_start", entry.starts)):
+        if not isinstance(value, list):
+            raise UserError(
+                f"Not SQuAD's format: {entry.where}.answers.{name} is a {type(value).__name__}, "
+                "not a list."
+            )
     if len(entry.answers) != len(entry.starts):
         raise UserError(
             f"Not SQuAD's format: {entry.where}.answers has {len(entry.answers)} texts but "
             f"{len(entry.starts)} offsets."
         )
-    if any(not isinstance(text, str) or not text.strip() for text in entry.answers):
-        raise UserError(f"Not SQuAD's format: {entry.where}.answers holds an empty text.")
+    for text, start in zip(entry.answers, entry.starts, strict=True):
+        if not isinstance(text, str) or not text.strip() or HALF_CHARACTER.search(text):
+            raise UserError(f"Not SQuAD's format: {entry.where}.answers holds {text!r} as a text.")
+        if not isinstance(start, int) or isinstance(start, bool):
+            raise UserError(
+                f"Not SQuAD's format: {entry.where}.answers holds {start!r} as an answer_start."
+            )
 
 
 def _nearest(context: str, text: str, start: int) -> int:
@@ -227,4 +260,5 @@ def _nearest(context: str, text: str, start: int) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    lines = str(error.__cause__ or error).splitlines()  # `datasets` says least, its cause more
+    return next((line for line in lines if line.strip()), type(error).__name__)

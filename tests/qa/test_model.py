@@ -48,7 +48,9 @@ def test_lora_changes_nothing_before_training(gpt2_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_a_model_comes_in_train_mode_and_float32(gpt2_folder: Path, lora: Any, tmp_path: Path) -> None:
+def test_a_model_comes_in_train_mode_and_float32(
+    gpt2_folder: Path, lora: Any, tmp_path: Path
+) -> None:
     half = AutoModelForCausalLM.from_pretrained(gpt2_folder).to(torch.bfloat16)
     shutil.copytree(gpt2_folder, tmp_path / "half")
     half.save_pretrained(tmp_path / "half")
@@ -90,8 +92,9 @@ def test_what_peft_refuses_is_said_in_one_line(gpt2_folder: Path) -> None:
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     config = T5Config(
-        vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )
+        vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds no causal language model"):
         load_model(tmp_path, "t5", {}, None)

@@ -54,9 +54,7 @@ def test_normalization(text: str, expected: str) -> None:
         ("the", ["A!"], 100.0, 0.0),  # both empty after normalization: equal, yet no shared word
     ],
 )
-def test_scores_by_hand(
-    prediction: str, answers: list[str], match: float, overlap: float
-) -> None:
+def test_scores_by_hand(prediction: str, answers: list[str], match: float, overlap: float) -> None:
     assert exact_match(prediction, answers) == match
     assert f1(prediction, answers) == pytest.approx(overlap, abs=1e-9)
 

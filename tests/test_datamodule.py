@@ -1,0 +1,468 @@
+"""Rows keep what they must, labels are the answers' alone, and a second setup reads the cache."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from datamodule import SquadDataModule
+from errors import UserError
+from qa import prompt
+from qa.prompt import IGNORED
+from splits import NAMES, Splits
+
+ENDING = "<|endoftext|>"
+Make = Callable[..., SquadDataModule]
+
+
+@pytest.fixture
+def make(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, squad_file: Callable[..., Path]
+) -> Make:
+    """`make(**changes)`, over two files: 18 questions to train on, 6 to validate, 16 to test."""
+    splits = Splits(
+        path=str(squad_file(tmp_path / "train.json", articles=4, seed=1)),
+        test_path=str(squad_file(tmp_path / "test.json", articles=2, questions=4, seed=2)),
+        split_by="article",
+        split_seed=0,
+        train_size=None,
+        validation_size=None,
+        test_size=None,
+        validation_articles=0.25,
+        test_articles=0.25,
+        unanswerable="refuse",
+        misaligned="refuse",
+        seed=0,
+        cache_dir=tmp_path / "cache",
+    )
+
+    def made(**changes: Any) -> SquadDataModule:
+        settings: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "splits": replace(splits, **changes.pop("splits", {})),
+            "batch_size": 4,
+            "eval_batch_size": 5,
+            "max_length": 400,
+            "max_prompt_length": 400,
+            "mask_prompt": True,
+            "parts": 1,
+            "cache_dir": tmp_path / "cache",
+        }
+        return SquadDataModule(**settings | changes)
+
+    return made
+
+
+def _ready(module: SquadDataModule) -> SquadDataModule:
+    module.setup()
+    return module
+
+
+def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(_: Splits) -> None:
+        raise AssertionError("the files were read again")
+
+    monkeypatch.setattr(Splits, "read", read)
+
+
+def _answers(module: SquadDataModule, batch: dict[str, Any]) -> list[str]:
+    return [
+        module.tokenizer.decode([label for label in labels if label != IGNORED])
+        for labels in batch["labels"].tolist()
+    ]
+
+
+def _write(path: Path, paragraphs: list[tuple[str, str, str]]) -> str:
+    """A file of one question for each (context, question, answer), each in an article of its own;
+    the answer is taken where it stands last."""
+    data = [
+        {
+            "title": f"Article {number}",
+            "paragraphs": [
+                {
+                    "context": context,
+                    "qas": [
+                        {
+                            "id": f"{path.stem}-{number}",
+                            "question": question,
+                            "answers": [{"text": answer, "answer_start": context.rindex(answer)}],
+                        }
+                    ],
+                }
+            ],
+        }
+        for number, (context, question, answer) in enumerate(paragraphs)
+    ]
+    path.write_text(json.dumps({"data": data}, ensure_ascii=False), "utf-8")
+    return str(path)
+
+
+def _by_id(module: SquadDataModule, name: str) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in getattr(module, name)}
+
+
+# Rows and labels
+
+
+@pytest.mark.parametrize("mask_prompt", [True, False])
+def test_training_labels_end_with_the_answer_and_end_of_text(make: Make, mask_prompt: bool) -> None:
+    module = _ready(make(mask_prompt=mask_prompt))
+    rows = list(module.train)
+    batch = module.collate_training(rows, 1)
+    for row, ids, labels, said in zip(
+        rows, batch["input_ids"].tolist(), batch["labels"].tolist(), _answers(module, batch),
+        strict=True,
+    ):  # fmt: skip
+        answer = f" {row['answers'][0]}{ENDING}"
+        if mask_prompt:
+            assert said == answer
+        else:
+            text = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:{answer}"
+            first = module.tokenizer.decode(ids[:1])
+            assert labels[0] == IGNORED
+            assert first + said == text
+        assert all(label in (IGNORED, token) for label, token in zip(labels, ids, strict=True))
+        assert [label for label in labels if label != IGNORED][-1] == module.tokenizer.eos_token_id
+
+
+def test_evaluation_labels_are_the_answers_alone_even_when_training_labels_are_not(
+    make: Make,
+) -> None:
+    module = _ready(make(mask_prompt=False))
+    for loader in (module.val_dataloader(), module.test_dataloader()):
+        for batch in loader:
+            expected = [f" {row['answers'][0]}{ENDING}" for row in batch["rows"]]
+            assert _answers(module, batch) == expected
+
+
+def test_a_prompt_is_the_documented_text_and_stops_before_the_answer(make: Make) -> None:
+    module = _ready(make())
+    for batch in module.test_dataloader():
+        for row, ids in zip(batch["rows"], batch["prompts"], strict=True):
+            text = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
+            assert module.tokenizer.decode(ids) == text
+
+
+def test_padding_is_on_the_right_and_carries_no_label(make: Make) -> None:
+    module = _ready(make())
+    rows = sorted(module.train, key=lambda row: len(row["context_ids"]))
+    rows = [rows[0], rows[-1]]
+    batch = module.collate_training(rows, 7)
+    lengths = [
+        len(module.head)
+        + sum(len(row[f"{part}_ids"]) for part in ("context", "question", "answer"))
+        for row in rows
+    ]
+    assert lengths[0] < lengths[1]
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, lengths[1])
+    assert batch["labels"][0, lengths[0] - 1] == module.tokenizer.eos_token_id
+    assert (batch["labels"][0, lengths[0] :] == IGNORED).all()
+    assert batch["step_labels"] == 7
+    assert batch["samples"] == 2
+    assert batch["tokens"] == sum(lengths)
+
+
+def test_rows_of_one_context_share_a_paragraph_number(make: Make) -> None:
+    module = _ready(make())
+    for name in NAMES:
+        rows = list(getattr(module, name))
+        pairs = {(row["paragraph"], row["context"]) for row in rows}
+        assert len(pairs) == len({number for number, _ in pairs}) == len({c for _, c in pairs})
+        assert module.facts[name]["paragraphs"] == len(pairs) < len(rows)
+        assert module.facts[name]["questions"] == len(rows)
+        assert module.facts[name]["articles"] == len({row["title"] for row in rows})
+
+
+# Truncation
+
+
+def test_truncation_touches_neither_question_nor_answer_nor_end_of_text(make: Make) -> None:
+    whole = _by_id(_ready(make()), "train")
+    module = _ready(make(max_length=110))
+    cut = _by_id(module, "train")
+    assert cut.keys() == whole.keys()
+    shortened = 0
+    for name, row in cut.items():
+        for part in ("question_ids", "answer_ids", "question", "answers", "context"):
+            assert row[part] == whole[name][part]
+        length = len(module._ids_and_labels(row, True)[0])
+        assert length <= 110
+        if row["context_cut"]:
+            assert length == 110  # all the room is used
+            shortened += 1
+        else:
+            assert row["context_ids"] == whole[name]["context_ids"]
+    assert 0 < shortened < len(cut)
+    assert module.facts["train"]["truncated"] == shortened
+    assert module.facts["validation"]["truncated"] == 0  # max_prompt_length is another setting
+    batch = module.collate_training(list(cut.values()), 1)
+    assert _answers(module, batch) == [f" {row['answers'][0]}{ENDING}" for row in cut.values()]
+
+
+FILLING = "Much was said of the sea, of ships and of sails, and 77 men sang. "
+
+
+@pytest.mark.parametrize("before", [0, 1, 3, 12])
+@pytest.mark.parametrize("answer", ["Quetzalcoatl", "\u202eשלום 🙂 e\u0301", "1 234 567 (or so)"])
+def test_the_gold_of_a_long_context_survives_in_training_and_evaluation_does_not_look_for_it(
+    before: int, answer: str, make: Make, tmp_path: Path
+) -> None:
+    context = f"  \n{FILLING * before}It was {answer} who came. {FILLING * (12 - before)}\n"
+    path = _write(tmp_path / "long.json", [(context, "Who came?", answer)] * 2)
+    test_path = _write(tmp_path / "other.json", [(context, "Who came?", answer)])
+    splits = {"path": path, "test_path": test_path, "validation_articles": 0.5}
+    module = _ready(make(splits=splits, max_length=130, max_prompt_length=130))
+    [row] = module.train
+    assert row["context_cut"]
+    kept = module.tokenizer.decode(row["context_ids"])
+    assert f" {answer}" in kept
+    whole = module._encode([prompt.context_text(context)])[0]
+    for name in ("validation", "test"):
+        [row] = getattr(module, name)
+        assert row["context_cut"]
+        assert len(module._parts(row).prompt) == 130
+        assert row["context_ids"] == whole[: len(row["context_ids"])]
+        if before == 12:
+            assert answer not in module.tokenizer.decode(row["context_ids"])
+
+
+def test_the_marked_gold_survives_not_another_place_of_its_text(make: Make, tmp_path: Path) -> None:
+    context = f"Ada was not there. {FILLING * 12}But the mill was built by Ada herself."
+    path = _write(tmp_path / "twice.json", [(context, "By whom?", "Ada")] * 2)
+    module = _ready(make(splits={"path": path, "validation_articles": 0.5}, max_length=130))
+    [row] = module.train
+    assert "built by Ada" in module.tokenizer.decode(row["context_ids"])
+
+
+def test_a_gold_that_stands_nowhere_leaves_the_beginning_of_the_context(
+    make: Make, tmp_path: Path
+) -> None:
+    path = Path(_write(tmp_path / "nowhere.json", [(FILLING * 12 + "Ada", "Who?", "Ada")] * 2))
+    path.write_text(path.read_text("utf-8").replace('"text": "Ada"', '"text": "Bruno"'), "utf-8")
+    splits = {"path": str(path), "validation_articles": 0.5, "misaligned": "repair"}
+    module = _ready(make(splits=splits, max_length=130))
+    [row] = module.train
+    whole = module._encode([prompt.context_text(FILLING * 12 + "Ada")])[0]
+    assert row["context_ids"] == whole[: len(row["context_ids"])]
+    assert module.facts["train"]["in_all_files"]["answers_not_in_context"] == 2
+
+
+def test_a_training_row_without_room_for_context_is_dropped_and_counted(
+    make: Make, tmp_path: Path
+) -> None:
+    long = "And who, of all that sang, was it that came to the mill? " * 10
+    rows = [("It was Ada who came.", question, "Ada") for question in ("Who?", long)] * 4
+    path = _write(tmp_path / "some.json", rows)
+    module = _ready(make(splits={"path": path, "validation_articles": 0.25}, max_length=100))
+    assert {row["question"] for row in module.train} == {"Who?"}
+    facts = module.facts["train"]
+    assert facts["dropped"] > 0
+    assert facts["questions"] + facts["dropped"] == 6
+    assert facts["questions"] == len(module.train) == len(module.train_dataloader().sampler.labels)
+    assert module.facts["validation"]["dropped"] == 0
+
+
+def test_a_row_is_dropped_only_where_not_one_token_of_its_context_fits(make: Make) -> None:
+    whole = _ready(make())
+    row = max(whole.train, key=lambda row: len(row["question_ids"]) + len(row["answer_ids"]))
+    least = len(whole.head) + len(row["question_ids"]) + len(row["answer_ids"])
+    assert len(_by_id(_ready(make(max_length=least + 1)), "train")[row["id"]]["context_ids"]) == 1
+    tight = _ready(make(max_length=least))
+    assert row["id"] not in _by_id(tight, "train")
+    assert tight.facts["train"]["dropped"] == len(whole.train) - len(tight.train) > 0
+
+
+def test_training_rows_that_all_are_too_long_are_refused(make: Make) -> None:
+    with pytest.raises(UserError, match="No question of the train split fits into max_length=10"):
+        make(max_length=10).setup()
+
+
+@pytest.mark.parametrize("kind", ["none fits", "some fit", "all fit"])
+def test_evaluation_rows_are_never_dropped_and_too_long_prompts_are_none(
+    kind: str, make: Make
+) -> None:
+    roomy = _ready(make())
+    whole = _by_id(roomy, "test")
+    needed = sorted(len(roomy.head) + len(row["question_ids"]) for row in whole.values())
+    length = {"none fits": 1, "some fit": needed[8], "all fit": needed[-1]}[kind]
+    module = _ready(make(max_prompt_length=length))
+    assert _by_id(module, "test").keys() == whole.keys()
+    assert module.facts["test"]["dropped"] == 0
+    seen, too_long = [], 0
+    for batch in module.test_dataloader():
+        assert len(batch["prompts"]) == len(batch["rows"])
+        asked = []
+        for row, ids in zip(batch["rows"], batch["prompts"], strict=True):
+            seen.append(row["id"])
+            least = len(module.head) + len(row["question_ids"])
+            assert (ids is None) == (least > length)
+            if ids is None:
+                too_long += 1
+                assert row["context_ids"] == []
+            else:
+                assert len(ids) <= length
+                assert ids[-len(row["question_ids"]) :] == whole[row["id"]]["question_ids"]
+                asked.append(f" {row['answers'][0]}{ENDING}")
+        assert len(batch["input_ids"]) == len(asked)
+        assert _answers(module, batch) == asked
+    assert sorted(seen) == sorted(whole)
+    assert too_long == sum(least > length for least in needed)
+    assert too_long in {"none fits": [16], "some fit": range(1, 8), "all fit": [0]}[kind]
+
+
+# Loaders
+
+
+def test_evaluation_batches_are_sorted_by_length_and_hold_each_row_once(make: Make) -> None:
+    module = _ready(make())
+    for loader, table in (
+        (module.val_dataloader(), module.validation),
+        (module.test_dataloader(), module.test),
+    ):
+        batches = list(loader)
+        lengths = [len(ids) for batch in batches for ids in batch["prompts"]]
+        assert lengths == sorted(lengths, reverse=True)
+        assert len(set(lengths)) > 1
+        assert [len(batch["rows"]) for batch in batches[:-1]] == [5] * (len(batches) - 1)
+        ids = [row["id"] for batch in batches for row in batch["rows"]]
+        assert sorted(ids) == sorted(table["id"])
+
+
+def test_skipped_test_batches_are_the_first(make: Make) -> None:
+    module = _ready(make())
+
+    def ids(skip: int) -> list[list[str]]:
+        return [[row["id"] for row in batch["rows"]] for batch in module.test_dataloader(skip)]
+
+    assert len(ids(0)) == 4
+    for skip in range(6):
+        assert ids(skip) == ids(0)[skip:]
+
+
+@pytest.mark.parametrize("mask_prompt", [True, False])
+@pytest.mark.parametrize("parts", [1, 3, 4])
+def test_an_epoch_holds_each_row_once_and_each_step_counts_its_labels(
+    parts: int, mask_prompt: bool, make: Make
+) -> None:
+    module = _ready(make(parts=parts, mask_prompt=mask_prompt))
+    batches = list(module.train_dataloader())
+    assert len(module.train) == 18
+    assert module.steps == 5  # four of 4 rows, the last of 2
+    assert len(batches) == module.steps * parts
+    assert sum(batch["samples"] for batch in batches) == 18
+    for step in range(module.steps):
+        dealt = batches[step * parts : (step + 1) * parts]
+        labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in dealt)
+        assert {batch["step_labels"] for batch in dealt} == {labels}
+    total = sum(len(module._ids_and_labels(row, True)[0]) for row in module.train)
+    assert sum(batch["tokens"] for batch in batches) == total
+
+
+def test_a_part_without_rows_has_tokens_but_no_label_that_counts(make: Make) -> None:
+    module = _ready(make(parts=4))
+    batches = list(module.train_dataloader())
+    empty = [batch for batch in batches if batch["samples"] == 0]
+    assert len(empty) == 2  # the last step has 2 rows for 4 parts
+    for batch in empty:
+        assert batch["input_ids"].shape[1] > 0
+        assert (batch["labels"] == IGNORED).all()
+        assert batch["tokens"] == 0
+        assert batch["step_labels"] == batches[-4]["step_labels"] > 0
+    first = module.train[0]
+    ids, labels = module._ids_and_labels(first, True)
+    again = module.collate_training([first], 1)
+    assert again["labels"].tolist() == [labels]  # the row itself keeps its labels
+    assert again["input_ids"].tolist() == [ids]
+
+
+def test_training_batches_depend_on_the_seed_and_not_on_torch(make: Make) -> None:
+    def tokens(seed: int, torch_seed: int) -> list[list[list[int]]]:
+        with torch.random.fork_rng():
+            torch.manual_seed(torch_seed)
+            module = _ready(make(splits={"seed": seed}))
+            return [batch["input_ids"].tolist() for batch in module.train_dataloader()]
+
+    assert tokens(0, 1) == tokens(0, 2)
+    assert tokens(0, 1) != tokens(1, 1)
+
+
+# The cache
+
+
+def test_a_second_setup_comes_from_the_cache_and_is_equal(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _ready(make())
+    _forbid_reading(monkeypatch)
+    second = _ready(make(batch_size=2, eval_batch_size=3, parts=2, mask_prompt=False))
+    assert second.facts == first.facts
+    for name in NAMES:
+        assert list(getattr(second, name)) == list(getattr(first, name))
+    second.setup("test")  # a stage more reads nothing more
+
+
+def _other_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["merges"].pop()
+    backend = Tokenizer.from_str(json.dumps(state))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=ENDING, eos_token=ENDING)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_length": 399},
+        {"max_prompt_length": 399},
+        {"tokenizer": _other_tokenizer},
+        {"splits": {"seed": 1}},
+        {"splits": {"split_seed": 1}},
+        {"splits": {"split_by": "question"}},
+        {"splits": {"train_size": 5}},
+        {"splits": {"validation_size": 5}},
+        {"splits": {"test_size": 5}},
+        {"splits": {"validation_articles": 0.5}},
+        {"splits": {"unanswerable": "drop"}},
+        {"splits": {"misaligned": "repair"}},
+    ],
+    ids=str,
+)
+def test_a_change_of_what_rows_depend_on_misses_the_cache(
+    changes: dict[str, Any], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _ready(make())
+    if "tokenizer" in changes:
+        changes = {"tokenizer": _other_tokenizer(first.tokenizer)}
+    _forbid_reading(monkeypatch)
+    with pytest.raises(AssertionError, match="the files were read again"):
+        make(**changes).setup()
+
+
+def test_a_change_of_the_files_misses_the_cache(
+    make: Make, squad_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _ready(make())
+    squad_file(Path(str(first.splits.path)), articles=4, seed=3)
+    second = _ready(make())
+    assert not set(second.train["id"]) & set(first.train["id"])
+    assert second.facts["source"] != first.facts["source"]
+    assert second.facts["test"] == first.facts["test"] | {
+        "in_all_files": second.facts["test"]["in_all_files"]
+    }
+
+
+def test_a_build_that_fails_leaves_nothing_that_a_next_one_takes_for_whole(
+    make: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError):
+        make(max_length=10).setup()
+    module = make(splits={"path": str(tmp_path / "none.json")})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"There is no file .*none\.json"):
+            module.setup()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
