@@ -128,7 +128,11 @@ def prepare(args: Namespace) -> list[str]:
         if settings["mode"] == "full" and len(modes) > 1:
             settings["rank"] = None
         check(settings)
-    _check_writable(Path(jobs[0]["output_dir"]))
+    for key in ("output_dir", "cache_dir"):
+        _check_writable(key, Path(jobs[0][key]))
+    for override in overrides:
+        if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
+            _check_writable(override.key_or_group, Path(str(override.value())))
     if jobs[0]["resume"] is None:
         return []
     if args.multirun:
@@ -194,14 +198,14 @@ def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> l
     return [f"hydra.run.dir='{folder}'"]
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(key: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"output_dir={folder} can't be written: {error.strerror}.") from None
+        raise UserError(f"{key}={folder} can't be written: {error.strerror}.") from None
 
 
 def to_dict(config: DictConfig) -> dict[str, Any]:

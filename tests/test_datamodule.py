@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -466,3 +467,19 @@ def test_a_build_that_fails_leaves_nothing_that_a_next_one_takes_for_whole(
         with pytest.raises(UserError, match=r"There is no file .*none\.json"):
             module.setup()
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_save_that_breaks_off_leaves_nothing_that_a_next_one_takes_for_whole(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Dataset.save_to_disk
+
+    def break_off(table: Dataset, folder: Path) -> None:
+        save(table, folder)
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "save_to_disk", break_off)
+        with pytest.raises(OSError, match="no space left"):
+            make().setup()
+    assert len(_ready(make()).train) == 18

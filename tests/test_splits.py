@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,17 +185,33 @@ def test_too_few_articles_are_refused(
         splits_of(pool, tmp_path, test_path or None).read()
 
 
+def test_the_order_of_a_file_does_not_change_which_articles_are_held_out(
+    one_file: Splits, tmp_path: Path
+) -> None:
+    content = json.loads(Path(str(one_file.path)).read_text("utf-8"))
+    content["data"].reverse()
+    turned = tmp_path / "turned.json"
+    turned.write_text(json.dumps(content))
+    for split_seed in range(5):
+        splits = replace(one_file, split_seed=split_seed)
+        read, other = splits.read()[0], replace(splits, path=str(turned)).read()[0]
+        for name in NAMES:
+            assert titles(read[name]) == titles(other[name])
+
+
 def test_at_least_one_article_is_held_out_of_few(squad_file: SquadWriter, tmp_path: Path) -> None:
     read = splits_of(squad_file(tmp_path / "f.json", 3), tmp_path).read()[0]
     assert [len(titles(read[name])) for name in NAMES] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("shared", [(), (0, 4), range(5)])  # all: one of them validates
 def test_articles_shared_with_the_test_set_are_counted(
-    squad_file: SquadWriter, tmp_path: Path
+    shared: Sequence[int], squad_file: SquadWriter, tmp_path: Path
 ) -> None:
     pool = squad_file(tmp_path / "pool.json", 5, seed=0)
-    content = json.loads(squad_file(tmp_path / "test.json", 3, seed=1).read_text("utf-8"))
-    content["data"][0]["title"], content["data"][2]["title"] = "Article 0-0", "Article 0-4"
+    content = json.loads(squad_file(tmp_path / "test.json", 6, seed=1).read_text("utf-8"))
+    for number in shared:
+        content["data"][number]["title"] = f"Article 0-{number}"
     test = tmp_path / "test.json"
     test.write_text(json.dumps(content))
     for changes in ({}, {"train_size": 1, "validation_size": 1, "test_size": 1}):
@@ -203,7 +219,7 @@ def test_articles_shared_with_the_test_set_are_counted(
             "unanswerable_dropped": 0,
             "answers_repaired": 0,
             "answers_not_in_context": 0,
-            "articles_shared_with_test": 2,
+            "articles_shared_with_test": len(shared),
         }
 
 

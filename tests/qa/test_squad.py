@@ -206,6 +206,13 @@ def test_repair_takes_the_nearest_place(start: int, found: int) -> None:
     }
 
 
+def test_repair_finds_a_place_that_the_offset_points_into() -> None:
+    given = questions(
+        [entry(context="in 1999 or 1999", answers=["1999"], starts=[5])], misaligned="repair"
+    )
+    assert given[0].starts == [3]
+
+
 def test_repair_shifts_by_stripped_white_space_too() -> None:
     given = questions([entry(context="  a b c", answers=[" b"], starts=[0])], misaligned="repair")
     assert given[0].starts == [2]
