@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +30,8 @@ class SquadDataModule(L.LightningDataModule):
     """The questions of `splits` as batches.
 
     `batch_size` questions make an optimizer step, dealt to `parts`. `max_length` is the most tokens
-    of a training row, `max_prompt_length` of a prompt that is evaluated.
+    of a training row, `max_prompt_length` of a prompt that is evaluated, `positions` of all that
+    the model can read.
 
     After `setup`, `train`, `validation` and `test` hold rows: id, title, paragraph (a number for
     each context of the split), context, question, answers, the token ids context_ids, question_ids
@@ -45,6 +46,7 @@ class SquadDataModule(L.LightningDataModule):
         eval_batch_size: int,
         max_length: int,
         max_prompt_length: int,
+        positions: int,
         mask_prompt: bool,
         parts: int,
         cache_dir: Path,
@@ -53,7 +55,7 @@ class SquadDataModule(L.LightningDataModule):
         self.tokenizer, self.splits, self.cache_dir = tokenizer, splits, cache_dir
         self.batch_size, self.eval_batch_size, self.parts = batch_size, eval_batch_size, parts
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
-        self.mask_prompt = mask_prompt
+        self.positions, self.mask_prompt = positions, mask_prompt
         self.head = prompt.head_ids(tokenizer)
         self.train: Dataset
         self.validation: Dataset
@@ -69,6 +71,7 @@ class SquadDataModule(L.LightningDataModule):
         if self.facts:
             return
         source = self.splits.fingerprint()
+        facts: dict[str, Any] = {"source": source}
         read: list[tuple[dict[str, list[Question]], dict[str, int]]] = []
         for name in NAMES:
 
@@ -78,9 +81,9 @@ class SquadDataModule(L.LightningDataModule):
                 splits, counts = read[0]
                 return self._build(name, splits[name], counts)
 
-            table, self.facts[name] = _cached(self._place(name, source), build)
+            table, facts[name] = _cached(self._place(name, source), build)
             setattr(self, name, table)
-        self.facts["source"] = source
+        self.facts = facts
 
     @property
     def steps(self) -> int:
@@ -89,10 +92,11 @@ class SquadDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """The parts of each step, in an order that the seed and the epoch fix."""
-        labels = [
-            sum(label != IGNORED for label in self._ids_and_labels(row, self.mask_prompt)[1])
-            for row in self.train
-        ]
+        labels = [len(answer) for answer in self.train["answer_ids"]]
+        if not self.mask_prompt:
+            prompts = zip(self.train["context_ids"], self.train["question_ids"], strict=True)
+            before = [len(Parts(self.head, *ids).prompt) - 1 for ids in prompts]
+            labels = [count + more for count, more in zip(labels, before, strict=True)]
         sampler = StepSampler(labels, self.batch_size, self.parts, self.splits.seed)
         dataset = _Parts(self.train, self.collate_training)
         return ResumableLoader(dataset, sampler=sampler, batch_size=None)
@@ -117,17 +121,17 @@ class SquadDataModule(L.LightningDataModule):
         }
 
     def collate_evaluation(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """The `rows`, their `prompts` (None where one is too long) and, over those that fit,
-        `input_ids` and `labels` (B, T); the labels are the answers' alone, always."""
+        """The `rows`, their `prompts` (None where one is too long) and, over those that fit with
+        their answer, `input_ids` and `labels` (B, T); the labels are the answers' alone, always."""
         prompts = [self._parts(row).prompt for row in rows]
-        fitting = [len(ids) <= self.max_prompt_length for ids in prompts]
-        pairs = [
-            self._ids_and_labels(row, mask_prompt=True)
-            for row, fits in zip(rows, fitting, strict=True)
-            if fits
+        asked = [ids if len(ids) <= self.max_prompt_length else None for ids in prompts]
+        pairs = [self._ids_and_labels(row, mask_prompt=True) for row in rows]
+        fitting = [
+            pair
+            for pair, ids in zip(pairs, asked, strict=True)
+            if ids is not None and len(pair[0]) <= self.positions
         ]
-        asked = [ids if fits else None for ids, fits in zip(prompts, fitting, strict=True)]
-        return {"rows": list(rows), "prompts": asked, **_padded(pairs)}
+        return {"rows": list(rows), "prompts": asked, **_padded(fitting)}
 
     def _parts(self, row: Row) -> Parts:
         return Parts(self.head, row["context_ids"], row["question_ids"])
@@ -262,8 +266,8 @@ def _cached(
     disable_progress_bars()
     if not place.exists():
         table, facts = build()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=place.parent))
+        made = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        made.mkdir(parents=True)
         table.save_to_disk(made / "rows")
         (made / "facts.json").write_text(json.dumps(facts))
         try:

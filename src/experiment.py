@@ -120,6 +120,7 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         eval_batch_size=settings["eval_batch_size"],
         max_length=settings["max_length"],
         max_prompt_length=min(settings["max_length"], room),
+        positions=positions,
         mask_prompt=settings["mask_prompt"],
         parts=settings["trainer"]["accumulate_grad_batches"],
         cache_dir=cache,

@@ -96,6 +96,11 @@ class Splits:
             pool = rng.sample(pool, len(pool))
             wanted = self.validation_size or max(1, round(self.validation_articles * len(pool)))
             train, validation = pool[wanted:], pool[:wanted]
+        if both := {question.id for question in pool} & {question.id for question in test}:
+            raise UserError(
+                f"{len(both)} questions of the test set are in data.path too, the first: "
+                f"{min(both)!r}. What is tested on must not be trained on."
+            )
         tested = {question.title for question in test}
         counts["articles_shared_with_test"] = len(tested & {q.title for q in [*train, *validation]})
         splits = {

@@ -22,8 +22,9 @@ class StepSampler(Sampler[tuple[list[int], int]]):
         return -(-len(self.labels) // self.batch_size) * self.parts
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
+        """Lightning calls this before each epoch; another one than before begins at its start."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
 
     def __iter__(self) -> Iterator[tuple[list[int], int]]:
         # A generator of its own: torch's global one stands elsewhere in LoRA than in full.
@@ -42,7 +43,7 @@ class ResumableLoader(DataLoader):
     sampler: StepSampler
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self.sampler.position}
+        return {"epoch": self.sampler.epoch, "position": self.sampler.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.position = state["position"]
+        self.sampler.epoch, self.sampler.position = state["epoch"], state["position"]

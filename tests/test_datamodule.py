@@ -51,6 +51,7 @@ def make(
             "eval_batch_size": 5,
             "max_length": 400,
             "max_prompt_length": 400,
+            "positions": 512,
             "mask_prompt": True,
             "parts": 1,
             "cache_dir": tmp_path / "cache",

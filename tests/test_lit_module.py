@@ -158,6 +158,20 @@ def test_validation_loss_is_over_answers_whatever_is_trained_on(settings: Settin
     assert counts[0] == counts[1]
 
 
+def test_a_gold_answer_beyond_the_models_positions_has_no_loss(settings: Settings) -> None:
+    """A context cut for a short generated answer leaves no room for a long gold one."""
+    settings |= {"max_length": 256, "max_new_tokens": 2}
+    data, module, _ = experiment.build(settings)
+    row = dict(data.validation[0])
+    row["context_ids"] = [5] * (254 - len(data.head) - len(row["question_ids"]))
+    row["answer_ids"] = [7] * 10
+    batch = data.collate_evaluation([row, data.validation[1]])
+    assert len(batch["rows"]) == len(batch["prompts"]) == 2
+    assert len(batch["labels"]) == 1
+    module.eval()
+    assert len(module.predict(batch)) == 2
+
+
 def test_the_learning_rate_falls_to_zero(settings: Settings, tmp_path: Path) -> None:
     _, trainer = fit(settings, tmp_path)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0

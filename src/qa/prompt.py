@@ -43,7 +43,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
 
 def head_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What a prompt begins with: the start token, if the tokenizer adds one, and 'Context:'."""
-    starts = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return [tokenizer.bos_token_id] * starts + encode(tokenizer, ["Context:"])[0]
 
 

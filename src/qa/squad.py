@@ -136,7 +136,7 @@ def check(
 
 def _json_entries(path: Path) -> Iterator[Entry]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: UTF-8, JSON, huge numbers
         raise UserError(f"{path} can't be read as JSON: {_first_line(error)}") from None
     for i, article in enumerate(_field(content, "data", list, f"{path.name}: ")):
