@@ -267,6 +267,7 @@ def _cached(
     if not place.exists():
         table, facts = build()
         made = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        shutil.rmtree(made, ignore_errors=True)  # of a process of this number that was killed
         made.mkdir(parents=True)
         table.save_to_disk(made / "rows")
         (made / "facts.json").write_text(json.dumps(facts))

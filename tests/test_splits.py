@@ -223,6 +223,11 @@ def test_articles_shared_with_the_test_set_are_counted(
         }
 
 
+def test_a_question_that_is_trained_on_is_not_tested_on(two_files: Splits) -> None:
+    with pytest.raises(UserError, match="80 questions of the test set are in data.path too"):
+        replace(two_files, test_path=two_files.path).read()
+
+
 def test_counts_add_up_over_pool_and_test_set(squad_file: SquadWriter, tmp_path: Path) -> None:
     files = []
     for seed in range(2):

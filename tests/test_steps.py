@@ -143,7 +143,7 @@ def test_a_restored_loader_gives_the_rest_of_the_epoch_and_then_whole_ones(parts
 def test_a_loader_restored_at_the_end_of_an_epoch_starts_the_next_at_its_first_step() -> None:
     ended = loader()
     list(ended)
-    assert ended.state_dict() == {"position": len(ended)}
+    assert ended.state_dict() == {"epoch": 0, "position": len(ended)}
     resumed = loader()
     resumed.load_state_dict(ended.state_dict())
     for given in (ended, resumed):
@@ -151,9 +151,17 @@ def test_a_loader_restored_at_the_end_of_an_epoch_starts_the_next_at_its_first_s
         assert list(given) == written(sampler(), 1)
 
 
+def test_an_epoch_that_was_cut_short_leaves_the_next_one_whole() -> None:
+    """As +trainer.limit_train_batches does."""
+    given = loader()
+    next(iter(given))
+    given.sampler.set_epoch(1)
+    assert list(given) == written(sampler(), 1)
+
+
 def test_a_state_is_plain_numbers() -> None:
     # A checkpoint is loaded with weights_only, which refuses objects.
     begun = loader()
     next(iter(begun))
-    assert begun.state_dict() == {"position": 1}
-    assert type(begun.state_dict()["position"]) is int
+    assert begun.state_dict() == {"epoch": 0, "position": 1}
+    assert {type(value) for value in begun.state_dict().values()} == {int}
