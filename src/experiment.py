@@ -49,6 +49,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     )
     data, module, model_facts = build(settings)
+    commit = record.commit()  # now: the files may change while the run goes on
     with StopSignal() as stop:
         last = folder / "checkpoints" / "last.ckpt"
         cost = CostMonitor()
@@ -87,7 +88,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         "test": _scores(predictions),
         "cost": cost.summary() | {"session_seconds": time.time() - began},
         "exported": exported.name,
-        "environment": record.environment(_device_name(module.device)),
+        "environment": record.environment(_device_name(module.device), commit),
     }
     record.write_json(folder / "results.json", results)
     _log_hyperparameters(trainer, results)

@@ -39,7 +39,7 @@ def set_status(folder: Path, state: str, **facts: Any) -> None:
     write_json(folder / "status.json", {"state": state, **facts})
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str, commit: str | None) -> dict[str, Any]:
     """Where a number comes from: versions, commit, machine."""
     return {
         "device": device,
@@ -47,7 +47,7 @@ def environment(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "commit": commit(),
+        "commit": commit,
     }
 
 

@@ -38,6 +38,6 @@ def test_lines_keep_unicode_and_order(tmp_path: Path) -> None:
 
 
 def test_the_environment_names_versions_and_device() -> None:
-    facts = record.environment("cpu")
-    assert facts["device"] == "cpu"
+    facts = record.environment("cpu", "abc")
+    assert (facts["device"], facts["commit"]) == ("cpu", "abc")
     assert set(facts["packages"]) == set(record.PACKAGES)
