@@ -201,6 +201,9 @@ def main() -> None:
     model = untrained(len(tokenizer), end=tokenizer.eos_token_id)
     pretrain(model, tokenizer.backend_tokenizer, Writer("pretrain", args.seed), args.steps, args.lr)
     model.bfloat16().save_pretrained(args.output)
+    # The weights are stored in 16 bits, but who loads them shall compute as fine-tuning does.
+    file = args.output / "config.json"
+    file.write_text(file.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
     tokenizer.save_pretrained(args.output)
 
 

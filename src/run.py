@@ -150,19 +150,14 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
     for override in overrides:
         key = override.key_or_group
         if key in GROUPS:
-            options = _options(key)
-            if str(override.value()) not in options and not override.is_sweep_override():
-                raise _no_option(key, override.value(), options)
-            for value in override.sweep_string_iterator() if override.is_sweep_override() else []:
-                if value not in options:
-                    raise _no_option(key, value, options)
-        elif key not in SETTINGS and not key.startswith(("hydra.", "hydra/", "model.config.")):
-            if key.startswith("lora.") and any(w == "mode=full" for w in words):
-                raise UserError(f"{key}: mode=full has no LoRA; it belongs to mode=lora.")
-            if not override.is_add():
-                raise unknown(key)
-        elif key.startswith("lora.") and any(w == "mode=full" for w in words):
+            options, swept = _options(key), override.is_sweep_override()
+            given = list(override.sweep_string_iterator()) if swept else [str(override.value())]
+            if wrong := [value for value in given if value not in options]:
+                raise _no_option(key, wrong[0], options)
+        elif key.startswith("lora.") and "mode=full" in words:
             raise UserError(f"{key}: mode=full has no LoRA; it belongs to mode=lora.")
+        elif key not in SETTINGS and not key.startswith(("hydra.", "hydra/", "model.config.")):
+            raise unknown(key)
     raise UserError(problem)
 
 

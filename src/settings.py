@@ -120,6 +120,12 @@ def check(config: Mapping[str, Any]) -> None:
         UserError: with a line for each of its problems.
     """
     values = flat(config)
+    for key in values:
+        # Lightning and PEFT know their own arguments better, and are asked.
+        if key not in SETTINGS and not key.startswith((*DERIVED, "trainer.", "lora")):
+            raise unknown(key)
+    if missing := [key for key in SETTINGS if key not in values and not key.startswith("lora.")]:
+        raise UserError(f"These keys can't be left out: {', '.join(missing)}.")
     problems = [
         f"{key}={value}: must be {SETTINGS[key][0].words}."
         for key, value in values.items()
