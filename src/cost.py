@@ -1,5 +1,6 @@
 """What a run costs while it runs: seconds, samples, tokens, and peak memory by phase."""
 
+import itertools
 import resource
 import statistics
 import sys
@@ -166,15 +167,14 @@ def estimate(
 
     batches = [batch for _, batch in zip(range(4), training, strict=False)]
     seconds = [
-        timed(batch, lambda b: module.loss_sum(b["input_ids"], b["labels"])[0].backward())
-        for batch in batches
+        timed(batch, lambda b: module.loss_sum(b["sequences"])[0].backward()) for batch in batches
     ]
     module.zero_grad()
     step = statistics.mean(seconds[1:] or seconds)
     module.eval()
-    middle = test.dataset[len(test) // 2]
+    middle = next(itertools.islice(test, len(test) // 2, None))
     with torch.no_grad():
-        answer = timed(data.collate_evaluation(middle), module.predict)
+        answer = timed(middle, module.predict)
     module.train()
     epochs = trainer.max_epochs or 1
     return epochs * (step * len(training) + answer * len(validation)) + tests * answer * len(test)

@@ -25,6 +25,7 @@ from errors import UserError
 from hub import folder_of
 from lit_module import LitQuestionAnswering, Prediction
 from logs import MetricsFile, SampleAnswers
+from precision import frozen_dtype, precision_of
 from qa.model import load_tokenizer, max_positions
 from settings import unknown
 from splits import Splits
@@ -45,6 +46,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     """
     began = time.time()
     _quiet()
+    settings["trainer"]["precision"] = precision_of(settings["trainer"])
     record.write_text(
         folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     )
@@ -57,7 +59,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         trainer = build_trainer(settings, folder, last, [checkpoint, cost])
         before = _scores_before(settings, data, model_facts)
         terminal.announce(
-            settings, folder, data.facts, module.parameters_count(), trainer, last.is_file(),
+            settings, folder, data.facts, module.size, trainer, last.is_file(),
             estimate(module, data, trainer, tests=1 if before else 2),
         )  # fmt: skip
         if before is None:
@@ -71,16 +73,16 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         exported = module.export(folder)
         journal = folder / "predictions.partial.jsonl"
         predictions = _test(trainer, module, data, journal)
-    contexts = dict(zip(data.test["paragraph"], data.test["context"], strict=True))
+    contexts = data.test.contexts["context"]
     record.write_json(
-        folder / "contexts.json", {str(number): text for number, text in contexts.items()}
+        folder / "contexts.json", {str(number): text for number, text in enumerate(contexts)}
     )
     record.write_lines(folder / "predictions.jsonl", sorted(predictions, key=lambda p: p["id"]))
     results = {
         "config": settings,
         "data": data.facts,
         "model": model_facts,
-        "parameters": module.parameters_count(),
+        "parameters": module.size,
         "shapes": {name: list(weight.shape) for name, weight in module.trained().items()},
         "epochs": module.epochs,
         "best_epoch": min(module.epochs, key=lambda epoch: epoch["validation_loss"])["epoch"],
@@ -123,6 +125,7 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         max_prompt_length=min(settings["max_length"], room),
         positions=positions,
         mask_prompt=settings["mask_prompt"],
+        packed_length=None,  # until it is known whether the model can share a context
         parts=settings["trainer"]["accumulate_grad_batches"],
         cache_dir=cache,
     )
@@ -132,17 +135,22 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         model["name"],
         model["config"],
         settings["lora"],
+        frozen_dtype(settings["frozen_dtype"], settings["trainer"]["precision"]),
         tokenizer,
         learning_rate=settings["lr"],
         **settings["optimizer"],
         total_steps=settings["trainer"]["max_epochs"] * data.steps,
+        max_length=settings["max_length"],
         max_new_tokens=settings["max_new_tokens"],
+        packed_length=settings["packed_length"] if settings["packing"] else None,
         seed=settings["seed"],
     )
+    data.packed_length = module.packed_length
     facts = {
         "name": model["name"],
         "type": module.model.config.model_type,
         "fingerprint": _fingerprint(model_folder),
+        "shares_context": module.packed_length is not None,
     }
     return data, module, facts
 

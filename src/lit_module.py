@@ -7,16 +7,20 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
-from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
+from datamodule import Asked
 from errors import UserError
-from qa.decoding import Answer, greedy, stop_ids
-from qa.model import load_model
+from qa.decoding import Answer, greedy, shares_context, stop_ids
+from qa.model import add_lora, load_model, store_frozen
+from qa.packing import Sequences
 from qa.prompt import IGNORED
 from qa.scoring import exact_match, f1
 
@@ -27,8 +31,11 @@ class LitQuestionAnswering(L.LightningModule):
     """A causal language model that learns to answer questions over a context.
 
     `lora` holds the arguments of PEFT's LoraConfig; None fine-tunes every weight. `config` replaces
-    values of the model's own configuration. After `total_steps` the learning rate is zero. All
-    other arguments are as in conf/.
+    values of the model's own configuration. Frozen weights of matrix products are kept in
+    `frozen_dtype`. After `total_steps` the learning rate is zero. All other arguments are as in
+    conf/.
+
+    `packed_length` is None, whatever was asked for, if the model can't share a context.
 
     `epochs` holds a dict for each epoch that ended: train_loss and validation_loss (means over
     label tokens, nats), exact_match and f1 (percent, on the validation split). Each prediction of
@@ -44,6 +51,7 @@ class LitQuestionAnswering(L.LightningModule):
         name: str,
         config: Mapping[str, Any],
         lora: Mapping[str, Any] | None,
+        frozen_dtype: torch.dtype,
         tokenizer: PreTrainedTokenizerBase,
         learning_rate: float,
         weight_decay: float,
@@ -51,13 +59,28 @@ class LitQuestionAnswering(L.LightningModule):
         eps: float,
         warmup_steps: int,
         total_steps: int,
+        max_length: int,
         max_new_tokens: int,
+        packed_length: int | None,
         seed: int,
     ) -> None:
         super().__init__()
-        # LoRA's first matrices are drawn here.
-        torch.manual_seed(seed)
-        self.model = load_model(folder, name, config, lora)
+        model = load_model(folder, name, config)
+        if packed_length is not None and not shares_context(model.eval(), max_length):
+            packed_length = None
+        self.packed_length = packed_length
+        self.model: PreTrainedModel | PeftModel = model
+        if lora is not None:
+            torch.manual_seed(seed)  # LoRA's first matrices are drawn here
+            self.model = add_lora(model, lora)
+        # from_pretrained leaves a model in eval mode, and Lightning keeps what it finds.
+        self.model.train()
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        # `trainable` and `total` weights, and the `percent` that the first are of the second
+        self.size = {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
+        if isinstance(self.model, PeftModel) and frozen_dtype != torch.float32:
+            store_frozen(self.model, frozen_dtype)
         self.tokenizer, self.stops = tokenizer, stop_ids(tokenizer)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.betas, self.eps, self.warmup_steps = (betas[0], betas[1]), eps, warmup_steps
@@ -76,20 +99,12 @@ class LitQuestionAnswering(L.LightningModule):
         """The weights that training changes, by name; tied ones once."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def parameters_count(self) -> dict[str, float]:
-        """`trainable` and `total` weights, and the `percent` that the first are of the second."""
-        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in self.parameters())
-        return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
-
-    def loss_sum(
-        self, input_ids: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed cross entropy (nats) over the labels (B, T) that count, and their number."""
-        targets = labels[:, 1:]  # (B, T-1): the label of a token is predicted one before it
+    def loss_sum(self, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed cross entropy (nats) over the labels that count, and their number."""
+        targets = sequences.labels[:, 1:]  # (B, T-1): a token's label is predicted one before it
         columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
         logits = self.model(
-            input_ids=input_ids, use_cache=False, logits_to_keep=columns
+            **sequences.model_inputs, use_cache=False, logits_to_keep=columns
         ).logits  # (B, K, V): only the columns that hold a label in some row
         chosen = targets[:, columns]  # (B, K)
         loss = cross_entropy(
@@ -102,8 +117,8 @@ class LitQuestionAnswering(L.LightningModule):
         moment = f"{self.seed} {self.current_epoch} {batch_idx} {self.global_rank}"
         torch.manual_seed(random.Random(moment).getrandbits(63))
 
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        loss, count = self.loss_sum(batch["input_ids"], batch["labels"])
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        loss, count = self.loss_sum(batch["sequences"])
         if not torch.isfinite(loss):
             raise UserError(
                 f"The loss is {loss.item()} at step {self.global_step} of epoch "
@@ -123,9 +138,9 @@ class LitQuestionAnswering(L.LightningModule):
         self.train_loss.reset()
         self.log("train/epoch_loss", self.epochs[-1]["train_loss"])
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        if batch["labels"].numel():
-            loss, count = self.loss_sum(batch["input_ids"], batch["labels"])
+    def validation_step(self, batch: Asked, batch_idx: int) -> None:
+        if batch.labelled is not None:
+            loss, count = self.loss_sum(batch.labelled)
             self.validation_loss.update(loss / count, weight=count)
         predictions = self.predict(batch)
         for prediction in predictions:
@@ -146,20 +161,21 @@ class LitQuestionAnswering(L.LightningModule):
         for name, value in scores.items():
             self.log(f"validation/{name.removeprefix('validation_')}", value, prog_bar=True)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Asked, batch_idx: int) -> None:
         self.on_prediction(self.predict(batch))
 
-    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+    def predict(self, batch: Asked) -> list[Prediction]:
         """The answer to each row of the batch, scored; nothing where the prompt is too long."""
-        asked = [prompt for prompt in batch["prompts"] if prompt is not None]
+        asked = [prompt for prompt in batch.prompts if prompt is not None]
         answers = iter(
-            greedy(self.model, self.tokenizer, asked, self.stops, self.max_new_tokens)
-            if asked
-            else []
-        )
+            greedy(
+                self.model, self.tokenizer, asked, self.stops, self.max_new_tokens,
+                self.packed_length,
+            )
+        )  # fmt: skip
         return [
             _prediction(row, Answer("", 0.0, False) if prompt is None else next(answers))
-            for row, prompt in zip(batch["rows"], batch["prompts"], strict=True)
+            for row, prompt in zip(batch.rows, batch.prompts, strict=True)
         ]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -169,12 +185,24 @@ class LitQuestionAnswering(L.LightningModule):
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
+            fused=self.trainer.scaler is None,  # else Lightning can't clip: it unscales first
         )
         schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, self.total_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Of the base class: that of mixed precision refuses a fused optimizer, for a scaler's sake.
+        plugin = self.trainer.precision_plugin
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = self.trained()

@@ -24,12 +24,14 @@ class Splits:
     from one pool ('question', the reference's way). The test set is `test_path`, or that of
     `path`, or else a third part of the articles; a data set in the hub's layout tests on its
     'validation' split.
-    `seed` draws the training subset, `split_seed` everything else. A size of None takes all.
+    `seed` draws the training subset, question by question or (`draw_by` 'paragraph') all questions
+    of a paragraph together; `split_seed` draws everything else. A size of None takes all.
     """
 
     path: str | Sequence[str]
     test_path: str | Sequence[str] | None
     split_by: str
+    draw_by: str
     split_seed: int
     train_size: int | None
     validation_size: int | None
@@ -71,6 +73,7 @@ class Splits:
             "validation_size": self.validation_size,
             "size": getattr(self, f"{name}_size"),
             "seed": self.seed if name == "train" else None,
+            "draw_by": self.draw_by if name == "train" else None,
         }
 
     def read(self) -> tuple[dict[str, list[Question]], dict[str, int]]:
@@ -104,7 +107,9 @@ class Splits:
         tested = {question.title for question in test}
         counts["articles_shared_with_test"] = len(tested & {q.title for q in [*train, *validation]})
         splits = {
-            "train": _draw(train, self.train_size, random.Random(self.seed)),
+            "train": (_draw_paragraphs if self.draw_by == "paragraph" else _draw)(
+                train, self.train_size, random.Random(self.seed)
+            ),
             "validation": _draw(validation, self.validation_size, random.Random(self.split_seed)),
             "test": _draw(test, self.test_size, random.Random(self.split_seed)),
         }
@@ -167,3 +172,13 @@ def _draw(questions: list[Question], size: int | None, rng: random.Random) -> li
     if size is None or size >= len(questions):
         return questions
     return [questions[number] for number in sorted(rng.sample(range(len(questions)), size))]
+
+
+def _draw_paragraphs(
+    questions: list[Question], size: int | None, rng: random.Random
+) -> list[Question]:
+    """`size` questions of random paragraphs, all of each but the last, in the order they came."""
+    contexts = list(dict.fromkeys(question.context for question in questions))
+    rank = {context: place for place, context in enumerate(rng.sample(contexts, len(contexts)))}
+    drawn = sorted(range(len(questions)), key=lambda n: rank[questions[n].context])[:size]
+    return [questions[number] for number in sorted(drawn)]

@@ -1,11 +1,22 @@
-"""Answers from a model: greedy decoding of many prompts at once, ending where an answer ends."""
+"""Answers from a model: greedy decoding of many prompts at once, ending where an answer ends.
+
+Where a model can share a context (`shares_context`), it is prefilled once for all its questions,
+and their answers grow side by side in one sequence; else each prompt is a row of its own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from qa.packing import Block, block_inputs, packed, sees
+from qa.prompt import IGNORED, Parts
+
+Model = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,54 +43,201 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel | PeftModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Parts],
     stops: Sequence[int],
     max_new_tokens: int,
+    packed_length: int | None,
 ) -> list[Answer]:
-    """The greedy answer to each prompt (token ids), the same as if it were asked alone.
+    """The greedy answer to each prompt, the same as if it were asked alone.
 
-    `model` is in eval mode. Prompts are padded on the left, with positions counted from their
-    first real token; padding is masked out.
+    `model` is in eval mode. Questions share equal contexts in blocks of `packed_length` tokens;
+    None if the model can't.
     """
-    device = model.device
-    longest = max(map(len, prompts))
-    # (B, T) each
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor(
-        [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device
-    )  # (B, T)
-    ends = torch.tensor(stops, device=device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # (B, T)
-    log_probability = torch.zeros(len(prompts), device=device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    generated: list[torch.Tensor] = []
-    cache = None
-    for _ in range(max_new_tokens):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
+    if not prompts:
+        return []
+    order = sorted(range(len(prompts)), key=lambda n: prompts[n].context)
+    prompts = [prompts[n] for n in order]
+    way: _Rows | _Shared = _Rows(model, prompts)
+    if packed_length is not None:
+        way = _Shared(model, prompts, packed_length, max_new_tokens)
+    ends = torch.tensor(stops, device=model.device)
+    generated: list[list[int]] = [[] for _ in prompts]
+    log_probability = [0.0] * len(prompts)
+    ended = [False] * len(prompts)
+    active = list(range(len(prompts)))  # the prompts whose answers go on
+    logits = way.start()  # (active, vocabulary), here and below
+    for left in reversed(range(max_new_tokens)):
+        best, token = logits.float().log_softmax(-1).max(-1)  # (active,)
+        going = ~torch.isin(token, ends)
+        for row, value, chosen, goes in zip(
+            active, best.tolist(), token.tolist(), going.tolist(), strict=True
+        ):
+            generated[row].append(chosen)
+            log_probability[row] += value
+            ended[row] = not goes
+        kept = going.nonzero().squeeze(1)
+        active = [active[row] for row in kept.tolist()]
+        if not active or not left:
+            break
+        logits = way.go_on(token[kept], kept)
+    answers = {
+        number: Answer(text_of(tokenizer, ids), probability, end)
+        for number, ids, probability, end in zip(
+            order, generated, log_probability, ended, strict=True
+        )
+    }
+    return [answers[number] for number in range(len(answers))]
+
+
+def shares_context(model: PreTrainedModel, length: int) -> bool:
+    """Whether `model` (float32, eval mode) answers over a shared context as over one of its own:
+    tried on two prompts of about `length` tokens, and two tokens behind each."""
+    length = min(length, model.config.max_position_embeddings - 2)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (length,), generator=draw).tolist()
+    size = max(1, length // 8)
+    prompts = [Parts([], ids[size:], ids[:size]), Parts([], ids[size:], ids[size - 1 :: -1])]
+    try:
+        shared, alone = (
+            _trial(_Shared(model, prompts, 2 * length, 3)),
+            _trial(_Rows(model, prompts)),
+        )
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        return False  # it does not take these arguments, or can't compute with them
+    return bool((shared - alone).abs().max() < 1e-3 * alone.std())
+
+
+@torch.no_grad()
+def _trial(way: "_Shared | _Rows") -> torch.Tensor:
+    """The logits (3, 2, vocabulary) behind two prompts, and behind one and two tokens more."""
+    both = torch.arange(2)
+    return torch.stack([way.start(), way.go_on(both, both), way.go_on(both, both)])
+
+
+class _Shared:
+    """Prompts as blocks of one sequence; new tokens go behind all, and see what theirs may see.
+
+    Prompts of the same context stand together.
+    """
+
+    def __init__(
+        self, model: Model, prompts: Sequence[Parts], packed_length: int, max_new_tokens: int
+    ) -> None:
+        self.model = model
+        # The label of a question's last token says which prompt it is of.
+        marks = [[IGNORED] * (len(p.question) - 1) + [row] for row, p in enumerate(prompts)]
+        sequence = packed(
+            [p.head + p.context for p in prompts], [p.question for p in prompts], marks,
+            packed_length,
+        ).to(model.device)  # fmt: skip
+        self.inputs = sequence.model_inputs
+        self.block_of, self.branch_of = sequence.block_of, sequence.branch_of  # (T,) each
+        marked = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
+        self.ends = marked[sequence.labels[0, marked].argsort()]  # (prompts,)
+        self.block, self.branch = self.block_of[self.ends], self.branch_of[self.ends]
+        self.positions = sequence.position_ids[0, self.ends] + 1
+        size = len(self.block_of) + len(prompts) * (max_new_tokens - 1)
+        layers = model.config.get_text_config().num_hidden_layers
+        self.cache = Cache(layers=[_Room(size) for _ in range(layers)])
+
+    def start(self) -> torch.Tensor:
+        """The logits behind each prompt: (prompts, vocabulary)."""
+        output = self.model(
+            **self.inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=self.ends
+        )
+        return output.logits[0]
+
+    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+        self.block, self.branch = self.block[kept], self.branch[kept]
+        self.block_of = torch.cat([self.block_of, self.block])  # (T,)
+        self.branch_of = torch.cat([self.branch_of, self.branch])
+        blocks, start = [], 0
+        numbers, counts = self.block.unique_consecutive(return_counts=True)
+        for number, count in zip(numbers, counts.tolist(), strict=True):
+            stop = start + count
+            keys = (self.block_of == number).nonzero().squeeze(1)
+            mask = sees(self.branch[start:stop], self.branch_of[keys])
+            blocks.append(Block(start, stop, mask, keys))
+            start = stop
+        self.positions = self.positions[kept]
+        output = self.model(
+            **block_inputs(tokens[None], self.positions[None], blocks),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.positions = self.positions + 1
+        return output.logits[0]
+
+
+class _Room(DynamicLayer):
+    """The keys and values of a layer, with room for `size` tokens from the start.
+
+    transformers' growing layer copies all that there is at each token, which took half of the time;
+    its static one can't hold keys and values of unlike precision, as rotary positions make them.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.used = size, 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Reserve the room; memory is taken when it is written."""
+        self.room = [
+            states.new_empty(*states.shape[:2], self.size, states.shape[3])
+            for states in (key_states, value_states)
+        ]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add keys and values (1, heads, new, width); gives all (1, heads, used, width)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before, self.used = self.used, self.used + key_states.shape[2]
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, before : self.used] = states
+        self.keys, self.values = (room[:, :, : self.used] for room in self.room)
+        return self.keys, self.values
+
+
+class _Rows:
+    """Prompts as rows padded on the left, with positions counted from their first real token."""
+
+    def __init__(self, model: Model, prompts: Sequence[Parts]) -> None:
+        self.model = model
+        longest = max(len(p.prompt) for p in prompts)
+        rows = [[0] * (longest - len(p.prompt)) + p.prompt for p in prompts]
+        self.ids = torch.tensor(rows, device=model.device)  # (B, T)
+        lengths = torch.tensor([len(p.prompt) for p in prompts], device=model.device)
+        columns = torch.arange(longest, device=model.device)
+        self.mask = (columns >= longest - lengths[:, None]).long()  # (B, T)
+
+    def start(self) -> torch.Tensor:
+        """The logits behind each prompt: (B, vocabulary)."""
+        output = self.model(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=(self.mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = output.past_key_values
-        scores = output.logits[:, -1].float().log_softmax(-1)  # (B, vocabulary)
-        best, token = scores.max(-1)  # (B,)
-        log_probability += best.masked_fill(ended, 0.0)
-        generated.append(token.masked_fill(ended, -1))
-        ended |= torch.isin(token, ends)
-        if ended.all():
-            break
-        ids = token.unsqueeze(1)  # (B, 1)
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-        positions = positions[:, -1:] + 1
-    rows = torch.stack(generated, dim=1).tolist()  # B lists of tokens, -1 behind an answer's end
-    return [
-        Answer(text_of(tokenizer, [i for i in row if i >= 0]), probability, end)
-        for row, probability, end in zip(
-            rows, log_probability.tolist(), ended.tolist(), strict=True
+        self.cache = output.past_key_values
+        return output.logits[:, -1]
+
+    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+        if len(kept) < len(self.mask):
+            self.cache.batch_select_indices(kept)
+        self.mask = torch.cat([self.mask[kept], torch.ones_like(tokens)[:, None]], dim=1)
+        output = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.mask.sum(-1, keepdim=True) - 1,
+            past_key_values=self.cache,
+            use_cache=True,
         )
-    ]
+        return output.logits[:, -1]

@@ -1,4 +1,4 @@
-"""A causal language model from its folder, with LoRA or for full fine-tuning."""
+"""A causal language model from its folder, and LoRA on it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +14,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from errors import UserError
+from qa.packing import ATTENTION
 
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # the layers that PEFT's LoRA can sit on
 
@@ -36,17 +38,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(
-    folder: Path, name: str, config: Mapping[str, Any], lora: Mapping[str, Any] | None
-) -> PreTrainedModel | PeftModel:
-    """The model in `folder` in float32, in train mode; with LoRA layers unless `lora` is None.
+def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrainedModel:
+    """The model in `folder` in float32, in eval mode, with fused kernels where they compute the
+    same function.
 
     `name` is what an adapter's file names as its base model. `config` replaces values of the
-    model's configuration (such as attn_pdrop), `lora` holds arguments of PEFT's LoraConfig.
+    model's configuration (such as attn_pdrop).
 
     Raises:
         UserError: the folder holds no causal language model that can be served here, its weights
-            are not safetensors, or `config` or `lora` do not fit it.
+            are not safetensors, or `config` does not fit it.
     """
     try:
         settings = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -71,10 +72,10 @@ def load_model(
         ) from None
     _check_served(model)
     model.config.name_or_path = model.name_or_path = name
-    if lora is not None:
-        return add_lora(model, lora).train()
-    # from_pretrained leaves a model in eval mode, and Lightning keeps what it finds.
-    return model.train()
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
+    _fuse_gelu(model)
+    return model
 
 
 def max_positions(folder: Path) -> int:
@@ -83,7 +84,11 @@ def max_positions(folder: Path) -> int:
 
 
 def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
-    """The model with LoRA layers, its own weights frozen; `lora` as in `load_model`."""
+    """The model with LoRA layers, its own weights frozen; `lora` holds arguments of LoraConfig.
+
+    Raises:
+        UserError: `lora` does not fit the model.
+    """
     targets = lora["target_modules"]
     layers = {n: m for n, m in model.named_modules() if isinstance(m, ADAPTABLE)}
     if not isinstance(targets, str):  # a string is a pattern or 'all-linear'
@@ -100,6 +105,28 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"PEFT refuses these values of lora.*: {_first_line(error)}") from None
+
+
+def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
+    """Keep the frozen weights of the matrix products in `dtype`.
+
+    Under autocast to `dtype` the results stay the same, bit for bit, since the products round these
+    weights anyway. Embeddings and norms, which autocast leaves in float32, stay as they are: a
+    head that shares its weights with the embedding gets weights of its own.
+    """
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, Conv1D)) and not layer.weight.requires_grad:
+            layer.weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(layer.bias.to(dtype), requires_grad=False)
+
+
+def _fuse_gelu(model: PreTrainedModel) -> None:
+    """GPT-2's GELU (the tanh form) as one kernel in place of seven."""
+    for layer in list(model.modules()):
+        for name, child in layer.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(layer, name, nn.GELU(approximate="tanh"))
 
 
 @torch.no_grad()

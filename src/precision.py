@@ -1,0 +1,28 @@
+"""In which precision a run computes, where the configuration leaves that to the hardware."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+FROZEN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # what autocast rounds to
+
+
+def precision_of(trainer: Mapping[str, Any]) -> str:
+    """The precision that `trainer` (Lightning's arguments) names; for auto, bf16-mixed where its
+    accelerator computes bfloat16 natively, else 32-true."""
+    if trainer["precision"] != "auto":
+        return str(trainer["precision"])
+    accelerator = trainer["accelerator"]
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()):
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        native = False
+    return "bf16-mixed" if native else "32-true"
+
+
+def frozen_dtype(wanted: str | None, precision: str) -> torch.dtype:
+    """How frozen weights are kept: `wanted` 'float32', or 'auto' for what the products round to."""
+    return FROZEN.get(precision, torch.float32) if wanted == "auto" else torch.float32

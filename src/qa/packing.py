@@ -1,0 +1,215 @@
+"""Several questions over one context in one sequence: the context once, then each question.
+
+A context and its questions make a block. The positions of each question go on behind its context,
+and a token sees, of its own block alone, the context and its own question up to itself: each is
+computed just as in a sequence of its own, the context once instead of once a question. Blocks
+follow one another in one sequence, with next to no padding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from qa.prompt import IGNORED
+
+NOTHING = -1  # the branch number of what fills a block up
+CONTEXT = 0  # the branch number of a context's tokens; its questions are 1, 2, ...
+# Sequences are filled up to a multiple: oneDNN keeps code and memory for each length that it meets,
+# which for bfloat16 cost an eighth of the time and a gigabyte.
+MULTIPLE = 16
+# Up to this many tokens products of matrices attend faster in bfloat16 on a CPU than the fused
+# kernel, which there computes at the speed of float32; beyond it they take too much memory.
+SMALL = 512
+
+
+class Block(NamedTuple):
+    """The tokens `start` to `stop` of what the model reads (R), and which of them each may see.
+
+    With a cache, `keys` (C) are the places of what they may see in all that was read."""
+
+    start: int
+    stop: int
+    mask: torch.Tensor  # (R, C), bool; without a cache (R, R)
+    keys: torch.Tensor | None = None
+
+
+class Padded(NamedTuple):
+    """Token ids and labels (B, T): a row a question, padded on the right."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device) -> "Padded":
+        """The same on a device."""
+        return Padded(self.input_ids.to(device), self.labels.to(device))
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """What the model is called with: no mask, since no real token looks to its right."""
+        return {"input_ids": self.input_ids}
+
+
+class Packed(NamedTuple):
+    """Token ids, labels and positions (1, T) of blocks, and block and branch of each token (T)."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    block_of: torch.Tensor
+    branch_of: torch.Tensor
+    blocks: list[Block]
+
+    def to(self, device: torch.device) -> "Packed":
+        """The same on a device."""
+        blocks = [block._replace(mask=block.mask.to(device)) for block in self.blocks]
+        ids, labels, positions, block_of, branch_of = (t.to(device) for t in self[:5])
+        return Packed(ids, labels, positions, block_of, branch_of, blocks)
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """What the model is called with."""
+        return block_inputs(self.input_ids, self.position_ids, self.blocks)
+
+
+Sequences = Padded | Packed
+
+
+def block_inputs(
+    input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: list[Block]
+) -> dict[str, Any]:
+    """What a model is called with to read ids and positions (1, T) that lie in `blocks`."""
+    return {
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "blocks": blocks,
+        # Of four dimensions, so that transformers makes none: `blocks` says who sees whom.
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
+    }
+
+
+def padded(ids: Sequence[list[int]], labels: Sequence[list[int]]) -> Padded:
+    """A row for each question."""
+    longest = max(map(len, ids))
+    return Padded(
+        torch.tensor([row + [0] * (longest - len(row)) for row in ids], dtype=torch.long),
+        torch.tensor([row + [IGNORED] * (longest - len(row)) for row in labels], dtype=torch.long),
+    )
+
+
+def packed(
+    contexts: Sequence[list[int]],
+    branches: Sequence[list[int]],
+    labels: Sequence[list[int]],
+    length: int,
+) -> Packed:
+    """One sequence of all `branches` (a question each, with or without its answer) and their
+    `labels`, equal `contexts` shared.
+
+    A block holds at most `length` tokens, or one branch; more branches repeat the context. They
+    keep their order where contexts come in a row.
+    """
+    ids: list[int] = []
+    targets: list[int] = []
+    positions: list[int] = []
+    block_of: list[int] = []
+    branch_of: list[int] = []
+    blocks: list[Block] = []
+    for number, rows in enumerate(_shared(contexts, branches, length)):
+        start, context = len(ids), contexts[rows[0]]
+        ids += context
+        targets += [IGNORED] * len(context)
+        positions += range(len(context))
+        branch_of += [CONTEXT] * len(context)
+        for branch, row in enumerate(rows, CONTEXT + 1):
+            ids += branches[row]
+            targets += labels[row]
+            positions += range(len(context), len(context) + len(branches[row]))
+            branch_of += [branch] * len(branches[row])
+        filling = -(len(ids) - start) % MULTIPLE
+        ids += [0] * filling
+        targets += [IGNORED] * filling
+        positions += [0] * filling
+        branch_of += [NOTHING] * filling
+        block_of += [number] * (len(ids) - start)
+        owners = torch.tensor(branch_of[start:])
+        blocks.append(Block(start, len(ids), sees(owners, owners).tril()))
+    return Packed(
+        torch.tensor([ids]),
+        torch.tensor([targets]),
+        torch.tensor([positions]),
+        torch.tensor(block_of),
+        torch.tensor(branch_of),
+        blocks,
+    )
+
+
+def sees(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Whether a token of each branch in `rows` (R) may see one of each in `columns` (C), if that
+    comes before it: a bool (R, C)."""
+    return (columns == CONTEXT) | (rows[:, None] == columns)
+
+
+def _shared(
+    contexts: Sequence[list[int]], branches: Sequence[list[int]], length: int
+) -> list[list[int]]:
+    """The rows of each block."""
+    blocks: list[list[int]] = []
+    last: dict[tuple[int, ...], tuple[int, int]] = {}  # of a context: its open block, and its size
+    for row, (context, branch) in enumerate(zip(contexts, branches, strict=True)):
+        key = tuple(context)
+        block, size = last.get(key, (None, 0))
+        if block is None or size + len(branch) > length:
+            block, size = len(blocks), len(context)
+            blocks.append([])
+        blocks[block].append(row)
+        last[key] = (block, size + len(branch))
+    return blocks
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    blocks: Sequence[Block] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' fused attention, or block by block where there are `blocks`.
+
+    query (B, heads, T, width), key and value (B, key heads, T, width); gives (B, T, heads, width).
+    """
+    if blocks is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    parts = []
+    for start, stop, mask, keys in blocks:
+        seen = slice(start, stop) if keys is None else keys
+        q, k, v = query[:, :, start:stop], key[:, :, seen], value[:, :, seen]
+        # Positions by rotation may leave queries and keys, but not values, in float32.
+        plain = v.device.type == "cpu" and v.dtype == torch.bfloat16 and v.shape[2] <= SMALL
+        if plain and not kwargs.get("dropout"):
+            parts.append(_attend(q, k, v, mask, kwargs["scaling"]))
+        else:
+            parts.append(sdpa_attention_forward(module, q, k, v, mask[None, None], **kwargs)[0])
+    return torch.cat(parts, dim=1), None
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Attention as products of matrices, in the tensors' own precision; (B, T, heads, width)."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = (query * scaling) @ key.transpose(2, 3)  # (B, heads, T, T)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    return (weights @ value).transpose(1, 2)
+
+
+ATTENTION = "by_block"  # the name that a model's `set_attn_implementation` knows it by
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
