@@ -26,6 +26,7 @@ from hub import folder_of
 from lit_module import LitQuestionAnswering, Prediction
 from logs import MetricsFile, SampleAnswers
 from precision import frozen_dtype, precision_of
+from qa.kernels import onednn_is_faster
 from qa.model import load_tokenizer, max_positions
 from settings import unknown
 from splits import Splits
@@ -59,7 +60,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         trainer = build_trainer(settings, folder, last, [checkpoint, cost])
         before = _scores_before(settings, data, model_facts)
         terminal.announce(
-            settings, folder, data.facts, module.size, trainer, last.is_file(),
+            settings, folder, data.facts, model_facts, module.size, trainer, last.is_file(),
             estimate(module, data, trainer, tests=1 if before else 2),
         )  # fmt: skip
         if before is None:
@@ -151,6 +152,7 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         "type": module.model.config.model_type,
         "fingerprint": _fingerprint(model_folder),
         "shares_context": module.packed_length is not None,
+        "onednn_products": onednn_is_faster(),
     }
     return data, module, facts
 

@@ -43,7 +43,7 @@ class Rows(torch.utils.data.Dataset[Row]):
 
     def column(self, name: str) -> list[Any]:
         """One value of every row, such as prompt_tokens or answer_tokens."""
-        return list(self.questions[name])
+        return self.questions.data.column(name).to_pylist()
 
 
 def make(

@@ -12,6 +12,7 @@ def announce(
     settings: dict[str, Any],
     folder: Path,
     data: dict[str, Any],
+    model: dict[str, Any],
     parameters: dict[str, float],
     trainer: L.Trainer,
     resumed: bool,
@@ -34,6 +35,7 @@ def announce(
         f"lr {settings['lr']:g}, {settings['trainer']['max_epochs']} epochs, "
         f"batch {settings['batch_size']}, seed {settings['seed']}",
     )
+    table.add_row("packing", _packing(settings, model))
     table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
     table.add_row("time", f"about {_duration(seconds)} (an estimate from a few batches)")
     Console().print(table)
@@ -86,6 +88,16 @@ def _parameters(parameters: dict[str, float]) -> str:
         f"{parameters['trainable']:,} of {parameters['total']:,} trainable "
         f"({parameters['percent']:.4f} %)"
     )
+
+
+def _packing(settings: dict[str, Any], model: dict[str, Any]) -> str:
+    if not settings["packing"]:
+        return "off: each question is computed with a context of its own"
+    if not model["shares_context"]:
+        return f"not exact for the type {model['type']}, so each question has its own context"
+    if not settings["mask_prompt"]:
+        return "in evaluation; in training a shared context would count once, so each has its own"
+    return "questions of a batch share their context"
 
 
 def _split(facts: dict[str, Any]) -> str:

@@ -21,6 +21,10 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -87,55 +91,57 @@ def _save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-@pytest.fixture(scope="session")
-def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-2 of two tiny layers with random weights, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+def _save_model(folder: Path, kind: type[PreTrainedModel], config: PreTrainedConfig) -> Path:
+    """A tokenizer, and a model with random weights, large enough that its attention tells tokens
+    apart; gives the folder."""
     _save_tokenizer(folder)
-    size = len(AutoTokenizer.from_pretrained(folder))
+    config.vocab_size = len(AutoTokenizer.from_pretrained(folder))
+    config.bos_token_id = config.eos_token_id = 0
+    config.initializer_range = 0.2
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=size,
-                n_positions=256,
-                n_embd=32,
-                n_layer=2,
-                n_head=2,
-                bos_token_id=0,
-                eos_token_id=0,
-            )
-        ).save_pretrained(folder)
+        kind(config).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tokenizer_folder(gpt2_folder: Path) -> Path:
-    return gpt2_folder
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of two tiny layers, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    config = GPT2Config(n_positions=256, n_embd=32, n_layer=2, n_head=2)
+    return _save_model(folder, GPT2LMHeadModel, config)
+
+
+LLAMA: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 256,
+}
 
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two tiny layers with random weights and tied embeddings, and its tokenizer."""
+    """A Llama of two tiny layers with tied embeddings, and its tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    _save_tokenizer(folder)
-    size = len(AutoTokenizer.from_pretrained(folder))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=size,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=256,
-                tie_word_embeddings=True,
-                bos_token_id=0,
-                eos_token_id=0,
-            )
-        ).save_pretrained(folder)
-    return folder
+    config = LlamaConfig(**LLAMA, num_attention_heads=2, tie_word_embeddings=True)
+    return _save_model(folder, LlamaForCausalLM, config)
+
+
+@pytest.fixture(scope="session")
+def grouped_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose four heads share two of keys and values."""
+    folder = tmp_path_factory.mktemp("models") / "grouped-llama"
+    config = LlamaConfig(**LLAMA, num_attention_heads=4, num_key_value_heads=2)
+    return _save_model(folder, LlamaForCausalLM, config)
+
+
+@pytest.fixture(scope="session")
+def windowed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mistral whose tokens see the eight before them alone: it can't share a context."""
+    folder = tmp_path_factory.mktemp("models") / "windowed"
+    config = MistralConfig(**LLAMA, num_attention_heads=2, num_key_value_heads=2, sliding_window=8)
+    return _save_model(folder, MistralForCausalLM, config)
 
 
 @pytest.fixture(scope="session")
@@ -208,6 +214,7 @@ def settings(gpt2_folder: Path, tmp_path: Path) -> dict[str, Any]:
             "trainer.enable_progress_bar=false",
             "trainer.log_every_n_steps=1",
             "trainer.accelerator=cpu",
+            "trainer.precision=32-true",
             f"cache_dir='{tmp_path / 'cache'}'",
         ],
         [],

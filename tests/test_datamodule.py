@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from datamodule import SquadDataModule
 from errors import UserError
 from qa import prompt
+from qa.packing import Packed, Padded, Sequences
 from qa.prompt import IGNORED
 from splits import NAMES, Splits
 
@@ -31,6 +33,7 @@ def make(
         path=str(squad_file(tmp_path / "train.json", articles=4, seed=1)),
         test_path=str(squad_file(tmp_path / "test.json", articles=2, questions=4, seed=2)),
         split_by="article",
+        draw_by="question",
         split_seed=0,
         train_size=None,
         validation_size=None,
@@ -53,6 +56,7 @@ def make(
             "max_prompt_length": 400,
             "positions": 512,
             "mask_prompt": True,
+            "packed_length": None,
             "parts": 1,
             "cache_dir": tmp_path / "cache",
         }
@@ -73,11 +77,17 @@ def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Splits, "read", read)
 
 
-def _answers(module: SquadDataModule, batch: dict[str, Any]) -> list[str]:
-    return [
-        module.tokenizer.decode([label for label in labels if label != IGNORED])
-        for labels in batch["labels"].tolist()
-    ]
+def _answers(module: SquadDataModule, sequences: Sequences | None) -> list[str]:
+    """The texts of the labels, a text for each row that has some."""
+    assert sequences is not None
+    labels, rows = sequences.labels, [0]
+    if isinstance(sequences, Packed):
+        labels, rows = labels[0], sequences.block_of * 1000 + sequences.branch_of
+        labels = torch.stack(
+            [labels.masked_fill(rows != row, IGNORED) for row in rows.unique_consecutive()]
+        )
+    texts = [[label for label in row if label != IGNORED] for row in labels.tolist()]
+    return [module.tokenizer.decode(ids) for ids in texts if ids]
 
 
 def _write(path: Path, paragraphs: list[tuple[str, str, str]]) -> str:
@@ -109,6 +119,11 @@ def _by_id(module: SquadDataModule, name: str) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in getattr(module, name)}
 
 
+def _ids(module: SquadDataModule, row: dict[str, Any]) -> list[int]:
+    """The tokens of a row: prompt and answer."""
+    return module._parts(row).prompt + row["answer_ids"]
+
+
 # Rows and labels
 
 
@@ -116,9 +131,9 @@ def _by_id(module: SquadDataModule, name: str) -> dict[str, dict[str, Any]]:
 def test_training_labels_end_with_the_answer_and_end_of_text(make: Make, mask_prompt: bool) -> None:
     module = _ready(make(mask_prompt=mask_prompt))
     rows = list(module.train)
-    batch = module.collate_training(rows, 1)
+    sequences = module.collate_training(rows, 1)["sequences"]
     for row, ids, labels, said in zip(
-        rows, batch["input_ids"].tolist(), batch["labels"].tolist(), _answers(module, batch),
+        rows, sequences.input_ids.tolist(), sequences.labels.tolist(), _answers(module, sequences),
         strict=True,
     ):  # fmt: skip
         answer = f" {row['answers'][0]}{ENDING}"
@@ -133,22 +148,65 @@ def test_training_labels_end_with_the_answer_and_end_of_text(make: Make, mask_pr
         assert [label for label in labels if label != IGNORED][-1] == module.tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("packed_length", [None, 1, 200, 1000])
+@pytest.mark.parametrize("mask_prompt", [True, False])
 def test_evaluation_labels_are_the_answers_alone_even_when_training_labels_are_not(
-    make: Make,
+    mask_prompt: bool, packed_length: int | None, make: Make
 ) -> None:
-    module = _ready(make(mask_prompt=False))
+    module = _ready(make(mask_prompt=mask_prompt, packed_length=packed_length))
     for loader in (module.val_dataloader(), module.test_dataloader()):
         for batch in loader:
-            expected = [f" {row['answers'][0]}{ENDING}" for row in batch["rows"]]
-            assert _answers(module, batch) == expected
+            assert isinstance(batch.labelled, Padded if packed_length is None else Packed)
+            expected = [f" {row['answers'][0]}{ENDING}" for row in batch.rows]
+            assert _answers(module, batch.labelled) == expected
+
+
+@pytest.mark.parametrize("packed_length", [1, 200, 1000])
+def test_training_shares_contexts_where_the_answers_alone_are_labelled(
+    packed_length: int, make: Make
+) -> None:
+    plain = _ready(make())
+    rows = list(plain.train)
+    expected = plain.collate_training(rows, 9)
+    assert isinstance(expected["sequences"], Padded)
+    module = _ready(make(packed_length=packed_length))
+    batch = module.collate_training(rows, 9)
+    assert isinstance(batch["sequences"], Packed)
+    answers = _answers(plain, expected["sequences"])
+    assert sorted(_answers(module, batch["sequences"])) == sorted(answers)
+    for name in ("step_labels", "samples", "tokens"):  # as if nothing were shared
+        assert batch[name] == expected[name]
+    # Where the prompt is labelled, a shared context would count once: it is not shared.
+    unmasked = _ready(make(packed_length=packed_length, mask_prompt=False))
+    assert isinstance(unmasked.collate_training(rows, 9)["sequences"], Padded)
 
 
 def test_a_prompt_is_the_documented_text_and_stops_before_the_answer(make: Make) -> None:
     module = _ready(make())
     for batch in module.test_dataloader():
-        for row, ids in zip(batch["rows"], batch["prompts"], strict=True):
+        for row, part in zip(batch.rows, batch.prompts, strict=True):
             text = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
-            assert module.tokenizer.decode(ids) == text
+            assert module.tokenizer.decode(part.prompt) == text
+
+
+@pytest.mark.parametrize("packed_length", [None, 1000])
+def test_all_that_is_computed_with_goes_to_the_device(
+    packed_length: int | None, make: Make
+) -> None:
+    module = _ready(make(packed_length=packed_length))
+    training = module.collate_training([module.train[0], module.train[1]], 1)
+    asked = module.collate_evaluation([module.test[0], module.test[1]])
+    meta = torch.device("meta")
+    moved = (
+        module.transfer_batch_to_device(training, meta, 0)["sequences"],
+        module.transfer_batch_to_device(asked, meta, 0).labelled,
+    )
+    for sequences in moved:
+        tensors = [value for value in sequences if isinstance(value, torch.Tensor)]
+        inputs = dict(sequences.model_inputs)
+        tensors += [block.mask for block in inputs.pop("blocks", [])]
+        assert {tensor.device for tensor in [*tensors, *inputs.values()]} == {meta}
+        assert len(tensors) >= 2
 
 
 def test_padding_is_on_the_right_and_carries_no_label(make: Make) -> None:
@@ -156,15 +214,16 @@ def test_padding_is_on_the_right_and_carries_no_label(make: Make) -> None:
     rows = sorted(module.train, key=lambda row: len(row["context_ids"]))
     rows = [rows[0], rows[-1]]
     batch = module.collate_training(rows, 7)
+    ids, labels = batch["sequences"]
     lengths = [
         len(module.head)
         + sum(len(row[f"{part}_ids"]) for part in ("context", "question", "answer"))
         for row in rows
     ]
     assert lengths[0] < lengths[1]
-    assert batch["input_ids"].shape == batch["labels"].shape == (2, lengths[1])
-    assert batch["labels"][0, lengths[0] - 1] == module.tokenizer.eos_token_id
-    assert (batch["labels"][0, lengths[0] :] == IGNORED).all()
+    assert ids.shape == labels.shape == (2, lengths[1])
+    assert labels[0, lengths[0] - 1] == module.tokenizer.eos_token_id
+    assert (labels[0, lengths[0] :] == IGNORED).all()
     assert batch["step_labels"] == 7
     assert batch["samples"] == 2
     assert batch["tokens"] == sum(lengths)
@@ -193,7 +252,7 @@ def test_truncation_touches_neither_question_nor_answer_nor_end_of_text(make: Ma
     for name, row in cut.items():
         for part in ("question_ids", "answer_ids", "question", "answers", "context"):
             assert row[part] == whole[name][part]
-        length = len(module._ids_and_labels(row, True)[0])
+        length = len(_ids(module, row))
         assert length <= 110
         if row["context_cut"]:
             assert length == 110  # all the room is used
@@ -203,8 +262,8 @@ def test_truncation_touches_neither_question_nor_answer_nor_end_of_text(make: Ma
     assert 0 < shortened < len(cut)
     assert module.facts["train"]["truncated"] == shortened
     assert module.facts["validation"]["truncated"] == 0  # max_prompt_length is another setting
-    batch = module.collate_training(list(cut.values()), 1)
-    assert _answers(module, batch) == [f" {row['answers'][0]}{ENDING}" for row in cut.values()]
+    sequences = module.collate_training(list(cut.values()), 1)["sequences"]
+    assert _answers(module, sequences) == [f" {row['answers'][0]}{ENDING}" for row in cut.values()]
 
 
 FILLING = "Much was said of the sea, of ships and of sails, and 77 men sang. "
@@ -224,7 +283,7 @@ def test_the_gold_of_a_long_context_survives_in_training_and_evaluation_does_not
     assert row["context_cut"]
     kept = module.tokenizer.decode(row["context_ids"])
     assert f" {answer}" in kept
-    whole = module._encode([prompt.context_text(context)])[0]
+    whole = prompt.encode(module.tokenizer, [prompt.context_text(context)])[0]
     for name in ("validation", "test"):
         [row] = getattr(module, name)
         assert row["context_cut"]
@@ -250,7 +309,7 @@ def test_a_gold_that_stands_nowhere_leaves_the_beginning_of_the_context(
     splits = {"path": str(path), "validation_articles": 0.5, "misaligned": "repair"}
     module = _ready(make(splits=splits, max_length=130))
     [row] = module.train
-    whole = module._encode([prompt.context_text(FILLING * 12 + "Ada")])[0]
+    whole = prompt.encode(module.tokenizer, [prompt.context_text(FILLING * 12 + "Ada")])[0]
     assert row["context_ids"] == whole[: len(row["context_ids"])]
     assert module.facts["train"]["in_all_files"]["answers_not_in_context"] == 2
 
@@ -285,34 +344,37 @@ def test_training_rows_that_all_are_too_long_are_refused(make: Make) -> None:
         make(max_length=10).setup()
 
 
+@pytest.mark.parametrize("packed_length", [None, 200])
 @pytest.mark.parametrize("kind", ["none fits", "some fit", "all fit"])
 def test_evaluation_rows_are_never_dropped_and_too_long_prompts_are_none(
-    kind: str, make: Make
+    kind: str, packed_length: int | None, make: Make
 ) -> None:
     roomy = _ready(make())
     whole = _by_id(roomy, "test")
     needed = sorted(len(roomy.head) + len(row["question_ids"]) for row in whole.values())
     length = {"none fits": 1, "some fit": needed[8], "all fit": needed[-1]}[kind]
-    module = _ready(make(max_prompt_length=length))
+    module = _ready(make(max_prompt_length=length, packed_length=packed_length))
     assert _by_id(module, "test").keys() == whole.keys()
     assert module.facts["test"]["dropped"] == 0
     seen, too_long = [], 0
     for batch in module.test_dataloader():
-        assert len(batch["prompts"]) == len(batch["rows"])
+        assert len(batch.prompts) == len(batch.rows)
         asked = []
-        for row, ids in zip(batch["rows"], batch["prompts"], strict=True):
+        for row, part in zip(batch.rows, batch.prompts, strict=True):
             seen.append(row["id"])
             least = len(module.head) + len(row["question_ids"])
-            assert (ids is None) == (least > length)
-            if ids is None:
+            assert (part is None) == (least > length)
+            if part is None:
                 too_long += 1
                 assert row["context_ids"] == []
             else:
-                assert len(ids) <= length
-                assert ids[-len(row["question_ids"]) :] == whole[row["id"]]["question_ids"]
+                assert len(part.prompt) <= length
+                assert part.question == whole[row["id"]]["question_ids"]
                 asked.append(f" {row['answers'][0]}{ENDING}")
-        assert len(batch["input_ids"]) == len(asked)
-        assert _answers(module, batch) == asked
+        if asked:
+            assert sorted(_answers(module, batch.labelled)) == sorted(asked)
+        else:
+            assert batch.labelled is None
     assert sorted(seen) == sorted(whole)
     assert too_long == sum(least > length for least in needed)
     assert too_long in {"none fits": [16], "some fit": range(1, 8), "all fit": [0]}[kind]
@@ -321,38 +383,48 @@ def test_evaluation_rows_are_never_dropped_and_too_long_prompts_are_none(
 # Loaders
 
 
-def test_evaluation_batches_are_sorted_by_length_and_hold_each_row_once(make: Make) -> None:
+def test_evaluation_keeps_paragraphs_together_the_longest_first_and_holds_each_row_once(
+    make: Make,
+) -> None:
     module = _ready(make())
     for loader, table in (
         (module.val_dataloader(), module.validation),
         (module.test_dataloader(), module.test),
     ):
         batches = list(loader)
-        lengths = [len(ids) for batch in batches for ids in batch["prompts"]]
-        assert lengths == sorted(lengths, reverse=True)
-        assert len(set(lengths)) > 1
-        assert [len(batch["rows"]) for batch in batches[:-1]] == [5] * (len(batches) - 1)
-        ids = [row["id"] for batch in batches for row in batch["rows"]]
-        assert sorted(ids) == sorted(table["id"])
+        assert [len(batch.rows) for batch in batches[:-1]] == [5] * (len(batches) - 1)
+        rows = [row for batch in batches for row in batch.rows]
+        assert sorted(row["id"] for row in rows) == sorted(table.column("id"))
+        paragraphs = [list(group) for _, group in groupby(rows, lambda row: row["paragraph"])]
+        assert len(paragraphs) == len(set(table.column("paragraph"))) > 1
+        longest = [max(row["prompt_tokens"] for row in group) for group in paragraphs]
+        assert longest == sorted(longest, reverse=True)
+        assert longest[0] > longest[-1]
 
 
 def test_skipped_test_batches_are_the_first(make: Make) -> None:
     module = _ready(make())
 
     def ids(skip: int) -> list[list[str]]:
-        return [[row["id"] for row in batch["rows"]] for batch in module.test_dataloader(skip)]
+        return [[row["id"] for row in batch.rows] for batch in module.test_dataloader(skip)]
 
     assert len(ids(0)) == 4
     for skip in range(6):
         assert ids(skip) == ids(0)[skip:]
 
 
-@pytest.mark.parametrize("mask_prompt", [True, False])
+@pytest.mark.parametrize(
+    ("mask_prompt", "packed_length"), [(True, None), (True, 300), (False, None), (False, 300)]
+)
+@pytest.mark.parametrize("draw_by", ["question", "paragraph"])
 @pytest.mark.parametrize("parts", [1, 3, 4])
 def test_an_epoch_holds_each_row_once_and_each_step_counts_its_labels(
-    parts: int, mask_prompt: bool, make: Make
+    parts: int, draw_by: str, mask_prompt: bool, packed_length: int | None, make: Make
 ) -> None:
-    module = _ready(make(parts=parts, mask_prompt=mask_prompt))
+    module = _ready(make(
+        parts=parts, mask_prompt=mask_prompt, packed_length=packed_length,
+        splits={"draw_by": draw_by},
+    ))  # fmt: skip
     batches = list(module.train_dataloader())
     assert len(module.train) == 18
     assert module.steps == 5  # four of 4 rows, the last of 2
@@ -360,27 +432,41 @@ def test_an_epoch_holds_each_row_once_and_each_step_counts_its_labels(
     assert sum(batch["samples"] for batch in batches) == 18
     for step in range(module.steps):
         dealt = batches[step * parts : (step + 1) * parts]
-        labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in dealt)
+        labels = sum(int((batch["sequences"].labels != IGNORED).sum()) for batch in dealt)
         assert {batch["step_labels"] for batch in dealt} == {labels}
-    total = sum(len(module._ids_and_labels(row, True)[0]) for row in module.train)
+    total = sum(len(_ids(module, row)) for row in module.train)
     assert sum(batch["tokens"] for batch in batches) == total
 
 
-def test_a_part_without_rows_has_tokens_but_no_label_that_counts(make: Make) -> None:
-    module = _ready(make(parts=4))
+def test_rows_of_a_paragraph_are_trained_on_together_where_they_were_drawn_together(
+    make: Make,
+) -> None:
+    """Three questions a paragraph, in steps of three."""
+    for draw_by, paragraphs in (("paragraph", {1}), ("question", {1, 2, 3})):
+        module = _ready(make(batch_size=3, splits={"draw_by": draw_by}))
+        steps = [rows for rows, _ in module.train_dataloader().sampler]
+        held = [{module.train[row]["paragraph"] for row in rows} for rows in steps]
+        assert {len(numbers) for numbers in held} <= paragraphs
+        assert draw_by == "paragraph" or max(map(len, held)) > 1
+
+
+@pytest.mark.parametrize("packed_length", [None, 1000])
+def test_a_part_without_rows_has_tokens_but_no_label_that_counts(
+    packed_length: int | None, make: Make
+) -> None:
+    module = _ready(make(parts=4, packed_length=packed_length))
     batches = list(module.train_dataloader())
     empty = [batch for batch in batches if batch["samples"] == 0]
     assert len(empty) == 2  # the last step has 2 rows for 4 parts
     for batch in empty:
-        assert batch["input_ids"].shape[1] > 0
-        assert (batch["labels"] == IGNORED).all()
+        assert batch["sequences"].input_ids.shape[1] > 0
+        assert (batch["sequences"].labels == IGNORED).all()
         assert batch["tokens"] == 0
         assert batch["step_labels"] == batches[-4]["step_labels"] > 0
     first = module.train[0]
-    ids, labels = module._ids_and_labels(first, True)
-    again = module.collate_training([first], 1)
-    assert again["labels"].tolist() == [labels]  # the row itself keeps its labels
-    assert again["input_ids"].tolist() == [ids]
+    again = module.collate_training([first], 1)["sequences"]  # the row itself keeps its labels
+    assert _answers(module, again) == [f" {first['answers'][0]}{ENDING}"]
+    assert again.input_ids[0, : len(_ids(module, first))].tolist() == _ids(module, first)
 
 
 def test_training_batches_depend_on_the_seed_and_not_on_torch(make: Make) -> None:
@@ -388,7 +474,7 @@ def test_training_batches_depend_on_the_seed_and_not_on_torch(make: Make) -> Non
         with torch.random.fork_rng():
             torch.manual_seed(torch_seed)
             module = _ready(make(splits={"seed": seed}))
-            return [batch["input_ids"].tolist() for batch in module.train_dataloader()]
+            return [b["sequences"].input_ids.tolist() for b in module.train_dataloader()]
 
     assert tokens(0, 1) == tokens(0, 2)
     assert tokens(0, 1) != tokens(1, 1)
@@ -402,7 +488,9 @@ def test_a_second_setup_comes_from_the_cache_and_is_equal(
 ) -> None:
     first = _ready(make())
     _forbid_reading(monkeypatch)
-    second = _ready(make(batch_size=2, eval_batch_size=3, parts=2, mask_prompt=False))
+    second = _ready(
+        make(batch_size=2, eval_batch_size=3, parts=2, mask_prompt=False, packed_length=9)
+    )
     assert second.facts == first.facts
     for name in NAMES:
         assert list(getattr(second, name)) == list(getattr(first, name))
@@ -425,6 +513,7 @@ def _other_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
         {"splits": {"seed": 1}},
         {"splits": {"split_seed": 1}},
         {"splits": {"split_by": "question"}},
+        {"splits": {"draw_by": "paragraph"}},
         {"splits": {"train_size": 5}},
         {"splits": {"validation_size": 5}},
         {"splits": {"test_size": 5}},
@@ -451,7 +540,7 @@ def test_a_change_of_the_files_misses_the_cache(
     first = _ready(make())
     squad_file(Path(str(first.splits.path)), articles=4, seed=3)
     second = _ready(make())
-    assert not set(second.train["id"]) & set(first.train["id"])
+    assert not set(second.train.column("id")) & set(first.train.column("id"))
     assert second.facts["source"] != first.facts["source"]
     assert second.facts["test"] == first.facts["test"] | {
         "in_all_files": second.facts["test"]["in_all_files"]

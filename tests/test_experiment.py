@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import experiment
 from errors import UserError
+from lit_module import LitQuestionAnswering
 from qa.decoding import greedy, stop_ids
+from qa.prompt import Parts
 from qa.scoring import exact_match, f1
 from study.intervals import mean
 
@@ -39,8 +43,8 @@ def answers_by(model: Any, folder: Path, recorded: list[dict[str, Any]], run: Pa
         f"Context: {contexts[str(p['paragraph'])]}\nQuestion: {p['question']}\nAnswer:"
         for p in recorded
     ]
-    prompts = [tokenizer(text)["input_ids"] for text in texts]
-    return [a.text for a in greedy(model.eval(), tokenizer, prompts, stop_ids(tokenizer), 4)]
+    prompts = [Parts([], [], tokenizer(text)["input_ids"]) for text in texts]
+    return [a.text for a in greedy(model.eval(), tokenizer, prompts, stop_ids(tokenizer), 4, None)]
 
 
 def test_the_adapter_answers_as_recorded_when_plain_peft_loads_it(
@@ -99,8 +103,6 @@ def test_the_best_epoch_is_the_one_that_is_scored_and_exported(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The validation loss is made to rise after the first epoch."""
-    from lit_module import LitQuestionAnswering
-
     original = LitQuestionAnswering.on_validation_epoch_end
     kept = {}
 
@@ -147,6 +149,62 @@ def test_the_same_settings_give_the_same_run_and_another_seed_another(
     fingerprints = [run["data"]["train"]["fingerprint"] for run in runs]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     assert len({run["data"]["test"]["fingerprint"] for run in runs}) == 1
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_run_records_the_precision_that_its_hardware_was_given(
+    settings: Settings, native: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native)
+    settings["trainer"]["precision"] = "auto"
+    computed = set()
+    original = LitQuestionAnswering.training_step
+
+    def step(self: LitQuestionAnswering, *arguments: Any) -> torch.Tensor:
+        computed.add(self.trainer.precision)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(LitQuestionAnswering, "training_step", step)
+    results = experiment.run(settings, tmp_path / "run")
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert results["config"]["trainer"]["precision"] == expected
+    assert written == results["config"]
+    assert computed == {expected}
+
+
+def test_a_run_in_mixed_precision_exports_float32_and_counts_as_in_float32(
+    lora_run: tuple[dict[str, Any], Path], settings: Settings, tmp_path: Path
+) -> None:
+    exact, _ = lora_run
+    settings["trainer"]["precision"] = "bf16-mixed"
+    mixed = experiment.run(settings, tmp_path / "mixed")
+    assert mixed["parameters"] == exact["parameters"]
+    assert mixed["shapes"] == exact["shapes"]
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "mixed" / "adapter")
+    adapter = load_file(tmp_path / "mixed" / "adapter" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in adapter.values()} == {torch.float32}
+    assert sum(weight.numel() for weight in adapter.values()) == mixed["parameters"]["trainable"]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_contexts_are_recorded_by_the_numbers_that_predictions_name(
+    lora_run: tuple[dict[str, Any], Path], settings: Settings
+) -> None:
+    _, folder = lora_run
+    contexts = json.loads((folder / "contexts.json").read_text(encoding="utf-8"))
+    content = json.loads(Path(settings["data"]["test_path"]).read_text(encoding="utf-8"))
+    told = {
+        qa["id"]: paragraph["context"]
+        for article in content["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    }
+    recorded = predictions_of(folder)
+    assert {p["id"]: contexts[str(p["paragraph"])] for p in recorded} == {
+        p["id"]: told[p["id"]] for p in recorded
+    }
+    assert {str(p["paragraph"]) for p in recorded} == set(contexts)
 
 
 def test_tensorboard_and_csv_hold_what_was_measured(

@@ -1,6 +1,8 @@
 """The module: which weights move, which tokens carry loss, how a token weighs."""
 
 import copy
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,37 @@ from torch.nn.functional import cross_entropy
 import experiment
 from errors import UserError
 from lit_module import LitQuestionAnswering
+from qa.packing import Packed, Padded
 from qa.prompt import IGNORED
 
 Settings = dict[str, Any]
+SquadWriter = Callable[..., Path]
 
 
 def as_full(settings: Settings) -> Settings:
     return settings | {"mode": "full", "lora": None, "rank": None}
 
 
+def without_dropout(settings: Settings) -> Settings:
+    if settings["lora"] is not None:
+        settings["lora"]["lora_dropout"] = 0.0
+    settings["model"]["config"] = dict.fromkeys(settings["model"]["config"], 0.0)
+    return settings
+
+
+def drawn_by_paragraph(settings: Settings, folder: Path, squad_file: SquadWriter) -> Settings:
+    """Four questions a paragraph, so that there is much to share."""
+    files = [squad_file(folder / f"more{n}.json", 5, 2, 4, seed=n) for n in range(2)]
+    settings["data"] |= {
+        "path": str(files[0]), "test_path": str(files[1]), "draw_by": "paragraph",
+        "validation_size": None,
+    }  # fmt: skip
+    return settings
+
+
 def fit(settings: Settings, folder: Path, **trainer: Any) -> tuple[LitQuestionAnswering, L.Trainer]:
-    data, module, _ = experiment.build(settings)
     arguments = settings["trainer"] | trainer
+    data, module, _ = experiment.build(settings | {"trainer": arguments})
     lightning = L.Trainer(
         **arguments, logger=False, enable_checkpointing=False, enable_model_summary=False,
         default_root_dir=folder, num_sanity_val_steps=0,
@@ -74,7 +95,7 @@ def test_both_modes_see_the_same_questions_in_the_same_order(
     original = LitQuestionAnswering.training_step
 
     def step(self: LitQuestionAnswering, batch: Any, index: int) -> torch.Tensor:
-        seen.append(batch["input_ids"].flatten().tolist())
+        seen.append(batch["sequences"].input_ids.flatten().tolist())
         return original(self, batch, index)
 
     monkeypatch.setattr(LitQuestionAnswering, "training_step", step)
@@ -84,39 +105,79 @@ def test_both_modes_see_the_same_questions_in_the_same_order(
     assert seen[:3] != seen[3:6]  # each epoch in an order of its own
 
 
-def test_loss_is_that_of_the_label_tokens(settings: Settings) -> None:
-    data, module, _ = experiment.build(settings)
+@pytest.mark.parametrize("packing", [True, False])
+def test_loss_is_that_of_the_label_tokens(settings: Settings, packing: bool) -> None:
+    data, module, _ = experiment.build(settings | {"packing": packing})
     module.eval()
-    batch = data.collate_training([data.train[n] for n in range(4)], 1)
+    batch = data.collate_training([data.train[n] for n in range(4)], 1)["sequences"]
+    assert isinstance(batch, Packed if packing else Padded)
     with torch.no_grad():
-        loss, count = module.loss_sum(batch["input_ids"], batch["labels"])
-        logits = module.model(input_ids=batch["input_ids"]).logits
+        loss, count = module.loss_sum(batch)
+        logits = module.model(**batch.model_inputs).logits
     plain = cross_entropy(
-        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(),
+        logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(),
         ignore_index=IGNORED, reduction="sum",
     )  # fmt: skip
-    assert count == (batch["labels"] != IGNORED).sum()
+    assert count == (batch.labels != IGNORED).sum() > 0
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
-def test_padding_changes_no_loss(settings: Settings) -> None:
-    data, module, _ = experiment.build(settings)
+@pytest.mark.parametrize(("packing", "packed_length"), [(False, 1), (True, 1), (True, 1024)])
+def test_neither_padding_nor_sharing_changes_a_loss(
+    settings: Settings, packing: bool, packed_length: int, tmp_path: Path, squad_file: SquadWriter
+) -> None:
+    settings = drawn_by_paragraph(settings, tmp_path, squad_file)
+    data, module, _ = experiment.build(
+        settings | {"packing": packing, "packed_length": packed_length}
+    )
     module.eval()
-    rows = [data.train[n] for n in range(4)]
+    rows = [data.train[n] for n in range(6)]
+    assert len({row["paragraph"] for row in rows}) < 6
     with torch.no_grad():
-        together = data.collate_training(rows, 1)
-        whole, _ = module.loss_sum(together["input_ids"], together["labels"])
+        whole, _ = module.loss_sum(data.collate_training(rows, 1)["sequences"])
         alone = 0.0
         for row in rows:
-            batch = data.collate_training([row], 1)
-            alone += module.loss_sum(batch["input_ids"], batch["labels"])[0].item()
+            ids = [*data._parts(row).prompt, *row["answer_ids"]]
+            labels = [IGNORED] * row["prompt_tokens"] + row["answer_ids"]
+            output = module.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
+            alone += output.loss.item() * row["answer_tokens"]
     assert whole.item() == pytest.approx(alone, rel=1e-5)
 
 
-def test_accumulated_parts_train_as_one_step(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_run_that_shares_contexts_ends_at_the_weights_of_one_that_does_not(
+    settings: Settings, mode: str, tmp_path: Path, squad_file: SquadWriter
+) -> None:
+    settings = drawn_by_paragraph(settings, tmp_path, squad_file)
+    settings = without_dropout(settings if mode == "lora" else as_full(settings))
+    # Gradients that are zero but for rounding, as those of keys' biases are, shall move nothing.
+    settings["optimizer"]["eps"] = 1e-4
+    settings["lr"] = 1e-3
+    read: list[int] = []
+    runs = []
+    for packing, packed_length in ((False, 1), (True, 120), (True, 1024)):
+        again = settings | {"packing": packing, "packed_length": packed_length}
+        module, trainer = fit(copy.deepcopy(again), tmp_path)
+        assert trainer.global_step == 9
+        loader = trainer.train_dataloader
+        read.append(sum(batch["sequences"].input_ids.numel() for batch in loader))
+        runs.append(module)
+    assert read[0] > read[1] > read[2]  # else nothing was shared
+    _, untouched, _ = experiment.build(settings)
+    for other in runs[1:]:
+        for name, weight in runs[0].trained().items():
+            assert torch.allclose(weight, other.trained()[name], atol=1e-5, rtol=0), name
+            assert not torch.allclose(weight, untouched.trained()[name], atol=1e-4), name
+        for one, two in zip(runs[0].epochs, other.epochs, strict=True):
+            assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_accumulated_parts_train_as_one_step(
+    settings: Settings, packing: bool, tmp_path: Path
+) -> None:
     """Ten questions in steps of four: the last step leaves a part without a row."""
-    settings["lora"]["lora_dropout"] = 0.0
-    settings["model"]["config"] = dict.fromkeys(settings["model"]["config"], 0.0)
+    settings = without_dropout(settings | {"packing": packing})
     whole, _ = fit(copy.deepcopy(settings), tmp_path)
     settings["trainer"]["accumulate_grad_batches"] = 3
     parts, trainer = fit(settings, tmp_path)
@@ -127,26 +188,41 @@ def test_accumulated_parts_train_as_one_step(settings: Settings, tmp_path: Path)
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
 
 
-def test_validation_loss_is_a_mean_over_tokens_whatever_the_batches(settings: Settings) -> None:
-    losses = []
-    for size in (1, 2, 3):
-        data, module, _ = experiment.build(settings | {"eval_batch_size": size})
+def test_validation_depends_on_no_way_of_computing_it(
+    settings: Settings, tmp_path: Path, squad_file: SquadWriter
+) -> None:
+    """The loss is a mean over the tokens of all answers; each answer is that to its own prompt."""
+    settings = drawn_by_paragraph(settings, tmp_path, squad_file)
+    ways = itertools.product((1, 3, 8), ((False, 1), (True, 1), (True, 90), (True, 1024)))
+    losses, answers = [], []
+    for size, (packing, packed_length) in ways:
+        change = {"eval_batch_size": size, "packing": packing, "packed_length": packed_length}
+        data, module, _ = experiment.build(settings | change)
+        said: dict[str, Any] = {}
+        predict = module.predict
+
+        def keep(batch: Any, predict: Any = predict, said: dict[str, Any] = said) -> Any:
+            predictions = predict(batch)
+            said.update((p["id"], (p["prediction"], p["ended"])) for p in predictions)
+            return predictions
+
+        module.predict = keep  # type: ignore[method-assign]
         trainer = L.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.validate(module, data, verbose=False)
         losses.append(module.epochs[0]["validation_loss"])
-    rows = [data.validation[n] for n in range(3)]
+        answers.append(said)
+    rows = list(data.validation)
+    assert len(rows) == len(answers[0]) == 8
     module.eval()
     with torch.no_grad():
-        sums = [module.loss_sum(**_tensors(data.collate_training([row], 1))) for row in rows]
+        sums = [module.loss_sum(data.collate_evaluation([row]).labelled) for row in rows]
     expected = sum(loss.item() for loss, _ in sums) / sum(count.item() for _, count in sums)
-    assert losses == pytest.approx([expected] * 3, rel=1e-5)
-
-
-def _tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {"input_ids": batch["input_ids"], "labels": batch["labels"]}
+    assert losses == pytest.approx([expected] * len(losses), rel=1e-5)
+    assert all(said == answers[0] for said in answers)
+    assert len(set(answers[0].values())) > 1
 
 
 def test_validation_loss_is_over_answers_whatever_is_trained_on(settings: Settings) -> None:
@@ -154,22 +230,135 @@ def test_validation_loss_is_over_answers_whatever_is_trained_on(settings: Settin
     for masked in (True, False):
         data, _, _ = experiment.build(settings | {"mask_prompt": masked})
         batches = list(data.val_dataloader())
-        counts.append([(batch["labels"] != IGNORED).sum().item() for batch in batches])
+        counts.append([(batch.labelled.labels != IGNORED).sum().item() for batch in batches])
     assert counts[0] == counts[1]
 
 
-def test_a_gold_answer_beyond_the_models_positions_has_no_loss(settings: Settings) -> None:
+def test_training_on_prompts_too_shares_no_context_but_evaluation_does(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context that is shared would count once, not once a question."""
+    seen: dict[bool, set[type]] = {True: set(), False: set()}
+    original = LitQuestionAnswering.loss_sum
+
+    def loss_sum(self: LitQuestionAnswering, sequences: Any) -> Any:
+        seen[self.training].add(type(sequences))
+        return original(self, sequences)
+
+    monkeypatch.setattr(LitQuestionAnswering, "loss_sum", loss_sum)
+    module, _ = fit(settings | {"mask_prompt": False}, tmp_path)
+    assert seen == {True: {Padded}, False: {Packed}}
+    assert module.packed_length == settings["packed_length"]
+
+
+def test_a_model_that_can_not_share_a_context_trains_and_answers_by_rows(
+    settings: Settings, windowed_folder: Path, tmp_path: Path
+) -> None:
+    settings["model"] |= {"name": str(windowed_folder), "config": {}}
+    settings["lora"]["target_modules"] = ["q_proj", "v_proj"]
+    results = experiment.run(copy.deepcopy(settings), tmp_path / "run")
+    assert results["model"]["shares_context"] is False
+    assert results["config"]["packing"] is True  # what was asked for
+    plain = experiment.run(settings | {"packing": False}, tmp_path / "plain")
+    assert plain["epochs"] == results["epochs"]
+    data, module, _ = experiment.build(settings)
+    assert module.packed_length is data.packed_length is None
+    assert isinstance(data.collate_evaluation([data.test[0]]).labelled, Padded)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_facts_tell_whether_contexts_are_shared(settings: Settings, packing: bool) -> None:
+    data, module, facts = experiment.build(settings | {"packing": packing})
+    assert facts["shares_context"] is packing
+    assert data.packed_length == module.packed_length == (1024 if packing else None)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_gold_answer_beyond_the_models_positions_has_no_loss(
+    settings: Settings, packing: bool
+) -> None:
     """A context cut for a short generated answer leaves no room for a long gold one."""
-    settings |= {"max_length": 256, "max_new_tokens": 2}
+    settings |= {"max_length": 256, "max_new_tokens": 2, "packing": packing}
     data, module, _ = experiment.build(settings)
     row = dict(data.validation[0])
     row["context_ids"] = [5] * (254 - len(data.head) - len(row["question_ids"]))
     row["answer_ids"] = [7] * 10
-    batch = data.collate_evaluation([row, data.validation[1]])
-    assert len(batch["rows"]) == len(batch["prompts"]) == 2
-    assert len(batch["labels"]) == 1
+    short = data.validation[1]
+    batch = data.collate_evaluation([row, short])
+    assert len(batch.rows) == len(batch.prompts) == 2
+    labels = batch.labelled.labels
+    assert labels[labels != IGNORED].tolist() == short["answer_ids"]
     module.eval()
     assert len(module.predict(batch)) == 2
+    assert data.collate_evaluation([row]).labelled is None
+    module.validation_step(data.collate_evaluation([row]), 0)
+    assert module.validation_loss.weight == 0
+
+
+# Precision and clipping
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize(("algorithm", "most"), [("norm", 0.05), ("value", 0.001), (None, 0.05)])
+def test_gradients_are_clipped_in_mixed_precision_too(
+    settings: Settings, mode: str, algorithm: str | None, most: float, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    sizes: list[tuple[float, float]] = []
+    original = LitQuestionAnswering.configure_gradient_clipping
+
+    def size(module: LitQuestionAnswering) -> float:
+        whole = torch.cat([weight.grad.flatten() for weight in module.trained().values()])
+        return (whole.abs().max() if algorithm == "value" else whole.norm()).item()
+
+    def clip(self: LitQuestionAnswering, *arguments: Any, **words: Any) -> None:
+        before = size(self)
+        original(self, *arguments, **words)
+        sizes.append((before, size(self)))
+
+    monkeypatch.setattr(LitQuestionAnswering, "configure_gradient_clipping", clip)
+    more = {"gradient_clip_algorithm": algorithm} if algorithm else {}
+    _, trainer = fit(
+        settings if mode == "lora" else as_full(settings), tmp_path,
+        precision="bf16-mixed", gradient_clip_val=most, **more,
+    )  # fmt: skip
+    assert trainer.optimizers[0].defaults["fused"]
+    assert len(sizes) == 9
+    assert all(before > most for before, _ in sizes)
+    assert [after for _, after in sizes] == pytest.approx([most] * 9, rel=1e-3)
+
+
+def test_without_a_largest_norm_gradients_stay(settings: Settings) -> None:
+    _, module, _ = experiment.build(settings)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    optimizer = module.configure_optimizers()["optimizer"]
+    for weight in module.trained().values():
+        weight.grad = torch.full_like(weight, 100.0)
+    module.configure_gradient_clipping(optimizer, None, None)
+    assert all((weight.grad == 100.0).all() for weight in module.trained().values())
+
+
+def test_how_frozen_weights_are_stored_changes_neither_a_run_nor_its_counts(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """In mixed precision; in float32 they are not stored otherwise."""
+    runs = {}
+    for stored, precision in (
+        ("auto", "bf16-mixed"), ("float32", "bf16-mixed"), ("auto", "32-true"),
+    ):  # fmt: skip
+        change = {"frozen_dtype": stored}
+        runs[stored, precision], _ = fit(settings | change, tmp_path, precision=precision)
+    low, plain, exact = runs.values()
+    dtypes = [{p.dtype for p in module.parameters()} for module in (low, plain, exact)]
+    assert dtypes == [{torch.float32, torch.bfloat16}, {torch.float32}, {torch.float32}]
+    assert low.size == plain.size == exact.size
+    assert low.epochs == plain.epochs
+    assert low.epochs != exact.epochs
+    for name, weight in plain.trained().items():
+        assert torch.equal(weight, low.trained()[name])
+
+
+# The run
 
 
 def test_the_learning_rate_falls_to_zero(settings: Settings, tmp_path: Path) -> None:

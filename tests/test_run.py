@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from precision import precision_of
+
 PROJECT = Path(__file__).parents[1]
 RUN = [sys.executable, str(PROJECT / "src" / "run.py")]
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
@@ -64,7 +66,8 @@ def test_help_names_every_key_and_no_torch_is_needed_for_it() -> None:
 def test_a_run_from_another_folder_ends_with_its_table(words: list[str], tmp_path: Path) -> None:
     done = command("mode=lora", *words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    for text in ("Will run", "precision 32-true", "before training", "peak memory", "4.2216 %"):
+    precision = f"precision {precision_of({'precision': 'auto', 'accelerator': 'cpu'})}"
+    for text in ("Will run", precision, "before training", "peak memory", "4.2216 %"):
         assert text in done.stdout
     [folder] = (tmp_path / "runs").iterdir()
     assert folder.name.endswith("lora_r8_lr0.0002_seed1")
@@ -161,6 +164,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["mode=full", "rank=8"], "mode=full has no rank"),
         (["mode=full", "lora.lora_alpha=3"], "mode=full has no LoRA"),
         (["lr=fast"], "lr=fast: must be a number above 0"),
+        (["packing=maybe"], "packing=maybe: must be true or false"),
+        (["packed_length=0"], "packed_length=0: must be a whole number from 1"),
+        (["data.draw_by=foo"], "data.draw_by=foo: must be question or paragraph"),
         (["lr=1e-4,1e-3"], "needs -m"),
         (["lr="], "lr="),
         (["mode"], "mode"),

@@ -1,5 +1,6 @@
 """Every key of conf/ is explained and checked."""
 
+import re
 from typing import Any
 
 import pytest
@@ -30,6 +31,9 @@ def test_the_defaults_are_the_recipe(mode: str) -> None:
     assert (s["batch_size"], s["trainer"]["max_epochs"], s["max_length"]) == (4, 3, 512)
     assert (s["data"]["train_size"], s["data"]["validation_size"]) == (2000, 200)
     assert s["trainer"]["gradient_clip_val"] == 1.0
+    assert (s["packing"], s["data"]["draw_by"], s["trainer"]["precision"]) == (
+        True, "question", "auto",
+    )  # fmt: skip
     assert s["optimizer"] == {
         "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "warmup_steps": 0,
     }  # fmt: skip
@@ -37,9 +41,9 @@ def test_the_defaults_are_the_recipe(mode: str) -> None:
         assert s["lora"] == {
             "r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["c_attn"],
         }  # fmt: skip
-        assert s["lr"] == 2e-4
+        assert (s["lr"], s["frozen_dtype"]) == (2e-4, "auto")
     else:
-        assert (s["lora"], s["lr"]) == (None, 2e-5)
+        assert (s["lora"], s["lr"], s["frozen_dtype"]) == (None, 2e-5, None)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +52,28 @@ def test_the_defaults_are_the_recipe(mode: str) -> None:
         ("lr", 0), ("lr", -1.0), ("lr", "high"), ("lr", float("nan")), ("lr", float("inf")),
         ("rank", 0), ("rank", 2.5), ("seed", -1), ("seed", True), ("batch_size", 0),
         ("max_length", 0), ("mask_prompt", "yes"), ("mode", "loar"), ("resume", 3),
+        ("packing", "maybe"), ("packing", None), ("packed_length", 0), ("packed_length", None),
+        ("packed_length", 1.5), ("frozen_dtype", "bfloat16"),
+        ("data.draw_by", "foo"), ("data.draw_by", None),
     ],
 )  # fmt: skip
 def test_a_value_that_can_not_be_is_refused_by_name(key: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"^{key}="):
-        check(run.compose([], []) | {key: value})
+    settings = run.compose([], [])
+    group, _, name = key.rpartition(".")
+    (settings[group] if group else settings)[name] = value
+    with pytest.raises(UserError, match=f"^{re.escape(key)}="):
+        check(settings)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["frozen_dtype=float32"], ["frozen_dtype=auto"], ["packing=false"], ["packed_length=1"],
+        ["data.draw_by=paragraph"], ["mode=full", "packing=false"], ["trainer.precision=bf16-true"],
+    ],
+)  # fmt: skip
+def test_a_value_that_can_be_passes(words: list[str]) -> None:
+    check(run.compose(words, []))
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ def splits_of(path: Path, folder: Path, test_path: Path | None = None, **changes
         path=str(path),
         test_path=None if test_path is None else str(test_path),
         split_by="article",
+        draw_by="question",
         split_seed=0,
         train_size=None,
         validation_size=None,
@@ -147,6 +149,44 @@ def test_drawn_questions_keep_the_order_of_the_file(two_files: Splits) -> None:
     drawn = ids(replace(two_files, train_size=20, seed=3).read()[0]["train"])
     assert drawn == sorted(drawn, key=order.index)
     assert len(set(drawn)) == 20
+
+
+def test_a_draw_by_question_is_the_same_in_every_version(two_files: Splits) -> None:
+    assert ids(replace(two_files, train_size=5, seed=3).read()[0]["train"]) == [
+        "0-6-0-0",
+        "0-9-1-0",
+        "0-13-1-1",
+        "0-17-0-0",
+        "0-19-0-1",
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 9, 10, 31])
+def test_a_draw_by_paragraph_takes_whole_paragraphs_but_for_one(
+    size: int, squad_file: SquadWriter, tmp_path: Path
+) -> None:
+    path = squad_file(tmp_path / "all.json", 12, 2, 4)
+    splits = splits_of(path, tmp_path, draw_by="paragraph")
+    everything = splits.read()[0]
+    whole = Counter(question.context for question in everything["train"])
+    assert set(whole.values()) == {4}
+    for seed in range(5):
+        drawn = replace(splits, train_size=size, seed=seed).read()[0]
+        assert len(drawn["train"]) == len(set(ids(drawn["train"]))) == size
+        shares = Counter(question.context for question in drawn["train"])
+        assert sum(shares[context] < whole[context] for context in shares) == (size % 4 > 0)
+        assert drawn["train"] == [q for q in everything["train"] if q in drawn["train"]]
+        assert [drawn[name] for name in NAMES[1:]] == [everything[name] for name in NAMES[1:]]
+
+
+def test_a_draw_by_paragraph_depends_on_the_seed_alone(one_file: Splits) -> None:
+    splits = replace(one_file, draw_by="paragraph", train_size=10)
+    draws = [ids(replace(splits, seed=seed).read()[0]["train"]) for seed in (0, 1, 2, 0)]
+    assert draws[0] == draws[3]
+    assert len({tuple(drawn) for drawn in draws}) == 3
+    assert draws[0] != ids(replace(splits, draw_by="question").read()[0]["train"])
+    larger = ids(replace(splits, train_size=13).read()[0]["train"])
+    assert set(draws[0]) < set(larger)  # the same paragraphs, and more
 
 
 def test_a_larger_validation_draw_does_not_change_the_training_questions(
@@ -378,8 +418,9 @@ def test_the_key_of_every_split_changes_with(change: dict[str, Any], one_file: S
 def test_equal_keys_mean_equal_questions(one_file: Splits) -> None:
     """Whatever changes the questions of a split changes its key."""
     variants = [
-        replace(one_file, split_by=split_by, **{key: value})
+        replace(one_file, split_by=split_by, draw_by=draw_by, **{key: value})
         for split_by in ("article", "question")
+        for draw_by in ("question", "paragraph")
         for key, values in {
             "seed": (0, 1),
             "split_seed": (0, 1),
@@ -400,7 +441,10 @@ def test_equal_keys_mean_equal_questions(one_file: Splits) -> None:
     assert len(seen) < len(variants) * len(NAMES)  # some keys are equal: the claim was tried
 
 
-def test_the_seed_is_in_the_key_of_the_training_split_alone(one_file: Splits) -> None:
-    other = replace(one_file, seed=1)
+@pytest.mark.parametrize("change", [{"seed": 1}, {"draw_by": "paragraph"}])
+def test_the_draw_is_in_the_key_of_the_training_split_alone(
+    change: dict[str, Any], one_file: Splits
+) -> None:
+    other = replace(one_file, **change)
     changed = [name for name in NAMES if other.key(name) != one_file.key(name)]
     assert changed == ["train"]

@@ -2,6 +2,9 @@
 
 import itertools
 import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +16,23 @@ Part = tuple[list[int], int]
 SHAPES = list(itertools.product([1, 2, 7, 12, 13], [1, 4, 5, 20], [1, 2, 3]))
 
 
-def sampler(rows: int = 13, batch_size: int = 4, parts: int = 2, seed: int = 0) -> StepSampler:
+def sampler(
+    rows: int = 13,
+    batch_size: int = 4,
+    parts: int = 2,
+    seed: int = 0,
+    paragraphs: Sequence[int] | None = None,
+) -> StepSampler:
     rng = random.Random(rows)
-    return StepSampler([rng.randrange(2, 30) for _ in range(rows)], batch_size, parts, seed)
+    labels = [rng.randrange(2, 30) for _ in range(rows)]
+    return StepSampler(labels, paragraphs, batch_size, parts, seed)
+
+
+def by_paragraph(sizes: Sequence[int], batch_size: int, **more: int) -> StepSampler:
+    """Over paragraphs of these sizes, whose rows are mixed."""
+    paragraphs = [number for number, size in enumerate(sizes) for _ in range(size)]
+    random.Random(0).shuffle(paragraphs)
+    return sampler(len(paragraphs), batch_size, paragraphs=paragraphs, **more)
 
 
 def epoch(steps: StepSampler, number: int) -> list[Part]:
@@ -27,9 +44,24 @@ def written(steps: StepSampler, number: int) -> list[str]:
     return [str(part) for part in epoch(steps, number)]
 
 
+@pytest.fixture(params=["rows", "paragraphs"])
+def shaped(request: pytest.FixtureRequest) -> Callable[[int, int, int], StepSampler]:
+    """A sampler of rows, batch size and parts; of single rows, or with those of a paragraph."""
+
+    def make(rows: int, batch_size: int, parts: int) -> StepSampler:
+        draw = random.Random(rows)
+        paragraphs = [draw.randrange(1 + rows // 3) for _ in range(rows)]
+        grouped = paragraphs if request.param == "paragraphs" else None
+        return sampler(rows, batch_size, parts, paragraphs=grouped)
+
+    return make
+
+
 @pytest.mark.parametrize(("rows", "batch_size", "parts"), SHAPES)
-def test_each_row_comes_once_an_epoch(rows: int, batch_size: int, parts: int) -> None:
-    steps = sampler(rows, batch_size, parts)
+def test_each_row_comes_once_an_epoch(
+    rows: int, batch_size: int, parts: int, shaped: Callable[[int, int, int], StepSampler]
+) -> None:
+    steps = shaped(rows, batch_size, parts)
     for number in range(3):
         dealt = epoch(steps, number)
         assert len(dealt) == len(steps) == -(-rows // batch_size) * parts
@@ -38,9 +70,9 @@ def test_each_row_comes_once_an_epoch(rows: int, batch_size: int, parts: int) ->
 
 @pytest.mark.parametrize(("rows", "batch_size", "parts"), SHAPES)
 def test_steps_are_full_but_the_last_and_their_parts_differ_by_a_row_at_most(
-    rows: int, batch_size: int, parts: int
+    rows: int, batch_size: int, parts: int, shaped: Callable[[int, int, int], StepSampler]
 ) -> None:
-    dealt = epoch(sampler(rows, batch_size, parts), 0)
+    dealt = epoch(shaped(rows, batch_size, parts), 0)
     for start in range(0, len(dealt), parts):
         sizes = [len(part) for part, _ in dealt[start : start + parts]]
         last = start + parts == len(dealt)
@@ -50,9 +82,9 @@ def test_steps_are_full_but_the_last_and_their_parts_differ_by_a_row_at_most(
 
 @pytest.mark.parametrize(("rows", "batch_size", "parts"), SHAPES)
 def test_each_part_tells_the_labels_of_its_whole_step(
-    rows: int, batch_size: int, parts: int
+    rows: int, batch_size: int, parts: int, shaped: Callable[[int, int, int], StepSampler]
 ) -> None:
-    steps = sampler(rows, batch_size, parts)
+    steps = shaped(rows, batch_size, parts)
     dealt = epoch(steps, 0)
     for start in range(0, len(dealt), parts):
         step = dealt[start : start + parts]
@@ -61,11 +93,13 @@ def test_each_part_tells_the_labels_of_its_whole_step(
         assert labels > 0
 
 
-def test_the_steps_do_not_depend_on_the_number_of_parts() -> None:
-    def steps(parts: int) -> list[tuple[set[int], int]]:
+def test_parts_are_a_step_cut_where_it_stands_whatever_their_number() -> None:
+    """So that the rows of a paragraph, which stand together, stay together."""
+
+    def steps(parts: int) -> list[tuple[list[int], int]]:
         dealt = epoch(sampler(parts=parts), 1)
         return [
-            ({row for part, _ in dealt[n : n + parts] for row in part}, dealt[n][1])
+            ([row for part, _ in dealt[n : n + parts] for row in part], dealt[n][1])
             for n in range(0, len(dealt), parts)
         ]
 
@@ -74,12 +108,74 @@ def test_the_steps_do_not_depend_on_the_number_of_parts() -> None:
 
 def test_a_ragged_last_step_leaves_parts_without_a_row() -> None:
     dealt = epoch(sampler(rows=13, batch_size=4, parts=3), 0)
-    assert [len(part) for part, _ in dealt[-3:]] == [1, 0, 0]
+    assert [len(part) for part, _ in dealt[-3:]] == [0, 0, 1]
 
 
-def test_order_is_fixed_by_seed_and_epoch() -> None:
-    first = {(s, e): epoch(sampler(40, seed=s), e) for s in range(4) for e in range(4)}
-    again = {(s, e): epoch(sampler(40, seed=s), e) for e in range(4) for s in range(4)}
+# The rows of a paragraph together
+
+
+def shares(steps: StepSampler, number: int = 0) -> list[list[int]]:
+    """How many rows of each of its paragraphs a step holds, for each step of an epoch."""
+    dealt, parts = epoch(steps, number), steps.parts
+    assert steps.paragraphs is not None
+    return [
+        sorted(
+            Counter(
+                steps.paragraphs[row] for part, _ in dealt[n : n + parts] for row in part
+            ).values()
+        )
+        for n in range(0, len(dealt), parts)
+    ]
+
+
+def test_a_paragraph_of_a_steps_size_is_a_step() -> None:
+    for number in range(3):
+        assert shares(by_paragraph([5] * 30, batch_size=5), number) == [[5]] * 30
+
+
+def test_a_larger_paragraph_fills_whole_steps_and_its_rest_is_joined() -> None:
+    assert sorted(shares(by_paragraph([14, 2, 9, 3], batch_size=4))) == [
+        [1, 3], [2, 2], [4], [4], [4], [4], [4],
+    ]  # fmt: skip
+
+
+def test_two_paragraphs_that_make_a_step_together_do() -> None:
+    for number in range(4):  # whichever comes first
+        assert shares(by_paragraph([3, 2], batch_size=5), number) == [[2, 3]]
+
+
+def test_what_fits_nowhere_is_cut_and_stands_in_the_last_step() -> None:
+    dealt = shares(by_paragraph([3] * 5, batch_size=4))
+    assert [sum(step) for step in dealt] == [4, 4, 4, 3]
+
+
+def test_steps_hold_nearly_as_few_paragraphs_as_can_be() -> None:
+    rng = random.Random(0)
+    mixed = [rng.randrange(1, 8) for _ in range(400)]
+    for sizes, batch_size in ((mixed, 4), (mixed, 8), ([3, 2] * 200, 5)):
+        given = sum(map(len, shares(by_paragraph(sizes, batch_size))))
+        fewest = sum(-(-size // batch_size) for size in sizes)
+        assert fewest <= given < 1.05 * fewest
+
+
+def test_the_steps_of_paragraphs_come_in_another_order_each_epoch() -> None:
+    orders = [epoch(by_paragraph([5] * 8, batch_size=5, parts=1), number) for number in range(4)]
+    steps = [[tuple(part) for part, _ in dealt] for dealt in orders]
+    assert len({tuple(frozenset(step) for step in dealt) for dealt in steps}) == 4
+    assert len({step for dealt in steps for step in dealt}) > 8  # rows are shuffled within, too
+    assert len({frozenset(frozenset(step) for step in dealt) for dealt in steps}) == 1
+
+
+# Order
+
+
+@pytest.mark.parametrize("paragraphs", [None, [n // 3 for n in range(40)]])
+def test_order_is_fixed_by_seed_and_epoch(paragraphs: list[int] | None) -> None:
+    def order(seed: int, number: int) -> list[Part]:
+        return epoch(sampler(40, seed=seed, paragraphs=paragraphs), number)
+
+    first = {(s, e): order(s, e) for s in range(4) for e in range(4)}
+    again = {(s, e): order(s, e) for e in range(4) for s in range(4)}
     assert first == again
     assert len({str(dealt) for dealt in first.values()}) == 16
 
@@ -87,6 +183,8 @@ def test_order_is_fixed_by_seed_and_epoch() -> None:
 def test_order_is_the_same_in_every_process_and_version() -> None:
     # A hash of a text differs between processes; this order must not.
     assert [part for part, _ in epoch(sampler(6, 2, 1, seed=7), 3)] == [[4, 5], [3, 1], [0, 2]]
+    grouped = sampler(6, 2, 1, seed=7, paragraphs=[0, 1, 2, 2, 0, 1])
+    assert [part for part, _ in epoch(grouped, 3)] == [[5, 1], [3, 2], [4, 0]]
 
 
 def test_order_does_not_depend_on_global_random_states() -> None:
@@ -113,7 +211,7 @@ class Echo(Dataset[str]):
         return str(part)
 
 
-def loader(**shape: int) -> ResumableLoader:
+def loader(**shape: Any) -> ResumableLoader:
     return ResumableLoader(Echo(), sampler=sampler(**shape), batch_size=None)
 
 
@@ -123,16 +221,20 @@ def test_a_loader_gives_what_its_sampler_deals() -> None:
     assert len(given) == len(sampler())
 
 
+@pytest.mark.parametrize("paragraphs", [None, [n // 3 for n in range(13)]])
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_a_restored_loader_gives_the_rest_of_the_epoch_and_then_whole_ones(parts: int) -> None:
-    whole = [written(sampler(parts=parts), number) for number in range(3)]
+def test_a_restored_loader_gives_the_rest_of_the_epoch_and_then_whole_ones(
+    parts: int, paragraphs: list[int] | None
+) -> None:
+    shape: dict[str, Any] = {"parts": parts, "paragraphs": paragraphs}
+    whole = [written(sampler(**shape), number) for number in range(3)]
     for stop in range(1, len(whole[1])):
-        interrupted = loader(parts=parts)
+        interrupted = loader(**shape)
         interrupted.sampler.set_epoch(1)
         begun = list(itertools.islice(interrupted, stop))
         state = interrupted.state_dict()
         torch.rand(stop)
-        resumed = loader(parts=parts)
+        resumed = loader(**shape)
         resumed.load_state_dict(state)
         resumed.sampler.set_epoch(1)
         assert begun + list(resumed) == whole[1]

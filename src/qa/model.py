@@ -14,10 +14,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from errors import UserError
+from qa.kernels import speed_up
 from qa.packing import ATTENTION
 
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # the layers that PEFT's LoRA can sit on
@@ -74,7 +74,7 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
     model.config.name_or_path = model.name_or_path = name
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
-    _fuse_gelu(model)
+    speed_up(model)
     return model
 
 
@@ -112,21 +112,16 @@ def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
 
     Under autocast to `dtype` the results stay the same, bit for bit, since the products round these
     weights anyway. Embeddings and norms, which autocast leaves in float32, stay as they are: a
-    head that shares its weights with the embedding gets weights of its own.
+    head that shares its weights with the embedding gets weights of its own. Nothing then needs the
+    model's file any more, which loading has mapped into memory.
     """
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, Conv1D)) and not layer.weight.requires_grad:
             layer.weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
             if layer.bias is not None:
                 layer.bias = nn.Parameter(layer.bias.to(dtype), requires_grad=False)
-
-
-def _fuse_gelu(model: PreTrainedModel) -> None:
-    """GPT-2's GELU (the tanh form) as one kernel in place of seven."""
-    for layer in list(model.modules()):
-        for name, child in layer.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(layer, name, nn.GELU(approximate="tanh"))
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+CHUNK = 1000  # texts that are tokenized at once: what a tokenizer gives takes much memory
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
@@ -30,15 +31,16 @@ class Parts:
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, with nothing added; '<|endoftext|>' in a text is only its letters."""
-    if not texts:
-        return []
-    return tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        verbose=False,
-    )["input_ids"]
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), CHUNK):
+        ids += tokenizer(
+            list(texts[start : start + CHUNK]),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+    return ids
 
 
 def head_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

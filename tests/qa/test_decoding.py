@@ -1,55 +1,196 @@
-"""Greedy answers: batched as alone, equal to transformers' generate, ended where answers end."""
+"""Greedy answers: together as alone, equal to transformers' generate, ended where answers end."""
 
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from qa.decoding import greedy, stop_ids, text_of
+from qa import decoding
+from qa.decoding import greedy, shares_context, stop_ids, text_of
 from qa.model import load_model
+from qa.prompt import Parts
 
-PROMPTS = [[5, 6, 7], [9] * 40, [11, 200, 31, 44, 12], [300]]
-
-
-@pytest.mark.parametrize("kind", ["gpt2_folder", "llama_folder"])
-def test_a_batch_answers_as_each_alone(
-    kind: str, request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    model = load_model(request.getfixturevalue(kind), "tiny", {}, None).eval()
-    together = greedy(model, tokenizer, PROMPTS, [0], 12)
-    for prompt, answer in zip(PROMPTS, together, strict=True):
-        [alone] = greedy(model, tokenizer, [prompt], [0], 12)
-        assert alone.text == answer.text
-        assert alone.ended == answer.ended
-        assert alone.log_probability == pytest.approx(answer.log_probability, rel=1e-4)
+KINDS = ["gpt2_folder", "llama_folder", "grouped_llama_folder"]
+WAYS = [None, 1, 60, 1000]  # rows; none shares; some share; all that can do
 
 
-@pytest.mark.parametrize("kind", ["gpt2_folder", "llama_folder"])
+def prompts() -> list[Parts]:
+    """Prompts over three contexts in mixed order, two of them shared, one of them empty."""
+    rng = random.Random(2)
+
+    def ids(size: int) -> list[int]:
+        return [rng.randrange(1, 300) for _ in range(size)]
+
+    contexts = {"a": ids(25), "b": [], "c": ids(6), "d": ids(40)}
+    return [Parts([7, 8], contexts[name], ids(rng.randrange(1, 9))) for name in "acbadaca"]
+
+
+@pytest.fixture(params=KINDS)
+def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, Any]:
+    """A model as a run has it, and the same as plain transformers loads it."""
+    folder = request.getfixturevalue(request.param)
+    return load_model(folder, "tiny", {}), AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.fixture
+def ids_for_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let answers hold their token ids: a text does not tell all."""
+    monkeypatch.setattr(decoding, "text_of", lambda tokenizer, ids: list(ids))
+
+
+def generated(
+    model: Any, prompt: Parts, stops: list[int], tokens: int
+) -> tuple[list[int], float, bool]:
+    """What transformers' generate says to a prompt alone: ids, log-probability, and if it ended."""
+    output = model.generate(
+        torch.tensor([prompt.prompt]), max_new_tokens=tokens, do_sample=False, eos_token_id=stops,
+        pad_token_id=0, return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    ids = output.sequences[0, len(prompt.prompt) :].tolist()
+    scores = torch.cat(output.logits).log_softmax(-1)
+    return ids, scores[range(len(ids)), ids].sum().item(), ids[-1] in stops
+
+
+def some_stops(model: Any) -> list[int]:
+    """Tokens that end some answers early, some late and others not."""
+    answers = [generated(model, prompt, [0], 12)[0] for prompt in prompts()]
+    return [0, answers[0][0], answers[1][3], answers[4][6]]
+
+
+@pytest.mark.usefixtures("ids_for_texts")
+@pytest.mark.parametrize("packed_length", WAYS)
 def test_greedy_equals_generate_of_transformers(
-    kind: str, request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase
+    packed_length: int | None,
+    models: tuple[PreTrainedModel, Any],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    folder: Path = request.getfixturevalue(kind)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    for prompt, answer in zip(PROMPTS, greedy(model, tokenizer, PROMPTS, [0], 12), strict=True):
-        ids = model.generate(
-            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=0,
-            pad_token_id=0,
-        )  # fmt: skip
-        assert answer.text == text_of(tokenizer, ids[0, len(prompt) :].tolist())
+    own, plain = models
+    stops = some_stops(plain)
+    expected = [generated(plain, prompt, stops, 12) for prompt in prompts()]
+    assert len({len(ids) for ids, _, _ in expected}) > 2
+    assert {ended for _, _, ended in expected} == {True, False}
+    answers = greedy(own, tokenizer, prompts(), stops, 12, packed_length)
+    assert [(a.text, a.ended) for a in answers] == [(ids, end) for ids, _, end in expected]
+    assert [a.log_probability for a in answers] == pytest.approx(
+        [value for _, value, _ in expected], rel=1e-4
+    )
 
 
+@pytest.mark.usefixtures("ids_for_texts")
+@pytest.mark.parametrize("packed_length", WAYS)
+def test_an_answer_depends_on_its_own_prompt_alone(
+    packed_length: int | None,
+    models: tuple[PreTrainedModel, Any],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    own, plain = models
+    stops = some_stops(plain)
+    together = greedy(own, tokenizer, prompts(), stops, 12, packed_length)
+    alone = [greedy(own, tokenizer, [p], stops, 12, packed_length)[0] for p in prompts()]
+    turned = greedy(own, tokenizer, prompts()[::-1], stops, 12, packed_length)[::-1]
+    for answers in (alone, turned):
+        assert [(a.text, a.ended) for a in answers] == [(a.text, a.ended) for a in together]
+        assert [a.log_probability for a in answers] == pytest.approx(
+            [a.log_probability for a in together], rel=1e-4
+        )
+
+
+@pytest.mark.usefixtures("ids_for_texts")
+def test_a_shared_context_is_read_once_and_an_ended_answer_no_further(
+    models: tuple[PreTrainedModel, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    own, plain = models
+    read: list[int] = []
+    own.get_input_embeddings().register_forward_hook(lambda _, ids, __: read.append(ids[0].numel()))
+    stops = some_stops(plain)
+    answers = greedy(own, tokenizer, prompts(), stops, 12, 1000)
+    whole = sum(len(context) + 2 for context in {tuple(p.context) for p in prompts()})
+    whole += sum(len(p.question) for p in prompts())
+    assert whole <= read[0] < whole + 4 * 16 < sum(len(p.prompt) for p in prompts())
+    lengths = [len(answer.text) for answer in answers]
+    assert read[1:] == [sum(size > n for size in lengths) for n in range(1, max(lengths))]
+
+
+def test_no_prompts_have_no_answers(gpt2_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert greedy(load_model(gpt2_folder, "tiny", {}), tokenizer, [], [0], 12, 1000) == []
+
+
+@pytest.mark.parametrize("pair", [(0, 3), (0, 1)], ids=["of one context", "of two"])
+def test_bfloat16_answers_over_a_shared_context_nearly_as_float32(
+    pair: tuple[int, int], models: tuple[PreTrainedModel, Any]
+) -> None:
+    """A cache holds keys and values, which rotary positions leave in unlike precision."""
+    both = [prompts()[number] for number in pair]
+    exact = decoding._trial(decoding._Rows(models[0], both))
+    with torch.autocast("cpu", torch.bfloat16):
+        near = decoding._trial(decoding._Shared(models[0], both, 1000, 3))
+    assert not torch.equal(near, exact)
+    assert (near - exact).norm() < 0.05 * exact.norm()
+
+
+# Which models can share a context
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [2, 60, 1000])
+def test_both_tested_types_share_a_context(
+    kind: str, length: int, request: pytest.FixtureRequest
+) -> None:
+    assert shares_context(load_model(request.getfixturevalue(kind), "tiny", {}), length)
+
+
+@pytest.mark.usefixtures("ids_for_texts")
+def test_a_sliding_window_shares_no_context_that_is_longer(
+    windowed_folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    own = load_model(windowed_folder, "tiny", {})
+    plain = AutoModelForCausalLM.from_pretrained(windowed_folder)
+    assert shares_context(own, 4)
+    assert not shares_context(own, 60)
+    stops = some_stops(plain)
+    answers = greedy(own, tokenizer, prompts(), stops, 12, None)
+    expected = [generated(plain, prompt, stops, 12)[0] for prompt in prompts()]
+    assert [answer.text for answer in answers] == expected
+    shared = greedy(own, tokenizer, prompts(), stops, 12, 1000)
+    assert [answer.text for answer in shared] != expected  # it is right not to
+
+
+@pytest.mark.usefixtures("ids_for_texts")
+def test_a_type_that_takes_no_blocks_shares_no_context(tokenizer: PreTrainedTokenizerBase) -> None:
+    torch.manual_seed(0)
+    model = BloomForCausalLM(
+        BloomConfig(
+            vocab_size=300, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.2,
+            max_position_embeddings=256,
+        )
+    ).eval()  # fmt: skip
+    assert not shares_context(model, 60)
+    answers = greedy(model, tokenizer, prompts(), [0], 12, None)
+    assert [a.text for a in answers] == [generated(model, p, [0], 12)[0] for p in prompts()]
+
+
+@pytest.mark.parametrize("packed_length", [None, 1000])
 def test_an_answer_ends_at_a_stop_token_and_counts_its_probability(
-    gpt2_folder: Path, tokenizer: PreTrainedTokenizerBase
+    packed_length: int | None, gpt2_folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    model = load_model(gpt2_folder, "tiny", {}, None).eval()
+    model = load_model(gpt2_folder, "tiny", {})
+    prompt = Parts([5], [6], [7])
     with torch.no_grad():
-        scores = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
-    first = scores.argmax().item()
-    [answer] = greedy(model, tokenizer, [PROMPTS[0]], [first], 12)
+        scores = model(input_ids=torch.tensor([prompt.prompt])).logits[0, -1].log_softmax(-1)
+    first = int(scores.argmax())
+    [answer] = greedy(model, tokenizer, [prompt], [first], 12, packed_length)
     assert answer.ended
     assert answer.log_probability == pytest.approx(scores[first].item(), rel=1e-5)
-    [never] = greedy(model, tokenizer, [PROMPTS[0]], [], 3)
+    [never] = greedy(model, tokenizer, [prompt], [], 3, packed_length)
     assert not never.ended
 
 

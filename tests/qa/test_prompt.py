@@ -84,7 +84,11 @@ def test_encoding_no_text_gives_no_ids(tokenizer: PreTrainedTokenizerBase) -> No
     assert prompt.encode(tokenizer, [""]) == [[]]
 
 
-def test_a_text_is_encoded_alone_as_among_others(tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_a_text_is_encoded_alone_as_among_others(
+    chunk: int, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt, "CHUNK", chunk)  # so many at once
     assert prompt.encode(tokenizer, ODD) == [prompt.encode(tokenizer, [odd])[0] for odd in ODD]
 
 

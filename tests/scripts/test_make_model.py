@@ -14,14 +14,14 @@ MODEL = Path(__file__).parents[2] / "assets" / "model"
 
 
 def test_it_is_a_gpt2_of_less_than_eight_megabytes() -> None:
-    assert isinstance(load_model(MODEL, "built-in", {}, None), GPT2LMHeadModel)
+    assert isinstance(load_model(MODEL, "built-in", {}), GPT2LMHeadModel)
     assert sum(file.stat().st_size for file in MODEL.iterdir()) < 8_000_000
     assert not [file for file in MODEL.iterdir() if file.suffix in (".bin", ".pt", ".pkl")]
 
 
 def test_plain_transformers_computes_with_it_as_the_project_does() -> None:
     plain = AutoModelForCausalLM.from_pretrained(MODEL)
-    own = load_model(MODEL, "built-in", {}, None)
+    own = load_model(MODEL, "built-in", {})
     for (name, weight), other in zip(plain.named_parameters(), own.parameters(), strict=True):
         assert weight.dtype == other.dtype == torch.float32, name
         assert torch.equal(weight, other)

@@ -1,0 +1,222 @@
+"""Compare this project with plain transformers + PEFT and with TRL: speed, memory, utilisation.
+
+python bench/compare.py MODEL_FOLDER QUESTIONS.json --output=bench.md
+
+MODEL_FOLDER holds a GPT-2, QUESTIONS.json is in SQuAD's format; of each paragraph with five or more
+questions the first five are used. Every measurement is a process of its own, one after the other,
+those of a comparison in turn. Peers: pip install -e '.[bench]'.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+SIDES = Path(__file__).with_name("sides.py")
+Spec = dict[str, Any]
+Result = dict[str, float]
+
+OURS, PLAIN, TRL, GENERATE = "this project", "plain", "trl", "generate"
+PARAGRAPH: Spec = {"draw_by": "paragraph", "batch_size": 5, "dropout": 0.0}
+RANDOM: Spec = {"draw_by": "question", "batch_size": 4, "dropout": 0.0}
+LORA: Spec = {"what": "training", "mode": "lora"}
+FULL: Spec = {"what": "training", "mode": "full"}
+EVALUATION: Spec = PARAGRAPH | {"what": "evaluation", "mode": "lora"}
+FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
+
+
+def sides(spec: Spec, *names: str) -> list[Spec]:
+    """The same measurement by each side."""
+    return [spec | {"side": name} for name in names]
+
+
+# Each side of a comparison, measured in turn and compared with the first, and how many questions
+# each of them takes: the same ones.
+TABLE: dict[str, tuple[int, list[Spec]]] = {
+    "LoRA, by paragraph, fp32": (80, sides(LORA | PARAGRAPH | FP32, PLAIN, TRL, OURS)),
+    "LoRA, by paragraph, bf16": (80, sides(LORA | PARAGRAPH | BF16, PLAIN, TRL, OURS)),
+    "LoRA, random questions, fp32": (48, sides(LORA | RANDOM | FP32, PLAIN, OURS)),
+    "LoRA, random questions, bf16": (48, sides(LORA | RANDOM | BF16, PLAIN, OURS)),
+    "full, by paragraph, fp32": (60, sides(FULL | PARAGRAPH | FP32, PLAIN, OURS)),
+    "the preset fast, against the reference's recipe": (
+        60,
+        [
+            LORA | RANDOM | FP32 | {"side": PLAIN, "dropout": 0.1},
+            LORA | PARAGRAPH | FP32 | {"side": OURS, "preset": "fast"},
+        ],
+    ),
+    "evaluation, 16 new tokens, fp32": (50, sides(EVALUATION | FP32, GENERATE, OURS)),
+    "evaluation, 16 new tokens, bf16, against fp32": (
+        50,
+        [EVALUATION | FP32 | {"side": GENERATE}, EVALUATION | BF16 | {"side": OURS}],
+    ),
+}
+GROWTH = (500, 1000, 2000, 4000)  # questions, each over a context of its own
+
+
+def measure(spec: Spec, model: str, data: Path, cache: Path) -> Result:
+    """What one process measured."""
+    spec = spec | {"model": model, "data": str(data), "cache": str(cache)}
+    process = subprocess.run(
+        [sys.executable, str(SIDES), json.dumps(spec)], capture_output=True, text=True
+    )
+    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
+    if process.returncode or not lines:
+        sys.exit(f"This measurement failed: {spec}\n{process.stderr[-3000:]}")
+    result: Result = json.loads(lines[-1].removeprefix("RESULT "))
+    print(f"  {spec['side']}: {result['rate']:.2f}/s, {result['peak'] / 1e6:.0f} MB", flush=True)
+    return result
+
+
+def compare(name: str, rounds: int, model: str, data: Path, cache: Path) -> list[str]:
+    """The lines of the table for one comparison, its sides measured in turn."""
+    print(name, flush=True)
+    questions, specs = TABLE[name]
+    results: list[list[Result]] = [[] for _ in specs]
+    for _ in range(rounds):
+        for spec, found in zip(specs, results, strict=True):
+            found.append(measure(spec | {"questions": questions}, model, data, cache))
+    lines = []
+    for spec, found in zip(specs, results, strict=True):
+        ratios = [own["rate"] / base["rate"] for own, base in zip(found, results[0], strict=True)]
+        memory = [own["peak"] / base["peak"] for own, base in zip(found, results[0], strict=True)]
+        cells = [
+            name,
+            spec["side"],
+            spread((own["rate"] for own in found), ".2f"),
+            spread(ratios, ".2f"),
+            spread((own["peak"] / 1e6 for own in found), ".0f"),
+            spread(memory, ".2f"),
+            spread((100 * own["utilisation"] for own in found), ".0f")
+            if "utilisation" in found[0]
+            else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def grow(rounds: int, model: str, cache: Path, folder: Path) -> list[str]:
+    """The lines that tell how time and memory grow with the questions."""
+    lines = []
+    base = 0.0
+    for count in GROWTH:
+        print(f"{count} questions", flush=True)
+        file = folder / f"{count}.json"
+        file.write_text(json.dumps(made_up(count * 3 // 2 + 80)), encoding="utf-8")
+        spec = LORA | RANDOM | BF16 | {"side": OURS, "questions": count}
+        found = [measure(spec, model, file, cache) for _ in range(rounds)]
+        each = statistics.median(1000 / own["rate"] for own in found)
+        base = base or each
+        lines.append(
+            f"| {count} | {each:.1f} | {each / base:.3f} | "
+            f"{statistics.median(own['peak'] / 1e6 for own in found):.0f} |"
+        )
+    return lines
+
+
+def five_each(source: Path) -> dict[str, Any]:
+    """The paragraphs of a SQuAD file that have five questions or more, with the first five."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    for article in content["data"]:
+        article["paragraphs"] = [
+            paragraph | {"qas": paragraph["qas"][:5]}
+            for paragraph in article["paragraphs"]
+            if len(paragraph["qas"]) >= 5
+        ]
+    content["data"] = [article for article in content["data"] if article["paragraphs"]]
+    return content
+
+
+def made_up(count: int) -> dict[str, Any]:
+    """Questions over contexts of nonsense words, each its own; the lengths' spread is the same for
+    any count."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("aeioulmnrst", k=rng.randrange(2, 8))) for _ in range(3000)]
+    articles = []
+    for number in range(count):
+        context = " ".join(rng.choices(words, k=rng.randrange(30, 60)))
+        answer = context.split()[7]
+        qa = {
+            "id": str(number),
+            "question": "Which one is the " + " ".join(rng.choices(words, k=5)) + "?",
+            "answers": [{"text": answer, "answer_start": context.index(answer)}],
+        }
+        paragraph = {"context": context, "qas": [qa]}
+        if number % 20 == 0:
+            articles.append({"title": f"Article {number}", "paragraphs": []})
+        articles[-1]["paragraphs"].append(paragraph)  # type: ignore[attr-defined]
+    return {"version": "1.1", "data": articles}
+
+
+def spread(values: Iterable[float], form: str) -> str:
+    """Median (minimum to maximum)."""
+    values = list(values)
+    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+
+
+def origin(model: str, data: Path, rounds: int) -> str:
+    """What the figures were measured with."""
+    names = ("torch", "transformers", "peft", "trl", "lightning")
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    commit = subprocess.run(
+        ["git", "-C", str(SIDES.parent), "describe", "--always", "--dirty"],
+        capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    return (
+        f"{Path(model).name}, {data.name}, {rounds} rounds; {os.cpu_count()} cores, "
+        f"{platform.machine()}, Python {platform.python_version()}, {packages}; commit {commit}.\n"
+        "Each cell: median (minimum-maximum). Ratios are of the same round, to the first line of "
+        "the comparison.\nMemory is the peak above a process that has imported the libraries. "
+        "Utilisation is the floating-point work that was done over that of a matrix product."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("bench.md"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="a part of the names of the comparisons to run")
+    parser.add_argument("--growth", action="store_true", help="how cost grows with the questions")
+    args = parser.parse_args()
+    if not Path(args.model, "config.json").is_file() or not args.data.is_file():
+        parser.error("MODEL_FOLDER needs a config.json, and QUESTIONS.json must be there.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cache = folder / "cache"
+        if args.growth:
+            head = ["questions", "ms a question", "to the first", "peak MB"]
+            lines = grow(args.rounds, args.model, cache, folder)
+        else:
+            file = folder / "five.json"
+            file.write_text(json.dumps(five_each(args.data)), encoding="utf-8")
+            head = [
+                "comparison", "side", "questions/s", "ratio", "memory, MB", "ratio",
+                "utilisation, %",
+            ]  # fmt: skip
+            names = [name for name in TABLE if args.only in name]
+            lines = [
+                line
+                for name in names
+                for line in compare(name, args.rounds, args.model, file, cache)
+            ]
+    table = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines]
+    text = "\n".join([*table, "", origin(args.model, args.data, args.rounds), ""])
+    args.output.write_text(text, encoding="utf-8")
+    print("\n" + text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""One measurement in a process of its own: a recipe of transformers, TRL or this project.
+
+Called by compare.py with a JSON specification; prints a JSON result. All recipes get the same
+questions in the same steps: those that this project's data module deals.
+"""
+
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import lightning as L
+import peft
+import torch
+import transformers
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+from torch.utils.flop_counter import FlopCounterMode
+
+import experiment
+import run
+from cost import PeakMemory
+from datamodule import SquadDataModule
+from qa import decoding
+from qa.prompt import Parts
+
+SKIPPED = 2  # the first steps of a run, in which kernels are chosen and memory is taken
+COUNTED = 4  # steps whose operations are counted
+NEW_TOKENS = 16
+Spec = dict[str, Any]
+Result = dict[str, Any]
+
+
+def settings_of(spec: Spec) -> dict[str, Any]:
+    """This project's configuration for a measurement."""
+    bf16 = spec["precision"] == "bf16"
+    words = [
+        f"mode={spec['mode']}",
+        f"model.name='{spec['model']}'",
+        f"data.path='{spec['data']}'",
+        "data.test_size=1",
+        "data.validation_size=1",
+        f"data.train_size={spec['questions']}",
+        f"cache_dir='{spec['cache']}'",
+        "trainer.max_epochs=1",
+        "trainer.enable_progress_bar=false",
+        "trainer.accelerator=cpu",
+    ]
+    if "preset" in spec:
+        words.append(f"experiment={spec['preset']}")
+    else:
+        dropouts = ",".join(f"{name}:{spec['dropout']}" for name in DROPOUTS)
+        words += [
+            f"data.draw_by={spec['draw_by']}",
+            f"batch_size={spec['batch_size']}",
+            f"model.config={{{dropouts}}}",
+            f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}",
+        ]
+    settings = run.compose(words, [])
+    settings["trainer"]["precision"] = experiment.precision_of(settings["trainer"])
+    return settings
+
+
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+
+
+def this_project(spec: Spec, memory: PeakMemory) -> Result:
+    """Lightning's fit with this project's data and module, the validation at its end included."""
+    settings = settings_of(spec)
+    memory.reset()
+    data, module, _ = experiment.build(settings)
+    times: list[float] = []
+
+    class Times(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = experiment.build_trainer(
+            settings, Path(folder), Path(folder, "last.ckpt"), [Times()]
+        )
+        trainer.fit(module, data)
+        trainer.test(module, data, verbose=False)
+    peak = memory.read()
+    batches = [batch["sequences"] for batch in data.train_dataloader()]
+    with trainer.precision_plugin.forward_context(), counter() as count:
+        for batch in batches[:COUNTED]:
+            module.loss_sum(batch)[0].backward()
+    tokens = [batch.input_ids.numel() for batch in batches]
+    return {"times": times, "peak": peak, "flops": flops_of(count, tokens)}
+
+
+class InOrder:
+    """A Trainer that takes its questions in the order given."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(dataset if dataset is not None else self.train_dataset)  # type: ignore[attr-defined]
+
+
+class Times(transformers.TrainerCallback):
+    """Notes when each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.times.append(time.perf_counter())
+
+
+def peer(spec: Spec, memory: PeakMemory) -> Result:
+    """transformers' Trainer with PEFT, or TRL's SFTTrainer, as their documents show them."""
+    settings = settings_of(spec)
+    data = data_of(settings)
+    rows = []
+    for numbers, _ in data.train_dataloader().sampler:
+        for row in (data.train[number] for number in numbers):
+            before = Parts(data.head, row["context_ids"], row["question_ids"]).prompt
+            labels = [-100] * len(before) + row["answer_ids"]
+            rows.append({"input_ids": before + row["answer_ids"], "labels": labels})
+    memory.reset()
+    model = plain_model(spec, settings)
+    common: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": settings["batch_size"],
+        "num_train_epochs": 1,
+        "learning_rate": settings["lr"],
+        "bf16": spec["precision"] == "bf16",
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 1,
+    }
+    tokenizer = transformers.AutoTokenizer.from_pretrained(spec["model"])
+    tokenizer.pad_token = tokenizer.eos_token
+    times = Times()
+    trainer: Any
+    table = Dataset.from_list(rows)
+    if spec["side"] == "trl":
+        import trl
+
+        class Ordered(InOrder, trl.SFTTrainer):
+            pass
+
+        # Without packing: it needs FlashAttention's kernels, which no CPU has.
+        arguments = trl.SFTConfig(**common, gradient_checkpointing=False, max_length=None)
+        trainer = Ordered(model, args=arguments, train_dataset=table, processing_class=tokenizer)
+    else:
+
+        class OrderedPlain(InOrder, transformers.Trainer):
+            pass
+
+        trainer = OrderedPlain(
+            model,
+            args=transformers.TrainingArguments(**common),
+            train_dataset=table,
+            data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
+        )
+    trainer.add_callback(times)
+    trainer.train()
+    peak = memory.read()
+    batches = list(trainer.get_train_dataloader())
+    tokens = [batch["input_ids"].numel() for batch in batches]
+    with counter() as count:
+        for batch in batches[:COUNTED]:
+            trainer.compute_loss(model, dict(batch)).backward()
+    return {"times": times.times, "peak": peak, "flops": flops_of(count, tokens)}
+
+
+def evaluation(spec: Spec, memory: PeakMemory) -> Result:
+    """Answers of exactly NEW_TOKENS tokens: one by one by generate, or by this project."""
+    settings = settings_of(spec)
+    if spec["side"] == "this project":
+        data, module, _ = experiment.build(settings)
+    else:
+        data = data_of(settings)
+        model = plain_model(spec, settings).eval()
+    prompts = [
+        Parts(data.head, row["context_ids"], row["question_ids"])
+        for row in (data.train[number] for number in range(len(data.train)))
+    ]
+    memory.reset()
+    began = time.perf_counter()
+    if spec["side"] == "this project":
+        module.eval()
+        size = settings["eval_batch_size"]
+        bf16 = spec["precision"] == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            for start in range(0, len(prompts), size):
+                decoding.greedy(
+                    module.model, data.tokenizer, prompts[start : start + size], [], NEW_TOKENS,
+                    module.packed_length,
+                )  # fmt: skip
+    else:
+        with torch.no_grad():
+            for parts in prompts:
+                ids = torch.tensor([parts.prompt])
+                model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=False,
+                    min_new_tokens=NEW_TOKENS,
+                    max_new_tokens=NEW_TOKENS,
+                    pad_token_id=0,
+                )
+    seconds = time.perf_counter() - began
+    return {"rate": len(prompts) / seconds, "peak": memory.read()}
+
+
+def plain_model(spec: Spec, settings: dict[str, Any]) -> Any:
+    """The model of a peer: plain transformers, with PEFT for LoRA."""
+    dropouts = dict.fromkeys(DROPOUTS, spec["dropout"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        spec["model"], dtype=torch.float32, **dropouts
+    )
+    if settings["lora"] is None:
+        return model
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **settings["lora"])
+    return peft.get_peft_model(model, lora)
+
+
+def data_of(settings: dict[str, Any]) -> SquadDataModule:
+    """The project's data module without its model."""
+    tokenizer = experiment.load_tokenizer(Path(settings["model"]["name"]))
+    splits = experiment.Splits(
+        **settings["data"], seed=settings["seed"], cache_dir=Path(settings["cache_dir"])
+    )
+    data = SquadDataModule(
+        tokenizer, splits, settings["batch_size"], settings["eval_batch_size"],
+        settings["max_length"], settings["max_length"], 1024, True, None, 1,
+        Path(settings["cache_dir"]),
+    )  # fmt: skip
+    data.setup()
+    return data
+
+
+def counter() -> FlopCounterMode:
+    """Counts floating-point operations, those of oneDNN's products too."""
+
+    def product(left: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: Any) -> int:
+        return 2 * left[0] * left[1] * right[0]
+
+    return FlopCounterMode(
+        display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: product}
+    )
+
+
+def flops_of(count: FlopCounterMode, tokens: list[int]) -> float:
+    """The operations of all measured steps, from those of the first COUNTED and all `tokens`."""
+    counted = sum(tokens[:COUNTED])
+    return count.get_total_flops() / counted * sum(tokens[SKIPPED:])
+
+
+def product_rate(precision: str) -> float:
+    """The most floating-point operations a second of a matrix product of this size of model."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = torch.randn(1024, 768, dtype=dtype), torch.randn(768, 3072, dtype=dtype)
+    turned, best = right.t(), 0.0
+    for _ in range(30):
+        for product in (
+            lambda: torch.mm(left, right),
+            lambda: torch.ops.mkldnn._linear_pointwise(left, turned, None, "none", [], ""),
+        ):
+            began = time.perf_counter()
+            product()
+            best = max(best, 2 * 1024 * 768 * 3072 / (time.perf_counter() - began))
+    return best
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    transformers.utils.logging.disable_progress_bar()
+    spec = json.loads(sys.argv[1])
+    if spec["side"] == "trl":
+        import trl  # noqa: F401  # before the memory of what is imported is read
+    random.seed(0)
+    torch.manual_seed(0)
+    memory = PeakMemory(torch.device("cpu"))
+    memory.reset()
+    imported = memory.read()
+    if spec["what"] == "evaluation":
+        result = evaluation(spec, memory)
+    else:
+        result = (this_project if spec["side"] == "this project" else peer)(spec, memory)
+        times = result.pop("times")
+        size = settings_of(spec)["batch_size"]
+        steps, seconds = len(times) - SKIPPED, times[-1] - times[SKIPPED - 1]
+        result["rate"] = min(steps * size, spec["questions"]) / seconds
+        result["seconds"] = seconds
+        rate = result.pop("flops") / seconds
+        result["utilisation"] = rate / product_rate(spec["precision"])
+    result["peak"] -= imported
+    print("RESULT " + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
