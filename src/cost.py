@@ -1,6 +1,5 @@
 """What a run costs while it runs: seconds, samples, tokens, and peak memory by phase."""
 
-import itertools
 import resource
 import statistics
 import sys
@@ -172,7 +171,7 @@ def estimate(
     module.zero_grad()
     step = statistics.mean(seconds[1:] or seconds)
     module.eval()
-    middle = next(itertools.islice(test, len(test) // 2, None))
+    middle = next(iter(data.test_dataloader(skip=len(test) // 2)))
     with torch.no_grad():
         answer = timed(middle, module.predict)
     module.train()

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 from datamodule import Asked
 from errors import UserError
 from qa.decoding import Answer, greedy, shares_context, stop_ids
+from qa.kernels import speed_up_full
 from qa.model import add_lora, load_model, store_frozen
 from qa.packing import Sequences
 from qa.prompt import IGNORED
@@ -70,7 +71,9 @@ class LitQuestionAnswering(L.LightningModule):
             packed_length = None
         self.packed_length = packed_length
         self.model: PreTrainedModel | PeftModel = model
-        if lora is not None:
+        if lora is None:
+            speed_up_full(model)
+        else:
             torch.manual_seed(seed)  # LoRA's first matrices are drawn here
             self.model = add_lora(model, lora)
         # from_pretrained leaves a model in eval mode, and Lightning keeps what it finds.

@@ -11,8 +11,12 @@ from settings import DERIVED, SETTINGS, check, flat, unknown
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["mode=full"], ["model=llama"], ["experiment=demo"], ["experiment=reference"]]
-)
+    "words",
+    [
+        [], ["mode=full"], ["model=llama"], ["experiment=demo"], ["experiment=reference"],
+        ["experiment=fast"],
+    ],
+)  # fmt: skip
 def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -> None:
     settings = run.compose(words, [])
     check(settings)

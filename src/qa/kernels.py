@@ -18,15 +18,21 @@ def speed_up(model: PreTrainedModel) -> None:
         for name, child in layer.named_children():
             if isinstance(child, NewGELUActivation):  # the tanh form: one kernel in place of seven
                 setattr(layer, name, nn.GELU(approximate="tanh"))
-    # Where the head's weights are the embedding's, the gradient of the few tokens that were read is
-    # added to the head's in place, not first written out for the whole vocabulary.
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if isinstance(embedding, nn.Embedding) and head is not None:
-        embedding.sparse = head.weight is embedding.weight
     if onednn_is_faster():
         for layer in model.modules():
             if type(layer) in OF_ONEDNN:
                 layer.__class__ = OF_ONEDNN[type(layer)]  # the layer stays the one that others hold
+
+
+def speed_up_full(model: PreTrainedModel) -> None:
+    """The same where every weight is trained.
+
+    Where the head's weights are the embedding's, the gradient of the few tokens that were read is
+    added to the head's in place, not first written out for the whole vocabulary.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(embedding, nn.Embedding) and head is not None:
+        embedding.sparse = head.weight is embedding.weight
 
 
 def onednn_is_faster() -> bool:
@@ -78,7 +84,7 @@ def _multiply(
 
 def _applies(x: torch.Tensor, weight: torch.Tensor) -> bool:
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and not torch.is_autocast_enabled("cpu")
+    return plain and x.numel() > 0 and not torch.is_autocast_enabled("cpu")
 
 
 class _Linear(nn.Linear):

@@ -30,12 +30,14 @@ SMALL = 512
 class Block(NamedTuple):
     """The tokens `start` to `stop` of what the model reads (R), and which of them each may see.
 
-    With a cache, `keys` (C) are the places of what they may see in all that was read."""
+    With a cache, `keys` (C) are the places of what they may see in all that was read. The first
+    `apart` tokens see one another only, which saves what they would not look at."""
 
     start: int
     stop: int
     mask: torch.Tensor  # (R, C), bool; without a cache (R, R)
     keys: torch.Tensor | None = None
+    apart: int = 0
 
 
 class Padded(NamedTuple):
@@ -137,7 +139,8 @@ def packed(
         branch_of += [NOTHING] * filling
         block_of += [number] * (len(ids) - start)
         owners = torch.tensor(branch_of[start:])
-        blocks.append(Block(start, len(ids), sees(owners, owners).tril()))
+        apart = len(context) // MULTIPLE * MULTIPLE
+        blocks.append(Block(start, len(ids), sees(owners, owners).tril(), apart=apart))
     return Packed(
         torch.tensor([ids]),
         torch.tensor([targets]),
@@ -187,25 +190,41 @@ def attention(
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     parts = []
-    for start, stop, mask, keys in blocks:
-        seen = slice(start, stop) if keys is None else keys
-        q, k, v = query[:, :, start:stop], key[:, :, seen], value[:, :, seen]
-        # Positions by rotation may leave queries and keys, but not values, in float32.
-        plain = v.device.type == "cpu" and v.dtype == torch.bfloat16 and v.shape[2] <= SMALL
-        if plain and not kwargs.get("dropout"):
-            parts.append(_attend(q, k, v, mask, kwargs["scaling"]))
-        else:
-            parts.append(sdpa_attention_forward(module, q, k, v, mask[None, None], **kwargs)[0])
+    for start, stop, mask, keys, apart in blocks:
+        middle = start + apart
+        if apart:
+            seen = slice(start, middle)
+            q, k, v = query[:, :, seen], key[:, :, seen], value[:, :, seen]
+            parts.append(_attend(module, q, k, v, mask[:apart, :apart], **kwargs))
+        places = slice(start, stop) if keys is None else keys
+        q, k, v = query[:, :, middle:stop], key[:, :, places], value[:, :, places]
+        parts.append(_attend(module, q, k, v, mask[apart:], **kwargs))
     return torch.cat(parts, dim=1), None
 
 
 def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """What rows (R) attend to in columns (C) by `mask` (R, C): (B, R, heads, width)."""
+    # Positions by rotation may leave queries and keys, but not values, in float32.
+    low = value.device.type == "cpu" and value.dtype == torch.bfloat16
+    if low and value.shape[2] <= SMALL and not kwargs.get("dropout"):
+        return _products(query, key, value, mask, kwargs["scaling"])
+    return sdpa_attention_forward(module, query, key, value, mask[None, None], **kwargs)[0]
+
+
+def _products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Attention as products of matrices, in the tensors' own precision; (B, T, heads, width)."""
+    """The same as products of matrices, in the precision of `value`."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = (query * scaling) @ key.transpose(2, 3)  # (B, heads, T, T)
+    scores = (query * scaling) @ key.transpose(2, 3)  # (B, heads, R, C)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
     return (weights @ value).transpose(1, 2)
 
