@@ -42,11 +42,11 @@ def sides(spec: Spec, *names: str) -> list[Spec]:
 # Each side of a comparison, measured in turn and compared with the first, and how many questions
 # each of them takes: the same ones.
 TABLE: dict[str, tuple[int, list[Spec]]] = {
-    "LoRA, by paragraph, fp32": (50, sides(LORA | PARAGRAPH | FP32, PLAIN, TRL, OURS)),
-    "LoRA, by paragraph, bf16": (50, sides(LORA | PARAGRAPH | BF16, PLAIN, TRL, OURS)),
+    "LoRA, by paragraph, fp32": (100, sides(LORA | PARAGRAPH | FP32, PLAIN, TRL, OURS)),
+    "LoRA, by paragraph, bf16": (100, sides(LORA | PARAGRAPH | BF16, PLAIN, TRL, OURS)),
     "LoRA, random questions, fp32": (40, sides(LORA | RANDOM | FP32, PLAIN, OURS)),
     "LoRA, random questions, bf16": (40, sides(LORA | RANDOM | BF16, PLAIN, OURS)),
-    "full, by paragraph, fp32": (40, sides(FULL | PARAGRAPH | FP32, PLAIN, OURS)),
+    "full, by paragraph, fp32": (60, sides(FULL | PARAGRAPH | FP32, PLAIN, OURS)),
     "the preset fast, against the reference's recipe": (
         40,
         [

@@ -67,7 +67,8 @@ class LitQuestionAnswering(L.LightningModule):
     ) -> None:
         super().__init__()
         model = load_model(folder, name, config)
-        if packed_length is not None and not shares_context(model.eval(), max_length):
+        longest = max_length + max_new_tokens
+        if packed_length is not None and not shares_context(model.eval(), longest):
             packed_length = None
         self.packed_length = packed_length
         self.model: PreTrainedModel | PeftModel = model

@@ -269,7 +269,6 @@ def test_a_model_that_can_not_share_a_context_trains_and_answers_by_rows(
     assert isinstance(data.collate_evaluation([data.test[0]]).labelled, Padded)
 
 
-@pytest.mark.xfail(strict=True, reason="what is tried is max_length and two tokens long")
 def test_a_window_that_answers_alone_outgrow_shares_no_context(
     settings: Settings, windowed_folder: Path
 ) -> None:
@@ -372,7 +371,6 @@ def test_how_frozen_weights_are_stored_changes_neither_a_run_nor_its_counts(
         assert torch.equal(weight, low.trained()[name])
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning can't convert a batch with frozen dataclasses")
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)]
 )

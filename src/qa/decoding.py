@@ -93,8 +93,8 @@ def greedy(
 
 def shares_context(model: PreTrainedModel, length: int) -> bool:
     """Whether `model` (float32, eval mode) answers over a shared context as over one of its own:
-    tried on two prompts of about `length` tokens, and two tokens behind each."""
-    length = min(length, model.config.max_position_embeddings - 2)
+    tried on two prompts and two tokens behind each, `length` tokens or all that the model reads."""
+    length = max(2, min(length, model.config.max_position_embeddings) - 2)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (length,), generator=draw).tolist()
     size = max(1, length // 8)

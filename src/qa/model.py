@@ -116,10 +116,10 @@ def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
     model's file any more, which loading has mapped into memory.
     """
     for layer in model.modules():
-        if isinstance(layer, (nn.Linear, Conv1D)) and not layer.weight.requires_grad:
-            layer.weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
-            if layer.bias is not None:
-                layer.bias = nn.Parameter(layer.bias.to(dtype), requires_grad=False)
+        if isinstance(layer, (nn.Linear, Conv1D)):
+            for name, weight in list(layer.named_parameters(recurse=False)):
+                if not weight.requires_grad:
+                    setattr(layer, name, nn.Parameter(weight.to(dtype), requires_grad=False))
     for weight in model.parameters():
         weight.data = weight.data.clone()
 

@@ -8,7 +8,7 @@ white space at its ends. A part can thus be shortened or shared without touching
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,8 +16,7 @@ CHUNK = 1000  # texts that are tokenized at once: what a tokenizer gives takes m
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(NamedTuple):
     """Token ids of a prompt: what stands before the context, the context, what stands after."""
 
     head: list[int]

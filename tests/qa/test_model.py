@@ -165,7 +165,6 @@ def test_the_matrices_of_products_alone_are_stored_in_low_precision_and_frozen(
     assert not head.requires_grad
 
 
-@pytest.mark.xfail(strict=True, reason="store_frozen freezes the biases too")
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_biases_that_lora_trains_are_not_frozen(bias: str, gpt2_folder: Path) -> None:
     model = add_lora(load_model(gpt2_folder, "tiny", {}), {**LORA, "bias": bias})
