@@ -262,7 +262,7 @@ def flops_of(count: FlopCounterMode, tokens: list[int]) -> float:
 
 def product_rate(precision: str) -> float:
     """The most floating-point operations a second of a matrix product of this size of model."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     left, right = torch.randn(1024, 768, dtype=dtype), torch.randn(768, 3072, dtype=dtype)
     turned, best = right.t(), 0.0
     for _ in range(30):
@@ -296,8 +296,11 @@ def main() -> None:
         steps, seconds = len(times) - SKIPPED, times[-1] - times[SKIPPED - 1]
         result["rate"] = min(steps * size, spec["questions"]) / seconds
         result["seconds"] = seconds
+        precision = (
+            settings_of(spec)["trainer"]["precision"] if "preset" in spec else spec["precision"]
+        )
         rate = result.pop("flops") / seconds
-        result["utilisation"] = rate / product_rate(spec["precision"])
+        result["utilisation"] = rate / product_rate(precision)
     result["peak"] -= imported
     print("RESULT " + json.dumps(result))
 
