@@ -117,7 +117,7 @@ def test_a_failed_job_of_a_sweep_is_told_and_the_others_run(
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_path: Path) -> None:
-    slow = ["trainer.max_epochs=200"]
+    slow = ["trainer.max_epochs=120"]
     process = subprocess.Popen(
         [*RUN, "mode=lora", *words, *slow],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -143,7 +143,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
     assert done.returncode == 0, done.stderr
     assert "Goes on" in done.stdout
     results = json.loads((folder / "results.json").read_text())
-    assert len(results["epochs"]) == 200
+    assert len(results["epochs"]) == 120
     assert "is finished" in refusal(f"resume={folder}")
 
 

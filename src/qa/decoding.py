@@ -59,9 +59,11 @@ def greedy(
         return []
     order = sorted(range(len(prompts)), key=lambda n: prompts[n].context)
     prompts = [prompts[n] for n in order]
-    way: _Rows | _Shared = _Rows(model, prompts)
-    if packed_length is not None:
-        way = _Shared(model, prompts, packed_length, max_new_tokens)
+    way = (
+        _Rows(model, prompts)
+        if packed_length is None
+        else _Shared(model, prompts, packed_length, max_new_tokens)
+    )
     ends = torch.tensor(stops, device=model.device)
     generated: list[list[int]] = [[] for _ in prompts]
     log_probability = [0.0] * len(prompts)
