@@ -136,7 +136,7 @@ class SquadDataModule(L.LightningDataModule):
             "sequences": sequences(prompts, answers, self.mask_prompt, length),
             "step_labels": step_labels,
             "samples": len(rows),
-            "tokens": sum(len(p.prompt + a) for p, a in zip(prompts, answers, strict=True)),
+            "tokens": sum(row["prompt_tokens"] + row["answer_tokens"] for row in rows),
         }
 
     def collate_evaluation(self, rows: Sequence[Row]) -> Asked:

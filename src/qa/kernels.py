@@ -87,20 +87,23 @@ def _applies(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return plain and x.numel() > 0 and not torch.is_autocast_enabled("cpu")
 
 
-class _Linear(nn.Linear):
+class _ByOneDNN(nn.Module):
+    weight: torch.Tensor
+    transposed: bool  # whether the weight is (in, out)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not _applies(x, self.weight):
             return super().forward(x)
-        flat = _Product.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias, False)
+        flat = _Product.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias, self.transposed)
         return flat.view(*x.shape[:-1], -1)
 
 
-class _Conv1D(Conv1D):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not _applies(x, self.weight):
-            return super().forward(x)
-        flat = _Product.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias, True)
-        return flat.view(*x.shape[:-1], -1)
+class _Linear(_ByOneDNN, nn.Linear):
+    transposed = False
+
+
+class _Conv1D(_ByOneDNN, Conv1D):
+    transposed = True
 
 
 OF_ONEDNN = {nn.Linear: _Linear, Conv1D: _Conv1D}

@@ -121,7 +121,8 @@ def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
                 if not weight.requires_grad:
                     setattr(layer, name, nn.Parameter(weight.to(dtype), requires_grad=False))
     for weight in model.parameters():
-        weight.data = weight.data.clone()
+        if weight.dtype != dtype:
+            weight.data = weight.data.clone()
 
 
 @torch.no_grad()

@@ -60,6 +60,11 @@ def generated(
     return ids, scores[range(len(ids)), ids].sum().item(), ids[-1] in stops
 
 
+@pytest.fixture(params=WAYS)
+def packed_length(request: pytest.FixtureRequest) -> int | None:
+    return request.param
+
+
 def some_stops(model: Any) -> list[int]:
     """Tokens that end some answers early, some late and others not."""
     answers = [generated(model, prompt, [0], 12)[0] for prompt in prompts()]
@@ -67,7 +72,6 @@ def some_stops(model: Any) -> list[int]:
 
 
 @pytest.mark.usefixtures("ids_for_texts")
-@pytest.mark.parametrize("packed_length", WAYS)
 def test_greedy_equals_generate_of_transformers(
     packed_length: int | None,
     models: tuple[PreTrainedModel, Any],
@@ -86,7 +90,6 @@ def test_greedy_equals_generate_of_transformers(
 
 
 @pytest.mark.usefixtures("ids_for_texts")
-@pytest.mark.parametrize("packed_length", WAYS)
 def test_an_answer_depends_on_its_own_prompt_alone(
     packed_length: int | None,
     models: tuple[PreTrainedModel, Any],
