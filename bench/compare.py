@@ -21,7 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+from precision import precision_of
+
 SIDES = Path(__file__).with_name("sides.py")
+NATIVE_BF16 = precision_of({"precision": "auto", "accelerator": "cpu"}) == "bf16-mixed"
 Spec = dict[str, Any]
 Result = dict[str, float]
 
@@ -112,7 +116,7 @@ def grow(rounds: int, model: str, cache: Path, folder: Path) -> list[str]:
         print(f"{count} questions", flush=True)
         file = folder / f"{count}.json"
         file.write_text(json.dumps(made_up(count * 3 // 2 + 80)), encoding="utf-8")
-        spec = LORA | RANDOM | BF16 | {"side": OURS, "questions": count}
+        spec = LORA | RANDOM | (BF16 if NATIVE_BF16 else FP32) | {"side": OURS, "questions": count}
         found = [measure(spec, model, file, cache) for _ in range(rounds)]
         each = statistics.median(1000 / own["rate"] for own in found)
         base = base or each
@@ -207,6 +211,9 @@ def main() -> None:
                 "utilisation, %",
             ]  # fmt: skip
             names = [name for name in TABLE if args.only in name]
+            if not NATIVE_BF16:
+                print("This processor has no instructions for bf16: what compares it is left out.")
+                names = [name for name in names if "bf16" not in name]
             lines = [
                 line
                 for name in names

@@ -136,7 +136,7 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         model["name"],
         model["config"],
         settings["lora"],
-        frozen_dtype(settings["frozen_dtype"], settings["trainer"]["precision"]),
+        frozen_dtype(settings["frozen_dtype"], settings["trainer"]["precision"], settings["lora"]),
         tokenizer,
         learning_rate=settings["lr"],
         **settings["optimizer"],

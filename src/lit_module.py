@@ -107,9 +107,8 @@ class LitQuestionAnswering(L.LightningModule):
         """The summed cross entropy (nats) over the labels that count, and their number."""
         targets = sequences.labels[:, 1:]  # (B, T-1): a token's label is predicted one before it
         columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
-        logits = self.model(
-            **sequences.model_inputs, use_cache=False, logits_to_keep=columns
-        ).logits  # (B, K, V): only the columns that hold a label in some row
+        # (B, K, V): only of the columns that hold a label in some row
+        logits = self.model(**sequences.model_inputs(columns), use_cache=False).logits
         chosen = targets[:, columns]  # (B, K)
         loss = cross_entropy(
             logits.float().flatten(0, 1), chosen.flatten(), ignore_index=IGNORED, reduction="sum"

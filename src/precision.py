@@ -23,6 +23,11 @@ def precision_of(trainer: Mapping[str, Any]) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def frozen_dtype(wanted: str | None, precision: str) -> torch.dtype:
-    """How frozen weights are kept: `wanted` 'float32', or 'auto' for what the products round to."""
-    return FROZEN.get(precision, torch.float32) if wanted == "auto" else torch.float32
+def frozen_dtype(wanted: str | None, precision: str, lora: Mapping[str, Any] | None) -> torch.dtype:
+    """How frozen weights are kept: `wanted` 'float32', or 'auto' for what the products round to.
+
+    DoRA takes the length of the weights as they are kept, so that only float32 is exact for it.
+    """
+    if wanted == "auto" and lora is not None and not lora.get("use_dora"):
+        return FROZEN.get(precision, torch.float32)
+    return torch.float32

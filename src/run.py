@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from errors import UserError
-from settings import GROUPS, SETTINGS, check, explained, flat, unknown
+from settings import GROUPS, OF_LORA, SETTINGS, check, explained, flat, unknown
 from study import record
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -74,8 +74,8 @@ def job(config: DictConfig) -> None:
 
 def run_child(config: DictConfig, overrides: list[str], folder: Path) -> None:
     """Run a job of a sweep, so that its memory and state are its own; once if it comes twice."""
-    if config.mode == "full":  # rank is swept for the other mode
-        overrides = [override for override in overrides if not override.startswith("rank=")]
+    if config.mode == "full":  # these are swept for the other mode
+        overrides = [word for word in overrides if word.partition("=")[0] not in OF_LORA]
     position = HydraConfig.get().job.num
     identity = tuple(sorted(overrides))
     if identity in done:
@@ -126,7 +126,7 @@ def prepare(args: Namespace) -> list[str]:
     modes = {settings["mode"] for settings in jobs}
     for settings in jobs:
         if settings["mode"] == "full" and len(modes) > 1:
-            settings["rank"] = None
+            settings |= dict.fromkeys(OF_LORA)
         check(settings)
     for key in ("output_dir", "cache_dir"):
         _check_writable(key, Path(jobs[0][key]))
@@ -186,6 +186,7 @@ def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> l
         and key != "resume"
         and (value != plain.get(key) or any(key == n or key.startswith(f"{n}.") for n in named))
         and value != saved.get(key)
+        and (key, value) != ("trainer.precision", "auto")  # the run has what auto was for it
     ]
     if differ:
         lines = "\n".join(differ)

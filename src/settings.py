@@ -126,6 +126,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "trainer.deterministic": (SWITCH, "only deterministic kernels (GPU)"),
 }
 GROUPS = ("mode", "model", "data", "trainer", "experiment")
+OF_LORA = ("rank", "frozen_dtype")  # keys that full fine-tuning leaves null
 DERIVED = ("run_name", "lr_by_mode", "project_dir")
 
 
@@ -147,8 +148,12 @@ def check(config: Mapping[str, Any]) -> None:
         for key, value in values.items()
         if key in SETTINGS and not SETTINGS[key][0].takes(value)
     ]
-    if config["mode"] == "full" and config["rank"] is not None:
-        problems.append(f"rank={config['rank']}: mode=full has no rank; it belongs to mode=lora.")
+    if config["mode"] == "full":
+        problems += [
+            f"{key}={config[key]}: mode=full has no {key}; it belongs to mode=lora."
+            for key in OF_LORA
+            if config[key] is not None
+        ]
     if config["mode"] == "lora" and config["rank"] is None:
         problems.append("rank=null: mode=lora needs a rank.")
     parts = config["trainer"]["accumulate_grad_batches"]

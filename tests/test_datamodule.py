@@ -203,7 +203,7 @@ def test_all_that_is_computed_with_goes_to_the_device(
     )
     for sequences in moved:
         tensors = [value for value in sequences if isinstance(value, torch.Tensor)]
-        inputs = dict(sequences.model_inputs)
+        inputs = dict(sequences.model_inputs())
         tensors += [block.mask for block in inputs.pop("blocks", [])]
         assert {tensor.device for tensor in [*tensors, *inputs.values()]} == {meta}
         assert len(tensors) >= 2

@@ -113,7 +113,7 @@ def test_loss_is_that_of_the_label_tokens(settings: Settings, packing: bool) -> 
     assert isinstance(batch, Packed if packing else Padded)
     with torch.no_grad():
         loss, count = module.loss_sum(batch)
-        logits = module.model(**batch.model_inputs).logits
+        logits = module.model(**batch.model_inputs()).logits
     plain = cross_entropy(
         logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(),
         ignore_index=IGNORED, reduction="sum",

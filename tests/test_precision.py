@@ -75,4 +75,10 @@ def test_a_precision_that_is_named_stays(
 def test_frozen_weights_are_kept_in_what_products_round_them_to(
     wanted: str | None, precision: str, expected: torch.dtype
 ) -> None:
-    assert frozen_dtype(wanted, precision) == expected
+    lora = None if wanted is None else {"r": 8}
+    assert frozen_dtype(wanted, precision, lora) == expected
+
+
+def test_frozen_weights_whose_length_counts_stay_float32() -> None:
+    assert frozen_dtype("auto", "bf16-mixed", {"r": 8, "use_dora": False}) == torch.bfloat16
+    assert frozen_dtype("auto", "bf16-mixed", {"r": 8, "use_dora": True}) == torch.float32

@@ -92,7 +92,7 @@ def test_a_sweep_runs_each_job_once_goes_on_behind_a_failed_one_and_tells_it(
     assert "mode=full has no LoRA" in done.stderr
 
     place = f"hydra.sweep.dir={tmp_path / 'sweep'}"
-    done = command("-m", "mode=lora,full", "rank=4,8", *words, place)
+    done = command("-m", "mode=lora,full", "rank=4,8", "frozen_dtype=float32", *words, place)
     assert done.returncode == 0, done.stderr
     folders = sorted(folder.name for folder in (tmp_path / "sweep").iterdir() if folder.is_dir())
     assert len(folders) == 3
@@ -139,7 +139,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
     assert "data.train_size: the run has 10, asked for is 9" in message
     assert "lr:" in message
 
-    done = command(f"resume={folder}", "mode=lora")
+    done = command(f"resume={folder}", "mode=lora", "trainer.precision=auto")
     assert done.returncode == 0, done.stderr
     assert "Goes on" in done.stdout
     results = json.loads((folder / "results.json").read_text())

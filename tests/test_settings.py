@@ -88,9 +88,10 @@ def test_all_problems_are_told_at_once() -> None:
     assert len(str(refusal.value).splitlines()) == 3
 
 
-def test_rank_belongs_to_lora() -> None:
-    with pytest.raises(UserError, match="mode=full has no rank"):
-        check(run.compose(["mode=full", "rank=8"], []))
+@pytest.mark.parametrize(("key", "value"), [("rank", 8), ("frozen_dtype", "float32")])
+def test_what_belongs_to_lora_is_refused_in_full(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"{key}={value}: mode=full has no {key}"):
+        check(run.compose(["mode=full", f"{key}={value}"], []))
 
 
 def test_a_misspelt_key_is_told_the_nearest_and_all() -> None:

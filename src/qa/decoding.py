@@ -134,21 +134,19 @@ class _Shared:
             [p.head + p.context for p in prompts], [p.question for p in prompts], marks,
             packed_length,
         ).to(model.device)  # fmt: skip
-        self.inputs = sequence.model_inputs
         self.block_of, self.branch_of = sequence.block_of, sequence.branch_of  # (T,) each
         marked = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
-        self.ends = marked[sequence.labels[0, marked].argsort()]  # (prompts,)
-        self.block, self.branch = self.block_of[self.ends], self.branch_of[self.ends]
-        self.positions = sequence.position_ids[0, self.ends] + 1
+        ends = marked[sequence.labels[0, marked].argsort()]  # (prompts,)
+        self.inputs = sequence.model_inputs(ends)
+        self.block, self.branch = self.block_of[ends], self.branch_of[ends]
+        self.positions = sequence.position_ids[0, ends] + 1
         size = len(self.block_of) + len(prompts) * (max_new_tokens - 1)
         layers = model.config.get_text_config().num_hidden_layers
         self.cache = Cache(layers=[_Room(size) for _ in range(layers)])
 
     def start(self) -> torch.Tensor:
         """The logits behind each prompt: (prompts, vocabulary)."""
-        output = self.model(
-            **self.inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=self.ends
-        )
+        output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
         return output.logits[0]
 
     def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

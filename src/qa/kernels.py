@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+NEEDED = "needed"  # the argument of a model that names the columns (K) whose logits are needed
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
@@ -22,6 +23,7 @@ def speed_up(model: PreTrainedModel) -> None:
         for layer in model.modules():
             if type(layer) in OF_ONEDNN:
                 layer.__class__ = OF_ONEDNN[type(layer)]  # the layer stays the one that others hold
+    _compute_what_is_needed(model)
 
 
 def speed_up_full(model: PreTrainedModel) -> None:
@@ -33,6 +35,42 @@ def speed_up_full(model: PreTrainedModel) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, nn.Embedding) and head is not None:
         embedding.sparse = head.weight is embedding.weight
+
+
+def _compute_what_is_needed(model: PreTrainedModel) -> None:
+    """Let the last layer's MLP compute only the columns that are NEEDED, where a call names them.
+
+    Behind it no token looks at another, so nobody reads the other columns: they get zeros.
+    """
+    with_mlp = [
+        (layer, child)
+        for layer in model.modules()
+        for name, child in layer.named_children()
+        if name == "mlp"
+    ]
+    if not with_mlp:
+        return
+    last, mlp = with_mlp[-1]
+    columns: torch.Tensor | None = None
+    shape = torch.Size()
+
+    def note(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal columns
+        columns = kwargs.get(NEEDED)
+
+    def take(mlp: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+        nonlocal shape
+        shape = args[0].shape  # (B, T, width)
+        return None if columns is None else (args[0][:, columns],)
+
+    def put(mlp: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+        if columns is None:
+            return None
+        return output.new_zeros(shape).index_copy(1, columns, output)
+
+    last.register_forward_pre_hook(note, with_kwargs=True)
+    mlp.register_forward_pre_hook(take)
+    mlp.register_forward_hook(put)
 
 
 def onednn_is_faster() -> bool:

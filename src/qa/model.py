@@ -66,10 +66,7 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
             local_files_only=True,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"{folder} holds no causal language model with safetensors weights: "
-            f"{_first_line(error)}"
-        ) from None
+        raise _no_model(folder, error) from None
     _check_served(model)
     model.config.name_or_path = model.name_or_path = name
     if model.config._attn_implementation == "sdpa":
@@ -79,8 +76,21 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
 
 
 def max_positions(folder: Path) -> int:
-    """How many tokens the model in `folder` can read at once."""
-    return AutoConfig.from_pretrained(folder, local_files_only=True).max_position_embeddings
+    """How many tokens the model in `folder` can read at once.
+
+    Raises:
+        UserError: its configuration can't be read or does not say.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _no_model(folder, error) from None
+    if not isinstance(getattr(config, "max_position_embeddings", None), int):
+        raise UserError(
+            f"The model type {config.model_type!r} can't be served: its configuration has no "
+            "max_position_embeddings. GPT-2 and Llama types are tested."
+        )
+    return config.max_position_embeddings
 
 
 def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
@@ -147,6 +157,12 @@ def _check_served(model: PreTrainedModel) -> None:
             f"The model type {model.config.model_type!r} can't be served: in a padded batch it "
             "answers otherwise than alone. GPT-2 and Llama types are tested."
         )
+
+
+def _no_model(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder} holds no causal language model with safetensors weights: {_first_line(error)}"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from qa.kernels import NEEDED
 from qa.prompt import IGNORED
 
 NOTHING = -1  # the branch number of what fills a block up
@@ -50,10 +51,12 @@ class Padded(NamedTuple):
         """The same on a device."""
         return Padded(self.input_ids.to(device), self.labels.to(device))
 
-    @property
-    def model_inputs(self) -> dict[str, Any]:
-        """What the model is called with: no mask, since no real token looks to its right."""
-        return {"input_ids": self.input_ids}
+    def model_inputs(self, columns: torch.Tensor | None = None) -> dict[str, Any]:
+        """What the model is called with for the logits of `columns` (K) or of all.
+
+        No mask, since no real token looks to its right."""
+        wanted = {} if columns is None else {"logits_to_keep": columns}
+        return wanted | {"input_ids": self.input_ids}
 
 
 class Packed(NamedTuple):
@@ -72,20 +75,24 @@ class Packed(NamedTuple):
         ids, labels, positions, block_of, branch_of = (t.to(device) for t in self[:5])
         return Packed(ids, labels, positions, block_of, branch_of, blocks)
 
-    @property
-    def model_inputs(self) -> dict[str, Any]:
-        """What the model is called with."""
-        return block_inputs(self.input_ids, self.position_ids, self.blocks)
+    def model_inputs(self, columns: torch.Tensor | None = None) -> dict[str, Any]:
+        """What the model is called with for the logits of `columns` (K) or of all."""
+        return block_inputs(self.input_ids, self.position_ids, self.blocks, columns)
 
 
 Sequences = Padded | Packed
 
 
 def block_inputs(
-    input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: list[Block]
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    blocks: list[Block],
+    columns: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """What a model is called with to read ids and positions (1, T) that lie in `blocks`."""
-    return {
+    """What a model is called with to read ids and positions (1, T) that lie in `blocks`, for the
+    logits of `columns` (K) or of all."""
+    wanted = {} if columns is None else {"logits_to_keep": columns, NEEDED: columns}
+    return wanted | {
         "input_ids": input_ids,
         "position_ids": position_ids,
         "blocks": blocks,
@@ -110,7 +117,7 @@ def packed(
     length: int,
 ) -> Packed:
     """One sequence of all `branches` (a question each, with or without its answer) and their
-    `labels`, equal `contexts` shared.
+    `labels`, equal `contexts` shared, and the words that all questions over one begin with.
 
     A block holds at most `length` tokens, or one branch; more branches repeat the context. They
     keep their order where contexts come in a row.
@@ -122,16 +129,18 @@ def packed(
     branch_of: list[int] = []
     blocks: list[Block] = []
     for number, rows in enumerate(_shared(contexts, branches, length)):
-        start, context = len(ids), contexts[rows[0]]
+        opening = _opening([branches[row] for row in rows], [labels[row] for row in rows])
+        start, context = len(ids), contexts[rows[0]] + opening
         ids += context
         targets += [IGNORED] * len(context)
         positions += range(len(context))
         branch_of += [CONTEXT] * len(context)
         for branch, row in enumerate(rows, CONTEXT + 1):
-            ids += branches[row]
-            targets += labels[row]
-            positions += range(len(context), len(context) + len(branches[row]))
-            branch_of += [branch] * len(branches[row])
+            own = branches[row][len(opening) :]
+            ids += own
+            targets += labels[row][len(opening) :]
+            positions += range(len(context), len(context) + len(own))
+            branch_of += [branch] * len(own)
         filling = -(len(ids) - start) % MULTIPLE
         ids += [0] * filling
         targets += [IGNORED] * filling
@@ -172,6 +181,18 @@ def _shared(
         blocks[block].append(row)
         last[key] = (block, size + len(branch))
     return blocks
+
+
+def _opening(branches: Sequence[list[int]], labels: Sequence[list[int]]) -> list[int]:
+    """The tokens that all `branches` begin with, without those at which a label is predicted."""
+    tokens = zip(*branches, strict=False)  # of each place, as far as the shortest goes
+    predicted = zip(*(own[1:] for own in labels), strict=False)
+    shared = []
+    for here, targets in zip(tokens, predicted, strict=False):
+        if len(set(here)) > 1 or set(targets) != {IGNORED}:
+            break
+        shared.append(here[0])
+    return shared
 
 
 def attention(

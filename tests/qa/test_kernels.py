@@ -56,6 +56,37 @@ def test_products_by_onednn_are_those_of_torch(
         assert given[name].shape == value.shape
 
 
+@pytest.mark.parametrize("kind", ["gpt2_folder", "llama_folder"])
+@pytest.mark.parametrize("columns", [[2, 5, 8], [8], []], ids=str)
+def test_the_last_mlp_computes_the_columns_that_are_needed_and_no_others(
+    columns: list[int], kind: str, request: pytest.FixtureRequest
+) -> None:
+    model = load_model(request.getfixturevalue(kind), "tiny", {})
+    mlps = [layer for name, layer in model.named_modules() if name.endswith(".mlp")]
+    assert len(mlps) > 1
+    seen: list[int] = []
+    for mlp in mlps:  # what its first product reads
+        next(iter(mlp.children())).register_forward_pre_hook(
+            lambda layer, args: seen.append(args[0].shape[1])
+        )
+    ids, needed = torch.arange(18).view(2, 9), torch.tensor(columns, dtype=torch.long)
+    results = []
+    for named in ({}, {kernels.NEEDED: needed}, {}):
+        seen.clear()
+        model.zero_grad()
+        logits = model(input_ids=ids, logits_to_keep=needed, **named).logits
+        logits.sin().sum().backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((logits.detach(), gradients))
+        assert seen == [9] * (len(mlps) - 1) + [len(columns) if named else 9]
+    for logits, gradients in results[1:]:
+        assert torch.allclose(logits, results[0][0], atol=1e-5)
+        assert gradients.keys() == results[0][1].keys()
+        for name, gradient in gradients.items():
+            expected = results[0][1][name]
+            assert (gradient - expected).norm() <= 1e-5 * expected.norm(), name
+
+
 @onednn
 @pytest.mark.parametrize("kind", LAYERS)
 def test_only_what_is_float32_goes_to_onednn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def test_frozen_weights_of_low_precision_change_no_bit_under_autocast(
         if dtype is not None:
             store_frozen(model, dtype)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(**sequence.model_inputs, use_cache=False).logits
+            logits = model(**sequence.model_inputs(), use_cache=False).logits
         loss = cross_entropy(logits[0, :-1].float(), sequence.labels[0, 1:], ignore_index=IGNORED)
         loss.backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
@@ -219,6 +219,23 @@ def test_pickled_weights_are_refused(gpt2_folder: Path, tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no causal language model"),
+        ('{"model_type": "bloom"}', "'bloom' can't be served.*max_position_embeddings"),
+        ('{"model_type": "of-nobody"}', "no causal language model"),
+    ],
+)
+def test_a_model_that_does_not_say_how_much_it_reads_is_refused(
+    content: str | None, message: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        max_positions(tmp_path)
 
 
 def test_positions_of_both_types(gpt2_folder: Path, llama_folder: Path) -> None:

@@ -72,6 +72,22 @@ def test_each_question_sees_its_context_and_itself_and_goes_on_behind_its_contex
     assert drawing(second.mask) == ["x . . .", "x x . .", "x x x .", "x . . x"]
 
 
+def test_what_all_questions_over_a_context_begin_with_stands_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packing, "MULTIPLE", 1)
+    no = IGNORED
+    branches = [[5, 6, 7, 8], [5, 6, 7, 9, 8]]
+    sequence = packed([[1, 2]] * 2, branches, [[no, no, no, 8], [no, no, no, no, 8]], 100)
+    # Not the third, 7: the first question's label is predicted there.
+    assert sequence.input_ids.tolist() == [[1, 2, 5, 6, 7, 8, 7, 9, 8]]
+    assert sequence.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 6]]
+    assert sequence.branch_of.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+    assert sequence.labels.tolist() == [[no, no, no, no, no, 8, no, no, 8]]
+    other = packed([[1, 2]] * 2, branches, [[no, no, no, 8], [no, no, 7, no, 8]], 100)
+    assert other.input_ids.tolist() == [[1, 2, 5, 6, 7, 8, 6, 7, 9, 8]]
+
+
 def drawing(mask: torch.Tensor) -> list[str]:
     return [" ".join("x" if seen else "." for seen in row) for row in mask.tolist()]
 
@@ -98,7 +114,7 @@ def test_every_row_stands_whole_in_one_block_and_its_labels_stand_once(length: i
                 seen = block.mask[own.nonzero()[-1, 0]]  # by the row's last token
                 assert ids[seen].tolist() == contexts[row] + branches[row]
                 assert positions[seen].tolist() == list(range(int(seen.sum())))
-                assert targets[own].tolist() == labels[row]
+                assert targets[seen].tolist() == [IGNORED] * len(contexts[row]) + labels[row]
                 found.append(row)
         assert sorted(found) == list(range(count))
         assert [block.start for block in sequence.blocks[1:]] == [
@@ -212,7 +228,7 @@ def by_rows(
 
 def by_sequence(model: Any, sequence: Any) -> tuple[float, dict[str, torch.Tensor]]:
     """The same, all at once."""
-    logits = model(**sequence.model_inputs, use_cache=False).logits
+    logits = model(**sequence.model_inputs(), use_cache=False).logits
     loss = cross_entropy(
         logits[:, :-1].float().flatten(0, 1), sequence.labels[:, 1:].flatten(),
         ignore_index=IGNORED, reduction="sum",
@@ -264,7 +280,7 @@ def test_what_fills_a_sequence_up_changes_nothing(
     filling = sequence.branch_of == NOTHING
     other = sequence._replace(input_ids=sequence.input_ids.masked_fill(filling, 99))
     with torch.no_grad():
-        one, two = (model(**s.model_inputs).logits[0] for s in (sequence, other))
+        one, two = (model(**s.model_inputs()).logits[0] for s in (sequence, other))
     assert torch.equal(one[~filling], two[~filling])
     assert not torch.equal(one[filling], two[filling])
 
