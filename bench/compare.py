@@ -147,11 +147,11 @@ def made_up(count: int) -> dict[str, Any]:
     words = ["".join(rng.choices("aeioulmnrst", k=rng.randrange(2, 8))) for _ in range(3000)]
     articles = []
     for number in range(count):
-        context = " ".join(rng.choices(words, k=rng.randrange(30, 60)))
-        answer = context.split()[7]
+        context = " ".join(rng.choices(words, k=rng.randrange(4, 8)))
+        answer = context.split()[2]
         qa = {
             "id": str(number),
-            "question": "Which one is the " + " ".join(rng.choices(words, k=5)) + "?",
+            "question": f"Which one is the {rng.choice(words)}?",
             "answers": [{"text": answer, "answer_start": context.index(answer)}],
         }
         paragraph = {"context": context, "qas": [qa]}
