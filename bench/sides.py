@@ -23,11 +23,10 @@ import torch
 import transformers
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
-from torch.utils.flop_counter import FlopCounterMode
 
 import experiment
 import run
-from cost import PeakMemory
+from cost import PeakMemory, operation_counter
 from datamodule import SquadDataModule
 from qa import decoding
 from qa.prompt import Parts
@@ -91,7 +90,7 @@ def this_project(spec: Spec, memory: PeakMemory) -> Result:
         trainer.test(module, data, verbose=False)
     peak = memory.read()
     batches = [batch["sequences"] for batch in data.train_dataloader()]
-    with trainer.precision_plugin.forward_context(), counter() as count:
+    with trainer.precision_plugin.forward_context(), operation_counter() as count:
         for batch in batches[:COUNTED]:
             module.loss_sum(batch)[0].backward()
     tokens = [batch.input_ids.numel() for batch in batches]
@@ -170,7 +169,7 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
     peak = memory.read()
     batches = list(trainer.get_train_dataloader())
     tokens = [batch["input_ids"].numel() for batch in batches]
-    with counter() as count:
+    with operation_counter() as count:
         for batch in batches[:COUNTED]:
             trainer.compute_loss(model, dict(batch)).backward()
     return {"times": times.times, "peak": peak, "flops": flops_of(count, tokens)}
@@ -243,18 +242,7 @@ def data_of(settings: dict[str, Any]) -> SquadDataModule:
     return data
 
 
-def counter() -> FlopCounterMode:
-    """Counts floating-point operations, those of oneDNN's products too."""
-
-    def product(left: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: Any) -> int:
-        return 2 * left[0] * left[1] * right[0]
-
-    return FlopCounterMode(
-        display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: product}
-    )
-
-
-def flops_of(count: FlopCounterMode, tokens: list[int]) -> float:
+def flops_of(count: Any, tokens: list[int]) -> float:
     """The operations of all measured steps, from those of the first COUNTED and all `tokens`."""
     counted = sum(tokens[:COUNTED])
     return count.get_total_flops() / counted * sum(tokens[SKIPPED:])

@@ -1,5 +1,6 @@
 """What a run costs while it runs: seconds, samples, tokens, and peak memory by phase."""
 
+import itertools
 import resource
 import statistics
 import sys
@@ -10,10 +11,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from datamodule import SquadDataModule
 from lit_module import LitQuestionAnswering
+from qa.kernels import onednn_is_faster
 
+ON_CUDA = "allocated on CUDA"
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -26,7 +30,7 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.how = "allocated on CUDA" if device.type == "cuda" else "resident set"
+        self.how = ON_CUDA if device.type == "cuda" else "resident set"
         if device.type != "cuda" and not self._reset_resident():
             self.how = "resident set, of the whole process so far"
 
@@ -45,6 +49,11 @@ class PeakMemory:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
+    def now(self) -> int:
+        """What is taken at this moment; as `read`, it starts to count anew."""
+        self.reset()
+        return self.read()
+
     def _reset_resident(self) -> bool:
         try:
             CLEAR.write_text("5")  # proc(5): resets VmHWM
@@ -62,6 +71,8 @@ class CostMonitor(L.Callback):
         self.seconds = {"train": 0.0, "evaluation": 0.0}
         self.peak = {"train": 0, "evaluation": 0}
         self.how = ""
+        # what the process holds before there is a model
+        self.imports = PeakMemory(torch.device("cpu")).now()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start(pl_module)
@@ -128,6 +139,7 @@ class CostMonitor(L.Callback):
             "tokens_per_second": self.tokens * rate,
             "peak_memory_bytes": self.peak,
             "peak_memory_is": self.how,
+            "imports_bytes": self.imports if self.how != ON_CUDA else 0,
         }
 
     def _start(self, pl_module: L.LightningModule) -> None:
@@ -138,6 +150,61 @@ class CostMonitor(L.Callback):
     def _read(self, phase: str) -> None:
         self.peak[phase] = max(self.peak[phase], self.memory.read())
         self.memory.reset()
+
+
+def operation_counter() -> FlopCounterMode:
+    """Counts floating-point operations of matrix products and attention, those of oneDNN too."""
+
+    def product(left: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: Any) -> int:
+        return 2 * left[0] * left[1] * right[0]
+
+    own = {torch.ops.mkldnn._linear_pointwise: product} if onednn_is_faster() else {}
+    return FlopCounterMode(display=False, custom_mapping=own)
+
+
+def anatomy(
+    module: LitQuestionAnswering, data: SquadDataModule, trainer: L.Trainer
+) -> dict[str, Any]:
+    """Of what the memory and the arithmetic of a training step consist, at the largest of the first
+    batches.
+
+    Bytes of weights, of their gradients, of the optimizer's state, and of the activations that the
+    backward pass needs (the tensors that autograd saves, weights not counted); floating-point
+    operations forward and backward; the batch's questions and tokens.
+    """
+    first = itertools.islice(data.train_dataloader(), 200)
+    batch = max(first, key=lambda batch: int(batch["tokens"]))
+    batch = module.transfer_batch_to_device(batch, module.device, 0)
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in module.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    module.train()
+    module.zero_grad()
+    with trainer.precision_plugin.forward_context(), operation_counter() as forward:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, _ = module.loss_sum(batch["sequences"])
+        activations = sum(saved.values())
+    with operation_counter() as backward:
+        loss.backward()
+    gradients = sum(p.grad.nbytes for p in module.parameters() if p.grad is not None)
+    module.zero_grad()
+    states = [value for o in trainer.optimizers for s in o.state.values() for value in s.values()]
+    return {
+        "weights_bytes": sum(storage.nbytes() for storage in weights.values()),
+        "gradients_bytes": gradients,
+        "optimizer_bytes": sum(v.nbytes for v in states if isinstance(v, torch.Tensor)),
+        "activations_bytes": activations,
+        "forward_operations": forward.get_total_flops(),
+        "backward_operations": backward.get_total_flops(),
+        "questions": batch["samples"],
+        "tokens": batch["tokens"],
+    }
 
 
 def estimate(

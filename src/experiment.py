@@ -19,12 +19,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import terminal
 from checkpoint import Journal, RunCheckpoint, StopSignal
-from cost import CostMonitor, estimate
+from cost import CostMonitor, anatomy, estimate
 from datamodule import SquadDataModule
 from errors import UserError
 from hub import folder_of
+from identity import weights_fingerprint
 from lit_module import LitQuestionAnswering, Prediction
-from logs import MetricsFile, SampleAnswers
+from logs import SHOWN, MetricsFile, SampleAnswers, answers_table
 from precision import frozen_dtype, precision_of
 from qa.kernels import onednn_is_faster
 from qa.model import load_tokenizer, max_positions
@@ -51,11 +52,11 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     record.write_text(
         folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     )
+    cost = CostMonitor()
     data, module, model_facts = build(settings)
     commit = record.commit()  # now: the files may change while the run goes on
     with StopSignal() as stop:
         last = folder / "checkpoints" / "last.ckpt"
-        cost = CostMonitor()
         checkpoint = RunCheckpoint(last.parent, 60 * settings["checkpoint_minutes"], stop)
         trainer = build_trainer(settings, folder, last, [checkpoint, cost])
         before = _scores_before(settings, data, model_facts)
@@ -70,6 +71,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
         if not module.epochs:
             raise UserError("No epoch came to its end: there is nothing to score. Check trainer.*")
+        parts = anatomy(module, data, trainer)
         module.load_trained(checkpoint.best)
         exported = module.export(folder)
         journal = folder / "predictions.partial.jsonl"
@@ -89,12 +91,18 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         "best_epoch": min(module.epochs, key=lambda epoch: epoch["validation_loss"])["epoch"],
         "before": before,
         "test": _scores(predictions),
-        "cost": cost.summary() | {"session_seconds": time.time() - began},
+        "cost": cost.summary()
+        | {
+            "step": parts,
+            "exported_bytes": sum(file.stat().st_size for file in exported.glob("*.safetensors")),
+            "session_seconds": time.time() - began,
+        },
         "exported": exported.name,
         "environment": record.environment(_device_name(module.device), commit),
     }
     record.write_json(folder / "results.json", results)
-    _log_hyperparameters(trainer, results)
+    wrong = [p for p in sorted(predictions, key=lambda p: p["id"]) if not p["exact_match"]]
+    _log_results(trainer, results, wrong[:SHOWN])
     for file in (journal, folder / "before.partial.jsonl"):
         file.unlink(missing_ok=True)
     return results
@@ -150,7 +158,7 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
     facts = {
         "name": model["name"],
         "type": module.model.config.model_type,
-        "fingerprint": _fingerprint(model_folder),
+        "fingerprint": weights_fingerprint(model_folder),
         "shares_context": module.packed_length is not None,
         "onednn_products": onednn_is_faster(),
     }
@@ -243,16 +251,8 @@ def _scores_before(
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def _fingerprint(model_folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(model_folder.glob("*.safetensors")):
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def _log_hyperparameters(trainer: L.Trainer, results: dict[str, Any]) -> None:
-    """Fill TensorBoard's HPARAMS tab."""
+def _log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Prediction]) -> None:
+    """Fill TensorBoard's HPARAMS tab, and show some `wrong` answers to the test questions."""
     config = results["config"]
     keys = ("mode", "lr", "rank", "seed", "batch_size", "max_length", "mask_prompt")
     parameters = {key: config[key] for key in keys if config[key] is not None}
@@ -268,6 +268,7 @@ def _log_hyperparameters(trainer: L.Trainer, results: dict[str, Any]) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams({**parameters, "model": config["model"]["name"]}, metrics)
+            logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
             logger.finalize("success")
 
 

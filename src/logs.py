@@ -65,10 +65,12 @@ class SampleAnswers(L.Callback):
         pl_module.samples = []
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("validation answers", _table(shown), trainer.global_step)
+                table = answers_table(shown)
+                logger.experiment.add_text("validation answers", table, trainer.global_step)
 
 
-def _table(predictions: list[Prediction]) -> str:
+def answers_table(predictions: list[Prediction]) -> str:
+    """Questions, gold answers and predictions as Markdown."""
     lines = ["| question | answers | prediction | F1 |", "|---|---|---|---|"]
     for p in predictions:
         cells = [

@@ -6,16 +6,14 @@ python src/run.py -m mode=lora,full seed=1,2,3
 
 import itertools
 import os
-import signal
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
 import yaml
+from filelock import Timeout
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,81 +24,67 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from errors import UserError
-from settings import GROUPS, OF_LORA, SETTINGS, check, explained, flat, unknown
+from settings import GROUPS, OF_LORA, SETTINGS, check, explained, unknown
 from study import record
+from sweep import INTERRUPTED, Sweep
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONF = str(PROJECT / "conf")
-INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 OmegaConf.register_new_resolver("project_dir", lambda: str(PROJECT), replace=True)
-done: dict[tuple[str, ...], str] = {}  # the jobs of this sweep, and the folder of each
-failed: list[str] = []
+sweep = Sweep()
 
 
 def job(config: DictConfig) -> None:
     """One run, in this process; or one job of a sweep, in a process of its own."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        run_child(config, list(HydraConfig.get().overrides.task), folder)
-        return
     settings = to_dict(config)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        of_sweep = ["study"]
+        if settings["mode"] == "full":  # these are swept for the other mode
+            settings |= dict.fromkeys(OF_LORA)
+            of_sweep += OF_LORA
+        words = [
+            word
+            for word in HydraConfig.get().overrides.task
+            if word.partition("=")[0] not in of_sweep
+        ]
+        sweep.run(settings, words, folder)
+        return
+    identity = None
     if settings["resume"] is None:
         if (folder / "config.yaml").exists():
             refuse(UserError(f"{folder} holds a run already: choose another hydra.run.dir."))
     else:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        identity = record.status(folder).get("identity")
+    lock = record.lock(folder)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        refuse(UserError(f"{folder}: another process is at work on this run."))
     # Only now, since they take seconds: torch and all that stands on it.
     import terminal
     from checkpoint import Interrupted
     from experiment import run
+    from identity import identity_of
 
     try:
-        record.set_status(folder, "running", process=os.getpid())
+        identity = identity or identity_of(settings)
+        record.set_status(folder, "running", identity, process=os.getpid())
         results = run(settings, folder)
     except UserError as error:
-        record.set_status(folder, "failed", error=str(error))
+        record.set_status(folder, "failed", identity, error=str(error))
         refuse(error)
     except Interrupted:
-        record.set_status(folder, "interrupted")
+        record.set_status(folder, "interrupted", identity)
         print(f"Stopped. To go on: python src/run.py resume='{folder}'", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        record.set_status(folder, "failed", error=f"{type(error).__name__}: {error}")
+        record.set_status(folder, "failed", identity, error=f"{type(error).__name__}: {error}")
         raise
-    record.set_status(folder, "finished")
+    record.set_status(folder, "finished", identity)
     terminal.close(results, folder)
-
-
-def run_child(config: DictConfig, overrides: list[str], folder: Path) -> None:
-    """Run a job of a sweep, so that its memory and state are its own; once if it comes twice."""
-    if config.mode == "full":  # these are swept for the other mode
-        overrides = [word for word in overrides if word.partition("=")[0] not in OF_LORA]
-    position = HydraConfig.get().job.num
-    identity = tuple(sorted(overrides))
-    if identity in done:
-        print(f"Job {position} is the one in {done[identity]} again: run once.")
-        folder.rmdir()
-        return
-    done[identity] = folder.name
-    print(f"\nJob {position}: {' '.join(overrides)}", flush=True)
-    child = subprocess.Popen([sys.executable, __file__, *overrides, f"hydra.run.dir='{folder}'"])
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-        if number == signal.SIGTERM:  # Ctrl-C reaches the child by itself
-            child.terminate()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    code = child.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    if stopped or code == INTERRUPTED:
-        sys.exit(INTERRUPTED)
-    if code:
-        failed.append(folder.name)
-        print(f"Job {position} failed (exit code {code}); the sweep goes on.", file=sys.stderr)
 
 
 def prepare(args: Namespace) -> list[str]:
@@ -113,6 +97,8 @@ def prepare(args: Namespace) -> list[str]:
         overrides = OverridesParser.create().parse_overrides(args.overrides)
     except HydraException as error:
         raise UserError(_first_line(error)) from None
+    preset = _swept_by_preset(args, overrides)
+    overrides += OverridesParser.create().parse_overrides(preset)
     values = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
         if o.is_discrete_sweep()
@@ -128,15 +114,25 @@ def prepare(args: Namespace) -> list[str]:
         if settings["mode"] == "full" and len(modes) > 1:
             settings |= dict.fromkeys(OF_LORA)
         check(settings)
+    sweep.jobs = len(jobs)
     for key in ("output_dir", "cache_dir"):
         _check_writable(key, Path(jobs[0][key]))
     for override in overrides:
         if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
             _check_writable(override.key_or_group, Path(str(override.value())))
+    if args.multirun:
+        if jobs[0]["resume"] is not None:
+            raise UserError("resume goes on with one run: leave -m out.")
+        # What the preset sweeps is among the words now: Hydra is not to add it again.
+        words = ["hydra.sweeper.params=null", *preset]
+        if jobs[0]["study"] is not None:
+            place = Path(jobs[0]["output_dir"], jobs[0]["study"])
+            words.append(f"hydra.sweep.dir='{place}'")
+        return words
+    if jobs[0]["study"] is not None:
+        raise UserError("study names the folder of a sweep, which needs -m.")
     if jobs[0]["resume"] is None:
         return []
-    if args.multirun:
-        raise UserError("resume goes on with one run: leave -m out.")
     return _resume(Path(jobs[0]["resume"]), overrides, jobs[0])
 
 
@@ -161,6 +157,24 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
     raise UserError(problem)
 
 
+def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
+    """The words for what the experiment that is asked for sweeps over, where no others are given.
+
+    Raises:
+        UserError: it is a sweep, and -m is missing.
+    """
+    presets = [str(o.value()) for o in overrides if o.key_or_group == "experiment"]
+    file = Path(CONF, "experiment", f"{presets[-1]}.yaml") if presets else None
+    if file is None or not file.is_file():
+        return []
+    swept = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
+    given = {o.get_key_element() for o in overrides}
+    words = [f"{key}={value}" for key, value in swept.items() if key not in given]
+    if words and not args.multirun:
+        raise UserError(f"experiment={presets[-1]} is a sweep, which needs -m.")
+    return words
+
+
 def _no_option(group: str, value: Any, options: list[str]) -> UserError:
     more = {
         "model": " Any other model: model.name=<hub id or folder> (model=llama for Llama types).",
@@ -176,8 +190,8 @@ def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> l
         raise UserError(f"resume={folder}: there is no run (no config.yaml in it).")
     if (folder / "results.json").is_file():
         raise UserError(f"resume={folder}: that run is finished; see its results.json.")
-    saved = flat(yaml.safe_load(file.read_text(encoding="utf-8")))
-    plain, new = flat(compose([], [])), flat(asked)
+    saved = record.flat(yaml.safe_load(file.read_text(encoding="utf-8")), SETTINGS)
+    plain, new = record.flat(compose([], []), SETTINGS), record.flat(asked, SETTINGS)
     named = [override.key_or_group for override in overrides]
     differ = [
         f"  {key}: the run has {saved.get(key)}, asked for is {value}"
@@ -247,9 +261,14 @@ def main() -> None:
             sys.argv += prepare(args)
     except UserError as error:
         refuse(error)
-    hydra.main(version_base="1.3", config_path=CONF, config_name="config")(job)()
-    if failed:
-        refuse(UserError(f"{len(failed)} of {len(done)} jobs failed: {', '.join(failed)}"))
+    try:
+        hydra.main(version_base="1.3", config_path=CONF, config_name="config")(job)()
+        sweep.close()
+    except UserError as error:
+        refuse(error)
+    except KeyboardInterrupt:  # before a run could listen to it
+        print("Stopped.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

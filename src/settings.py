@@ -4,9 +4,11 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from errors import UserError
+from study.record import flat
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "mask_prompt": (SWITCH, "loss on answer and end-of-text only; false: on every token"),
     "resume": (TEXT | NULL, "folder of an interrupted run that shall go on"),
     "checkpoint_minutes": (POSITIVE, "minutes of work that a kill may cost"),
+    "study": (
+        Kind("a name for a folder", lambda v: isinstance(v, str) and Path(v).name == v) | NULL,
+        "names a sweep's folder in output_dir; the same sweep again does only what is missing",
+    ),
     "output_dir": (TEXT, "where run folders are made"),
     "cache_dir": (TEXT, "where tokenized data and scores before training are kept"),
     "frozen_dtype": (
@@ -136,7 +142,7 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: with a line for each of its problems.
     """
-    values = flat(config)
+    values = flat(config, SETTINGS)
     for key in values:
         # Lightning and PEFT know their own arguments better, and are asked.
         if key not in SETTINGS and not key.startswith((*DERIVED, "trainer.", "lora")):
@@ -166,18 +172,6 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError("\n".join(problems))
 
 
-def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The values of a nested configuration by dotted key; model.config stays whole."""
-    values: dict[str, Any] = {}
-    for name, value in config.items():
-        key = above + name
-        if isinstance(value, Mapping) and key not in SETTINGS:
-            values |= flat(value, f"{key}.")
-        else:
-            values[key] = value
-    return values
-
-
 def unknown(key: str, valid: Iterable[str] = ()) -> UserError:
     """The refusal of a `key` that is none, with those that are."""
     names = sorted(valid or {*SETTINGS, *GROUPS})
@@ -188,7 +182,7 @@ def unknown(key: str, valid: Iterable[str] = ()) -> UserError:
 
 def explained(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """For each key its default in `config`, and what it means."""
-    values = flat(config)
+    values = flat(config, SETTINGS)
     return [
         (key, _shown(values[key]), f"{text} ({kind.words})" if kind is not ANY else text)
         for key, (kind, text) in SETTINGS.items()

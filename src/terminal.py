@@ -1,11 +1,14 @@
 """What a person sees on the terminal: what will run, and what came out."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import lightning as L  # seconds, which a sweep's own process need not spend
 
 
 def announce(
@@ -14,7 +17,7 @@ def announce(
     data: dict[str, Any],
     model: dict[str, Any],
     parameters: dict[str, float],
-    trainer: L.Trainer,
+    trainer: "L.Trainer",
     resumed: bool,
     seconds: float,
 ) -> None:
@@ -37,7 +40,7 @@ def announce(
     )
     table.add_row("packing", _packing(settings, model))
     table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
-    table.add_row("time", f"about {_duration(seconds)} (an estimate from a few batches)")
+    table.add_row("time", f"about {duration(seconds)} (an estimate from a few batches)")
     Console().print(table)
     print(f"folder: {folder}", flush=True)
 
@@ -65,7 +68,7 @@ def close(results: dict[str, Any], folder: Path) -> None:
     cost = results["cost"]
     table.add_row(
         "time",
-        f"{_duration(cost['session_seconds'])}, of it {_duration(cost['train_seconds'])} training "
+        f"{duration(cost['session_seconds'])}, of it {duration(cost['train_seconds'])} training "
         f"({cost['samples_per_second']:.1f} questions/s)",
     )
     peaks = ", ".join(
@@ -81,6 +84,27 @@ def close(results: dict[str, Any], folder: Path) -> None:
     for name, place in places.items():  # not in the table, which would cut a long path
         print(f"{name + ':':<10}{place}")
     print(f"dashboard: tensorboard --logdir {folder.parent}")
+
+
+def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
+    """Show what each job of a sweep gave; None for one that has no results."""
+    table = Table(title="Sweep", title_justify="left")
+    for column in ("run", "validation loss", "EM", "F1", "train peak, MB", "training"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for name, results in jobs.items():
+        if results is None:
+            table.add_row(name, "no results")
+            continue
+        cost, test = results["cost"], results["test"]
+        table.add_row(
+            name,
+            f"{min(epoch['validation_loss'] for epoch in results['epochs']):.4f}",
+            f"{test['exact_match']:.1f}",
+            f"{test['f1']:.1f}",
+            f"{cost['peak_memory_bytes']['train'] / 1e6:,.0f}",
+            duration(cost["train_seconds"]),
+        )
+    Console().print(table)
 
 
 def _parameters(parameters: dict[str, float]) -> str:
@@ -116,7 +140,8 @@ def _scores(scores: dict[str, Any]) -> str:
     return f"{one('EM', 'exact_match')}  {one('F1', 'f1')}  ({scores['questions']:,} questions)"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In words."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (

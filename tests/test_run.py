@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from precision import precision_of
+from study import record
 
 PROJECT = Path(__file__).parents[1]
 RUN = [sys.executable, str(PROJECT / "src" / "run.py")]
@@ -55,6 +57,11 @@ def refusal(*words: str, **environment: str) -> str:
     return done.stderr
 
 
+def until(lines: Iterable[str], text: str) -> None:
+    """Read `lines` up to one with `text`."""
+    assert any(text in line for line in lines)
+
+
 def test_help_names_every_key_and_no_torch_is_needed_for_it() -> None:
     from settings import SETTINGS
 
@@ -72,7 +79,7 @@ def test_a_run_from_another_folder_ends_with_its_table(words: list[str], tmp_pat
     [folder] = (tmp_path / "runs").iterdir()
     assert folder.name.endswith("lora_r8_lr0.0002_seed1")
     assert {file.name for file in folder.iterdir()} == {
-        "adapter", "checkpoints", "config.yaml", "contexts.json", "metrics.csv",
+        ".lock", "adapter", "checkpoints", "config.yaml", "contexts.json", "metrics.csv",
         "predictions.jsonl", "results.json", "status.json", "tb",
     }  # fmt: skip
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
@@ -102,6 +109,61 @@ def test_a_sweep_runs_each_job_once_goes_on_behind_a_failed_one_and_tells_it(
     assert sorted((record["config"]["rank"] for record in records), key=str) == [4, 8, None]
 
 
+def test_a_sweep_again_does_what_is_missing_alone(words: list[str], tmp_path: Path) -> None:
+    sweep = ["-m", "mode=lora,full", "study=mine", *words]
+    done = command(*sweep)
+    assert done.returncode == 0, done.stderr
+    assert "Job 2 of 2, about" in done.stdout
+    first, second = sorted((tmp_path / "runs" / "mine").glob("*_seed1"))
+    before = {folder: (folder / "results.json").stat().st_mtime_ns for folder in (first, second)}
+    table = done.stdout[done.stdout.rindex("Sweep") :]
+    assert all(folder.name in table for folder in (first, second))
+
+    # As a kill -9 of the second job leaves it: no results, and a process that is gone.
+    (second / "results.json").unlink()
+    status = json.loads((second / "status.json").read_text())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (second / "status.json").write_text(
+        json.dumps(status | {"state": "running", "process": gone.pid})
+    )
+    done = command(*sweep)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before") == 1
+    after = {folder: (folder / "results.json").stat().st_mtime_ns for folder in (first, second)}
+    assert after[first] == before[first]
+    assert after[second] > before[second]
+    assert len(list((tmp_path / "runs" / "mine").glob("*/config.yaml"))) == 2
+
+    # Another process is at it, and finishes it: the sweep waits.
+    lock = record.lock(second)
+    lock.acquire()
+    with subprocess.Popen(
+        [*RUN, *sweep], stdout=subprocess.PIPE, text=True, env=os.environ | QUIET
+    ) as waiting:
+        assert waiting.stdout is not None
+        until(waiting.stdout, "is at work in another process: waiting for it.")
+        finished = (second / "results.json").stat().st_mtime_ns
+        lock.release()
+        assert "finished before" in waiting.stdout.read()
+    assert waiting.returncode == 0
+    assert (second / "results.json").stat().st_mtime_ns == finished
+
+    # Another configuration of the same name gets a folder of its own.
+    done = command("-m", "mode=lora", "study=mine", *words, "max_new_tokens=3")
+    assert done.returncode == 0, done.stderr
+    assert (second.with_name(f"{second.name}-2") / "results.json").is_file()
+
+
+def test_a_preset_may_be_a_sweep_and_the_command_line_wins(
+    words: list[str], tmp_path: Path
+) -> None:
+    done = command("-m", "experiment=ablation", "seed=4", "study=preset", *words)
+    assert done.returncode == 0, done.stderr
+    names = {folder.name for folder in (tmp_path / "runs" / "preset").iterdir() if folder.is_dir()}
+    assert names == {"full_lr2e-05_seed4", "lora_r8_lr0.0002_seed4"}
+
+
 def test_a_failed_job_of_a_sweep_is_told_and_the_others_run(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -114,6 +176,13 @@ def test_a_failed_job_of_a_sweep_is_told_and_the_others_run(
     assert "The loss is" in done.stderr
     states = [json.loads(f.read_text())["state"] for f in tmp_path.glob("sweep/*/status.json")]
     assert sorted(states) == ["failed", "finished"]
+
+
+def test_two_processes_do_not_work_on_one_run(words: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with record.lock(folder):
+        message = refusal(*words, f"hydra.run.dir={folder}")
+    assert message == f"Error: {folder}: another process is at work on this run.\n"
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_path: Path) -> None:
@@ -160,8 +229,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["mode=loar"], "mode=loar: must be full, lora"),
         (["model=gpt3"], "model=gpt3: must be builtin, distilgpt2, gpt2"),
         (["data=squat"], "data=squat: must be builtin, squad"),
-        (["experiment=dem"], "experiment=dem: must be demo"),
+        (["experiment=dem"], "experiment=dem: must be ablation, demo"),
         (["mode=full", "rank=8"], "mode=full has no rank"),
+        (["experiment=ablation"], "experiment=ablation is a sweep, which needs -m"),
+        (["study=mine"], "study names the folder of a sweep"),
+        (["-m", "study=../mine"], "study=../mine: must be a name for a folder"),
         (["mode=full", "lora.lora_alpha=3"], "mode=full has no LoRA"),
         (["lr=fast"], "lr=fast: must be a number above 0"),
         (["packing=maybe"], "packing=maybe: must be true or false"),

@@ -37,6 +37,13 @@ def speed_up_full(model: PreTrainedModel) -> None:
         embedding.sparse = head.weight is embedding.weight
 
 
+def speed_up_dropout(model: nn.Module) -> None:
+    """Let the dropouts in `model` draw their masks in a third of the time on a CPU."""
+    for layer in model.modules():
+        if type(layer) is nn.Dropout:
+            layer.__class__ = _Dropout
+
+
 def _compute_what_is_needed(model: PreTrainedModel) -> None:
     """Let the last layer's MLP compute only the columns that are NEEDED, where a call names them.
 
@@ -85,6 +92,21 @@ def onednn_is_faster() -> bool:
         and CPU_FACTS.is_file()
         and "AuthenticAMD" in CPU_FACTS.read_text()
     )
+
+
+class _Dropout(nn.Dropout):
+    """Four masks of each random number, where torch takes a number each.
+
+    A share of p, rounded to a 65,536th, is zero; the rest is scaled by exactly what that asks for.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.inplace or x.device.type != "cpu":
+            return super().forward(x)
+        zeros = min(round(self.p * 2**16), 2**16 - 1)
+        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = numbers.view(torch.int16)[: x.numel()].view(x.shape) >= zeros - 2**15
+        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - zeros))
 
 
 class _Product(torch.autograd.Function):

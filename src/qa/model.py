@@ -17,7 +17,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from errors import UserError
-from qa.kernels import speed_up
+from qa.kernels import speed_up, speed_up_dropout
 from qa.packing import ATTENTION
 
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # the layers that PEFT's LoRA can sit on
@@ -110,11 +110,13 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
             )
     transposed = any(isinstance(layer, Conv1D) for layer in layers.values())
     try:
-        return get_peft_model(
+        adapted = get_peft_model(
             model, LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **lora)
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"PEFT refuses these values of lora.*: {_first_line(error)}") from None
+    speed_up_dropout(adapted)
+    return adapted
 
 
 def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:

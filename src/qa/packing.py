@@ -21,8 +21,9 @@ from qa.prompt import IGNORED
 NOTHING = -1  # the branch number of what fills a block up
 CONTEXT = 0  # the branch number of a context's tokens; its questions are 1, 2, ...
 # Sequences are filled up to a multiple: oneDNN keeps code and memory for each length that it meets,
-# which for bfloat16 cost an eighth of the time and a gigabyte.
-MULTIPLE = 16
+# which for bfloat16 cost an eighth of the time and a gigabyte. On a processor without AVX-512, MKL
+# multiplies, which does not, and what fills up would cost a thirtieth.
+MULTIPLE = 1 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
 # Up to this many tokens products of matrices attend faster in bfloat16 on a CPU than the fused
 # kernel, which there computes at the speed of float32; beyond it they take too much memory.
 SMALL = 512

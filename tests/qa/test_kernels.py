@@ -87,6 +87,28 @@ def test_the_last_mlp_computes_the_columns_that_are_needed_and_no_others(
             assert (gradient - expected).norm() <= 1e-5 * expected.norm(), name
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_dropout_drops_its_share_and_scales_the_rest(share: float) -> None:
+    layer = nn.Sequential(nn.Dropout(share))
+    kernels.speed_up_dropout(layer)
+    assert type(layer[0]) is not nn.Dropout
+    x = torch.ones(301, 1001, requires_grad=True)
+    torch.manual_seed(1)
+    output = layer(x)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x), output)
+    dropped = (output == 0).float().mean().item()
+    assert dropped == pytest.approx(share, abs=4e-3)
+    kept = output.detach()[output != 0]
+    assert kept.min() == kept.max() == pytest.approx(1 / (1 - share), rel=2e-3)
+    # as independent as torch's: neighbours fall together as often as chance has it
+    pairs = ((output[:, 1:] == 0) & (output[:, :-1] == 0)).float().mean().item()
+    assert pairs == pytest.approx(share**2, abs=4e-3)
+    output.sum().backward()
+    assert torch.equal(x.grad, output.detach())
+    assert layer.eval()(x) is x
+
+
 @onednn
 @pytest.mark.parametrize("kind", LAYERS)
 def test_only_what_is_float32_goes_to_onednn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,123 @@
+"""The report of a study: python src/report.py RUNS [RUNS ...]
+
+RUNS are folders of runs, of sweeps, or folders that hold them. Writes report.md, report.html (one
+file, with its figures), figures/, report.csv (a line a run) and report.json into --output.
+"""
+
+import argparse
+import csv
+import io
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from study import document, record
+from study.runs import Study, collect
+from study.sections import all_sections
+from study.verdict import Contrast, contrast
+from study.wording import METRICS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path, help="a folder; <first RUNS>/report if left out")
+    parser.add_argument(
+        "--margin", type=float, default=1.0,
+        help="percentage points within which two modes count as equivalent (1)",
+    )  # fmt: skip
+    args = parser.parse_args()
+    try:
+        folder = write(args.runs, args.output or args.runs[0] / "report", args.margin)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(f"{folder / 'report.html'}\n{folder / 'report.md'}")
+
+
+def write(places: list[Path], folder: Path, margin: float) -> Path:
+    """Write the report of the runs in `places` into `folder`, and give that.
+
+    Raises:
+        UserError: there is no run that a report could be made of, or an argument can't be.
+    """
+    if missing := [place for place in places if not place.is_dir()]:
+        raise UserError(f"There is no folder {missing[0]}.")
+    if not 0 < margin < 100:
+        raise UserError(f"--margin={margin:g}: must be a number between 0 and 100.")
+    study = collect(places)
+    if not study.arms:
+        reasons = "\n  ".join(study.left_out) or "they hold no run at all"
+        raise UserError(f"No finished run in {', '.join(map(str, places))}:\n  {reasons}")
+    found = contrast(study, margin)
+    contexts = json.loads((study.arms[0].any.folder / "contexts.json").read_text(encoding="utf-8"))
+    command = shlex.join(
+        ["python", "src/report.py", *map(str, places), f"--output={folder}", f"--margin={margin:g}"]
+    )
+    try:
+        document.write(
+            folder, "LoRA against full fine-tuning", all_sections(study, found, contexts, command)
+        )
+        record.write_text(folder / "report.csv", table(study))
+        record.write_json(folder / "report.json", numbers(study, found))
+    except OSError as error:
+        raise UserError(f"--output={folder} can't be written: {error.strerror}.") from None
+    return folder
+
+
+def table(study: Study) -> str:
+    """A line a run, as CSV: what it was, and what it gave."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([
+        "run", "arm", "mode", "seed", "lr", "rank", "mask_prompt", "trainable", "best_epoch",
+        "validation_loss", "validation_f1", "exact_match", "f1", "train_seconds",
+        "seconds_per_batch", "samples_per_second", "train_peak_bytes", "exported_bytes", "commit",
+    ])  # fmt: skip
+    for arm in study.arms:
+        for seed, run in arm.runs.items():
+            r = run.results
+            c, config = r["cost"], r["config"]
+            writer.writerow([
+                run.folder.name, arm.label, run.mode, seed, config["lr"], config["rank"],
+                config["mask_prompt"], r["parameters"]["trainable"], r["best_epoch"],
+                run.best["validation_loss"], run.best["f1"], r["test"]["exact_match"],
+                r["test"]["f1"], c["train_seconds"], c["seconds_per_batch"],
+                c["samples_per_second"], c["peak_memory_bytes"]["train"], c["exported_bytes"],
+                r["environment"]["commit"],
+            ])  # fmt: skip
+    return out.getvalue()
+
+
+def numbers(study: Study, found: Contrast | None) -> dict[str, Any]:
+    """Everything that the report computed."""
+    arms = {
+        arm.label: {
+            "seeds": list(arm.runs),
+            "runs": [str(run.folder) for run in arm.runs.values()],
+            "config": arm.any.config,
+            **{metric: arm.values("test", metric) for metric in METRICS},
+        }
+        for arm in study.arms
+    }
+    compared = found and {
+        "lora": found.lora.label,
+        "full": found.full.label,
+        "margin": found.margin,
+        "seeds": found.seeds,
+        "over_seeds": {m: asdict(v) for m, v in found.over_seeds.items()},
+        "over_questions": {m: asdict(v) for m, v in found.over_questions.items()},
+        "joint": {m: v and asdict(v) for m, v in found.joint.items()},
+        "mcnemar": [asdict(d) for d in found.discordant],
+    }
+    return {"arms": arms, "comparison": compared, "left_out": study.left_out}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Every wrong answer in one class, counted; where the modes disagree; how sure a model was."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qa.scoring import normalize
+
+EXTRA, PART, SPAN = "extra words around a gold", "part of a gold", "wrong span of the context"
+ELSEWHERE, EMPTY, ENDLESS, CUT = "not in the context", "empty", "never ended", "context was cut"
+CLASSES = (EXTRA, PART, SPAN, ELSEWHERE, EMPTY, ENDLESS, CUT)
+QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how")
+OTHER = "other"
+BINS = 10  # of probability, for the calibration
+
+Prediction = Mapping[str, Any]
+
+
+def failure(prediction: Prediction, context: str) -> str | None:
+    """The class of a wrong answer, the first of these that fits; None if an exact match.
+
+    Words are compared as the score compares them: without case, punctuation and articles.
+    """
+    if prediction["exact_match"]:
+        return None
+    said = normalize(prediction["prediction"]).split()
+    golds = [normalize(gold).split() for gold in prediction["answers"]]
+    if not said:
+        return EMPTY
+    if not prediction["ended"]:
+        return ENDLESS
+    if any(gold and _inside(gold, said) for gold in golds):
+        return EXTRA
+    if any(_inside(said, gold) for gold in golds):
+        return PART
+    if prediction["context_cut"]:
+        return CUT
+    return SPAN if _inside(said, normalize(context).split()) else ELSEWHERE
+
+
+def question_word(question: str) -> str:
+    """The first word of the question that asks, or 'other'."""
+    words = normalize(question).split()
+    return next((word for word in words if word in QUESTION_WORDS), OTHER)
+
+
+def answer_words(prediction: Prediction) -> str:
+    """How many words the shortest gold has, in groups."""
+    words = min(len(gold.split()) for gold in prediction["answers"])
+    return "1" if words <= 1 else "2" if words == 2 else "3 to 5" if words <= 5 else "6 or more"
+
+
+def context_words(context: str) -> str:
+    """How many words the context has, in groups."""
+    words = len(context.split())
+    for below in (50, 100, 150, 200):
+        if words < below:
+            return f"under {below}"
+    return "200 or more"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of the questions in a `group`, how many there are in a run and the mean EM and F1."""
+
+    group: str
+    questions: int
+    exact_match: float
+    f1: float
+
+
+def shares(groups: Sequence[str], runs: Sequence[Sequence[Prediction]]) -> list[Share]:
+    """EM and F1 (percent, over all runs) of each group that the questions of a run fall into."""
+    found = []
+    for group in sorted(set(groups), key=_by_number):
+        own = [number for number, name in enumerate(groups) if name == group]
+        means = [
+            statistics.fmean(run[number][metric] for run in runs for number in own)
+            for metric in ("exact_match", "f1")
+        ]
+        found.append(Share(group, len(own), *means))
+    return found
+
+
+def counts(runs: Sequence[Sequence[Prediction]], contexts: Mapping[str, str]) -> dict[str, float]:
+    """The wrong answers of each class in a run, the mean of several."""
+    found = dict.fromkeys(CLASSES, 0)
+    for run in runs:
+        for prediction in run:
+            name = failure(prediction, contexts[str(prediction["paragraph"])])
+            if name:
+                found[name] += 1
+    return {name: count / len(runs) for name, count in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Answers whose probability lies in a tenth: mean probability and share right (percent)."""
+
+    answers: int
+    probability: float
+    exact_match: float
+
+
+def calibration(predictions: Iterable[Prediction]) -> tuple[list[Bin], float]:
+    """How often answers of a probability are right, and the expected calibration error (percent).
+
+    The probability of an answer is the product of its tokens' (Guo et al. 2017 for the error).
+    """
+    inside: dict[int, list[tuple[float, float]]] = {}
+    for p in predictions:
+        probability = math.exp(min(0.0, p["log_probability"]))
+        number = min(BINS - 1, int(probability * BINS))
+        inside.setdefault(number, []).append((100 * probability, float(p["exact_match"])))
+    bins = [
+        Bin(len(pairs), *(statistics.fmean(column) for column in zip(*pairs, strict=True)))
+        for _, pairs in sorted(inside.items())
+    ]
+    total = sum(b.answers for b in bins)
+    error = sum(b.answers * abs(b.probability - b.exact_match) for b in bins) / total
+    return bins, error
+
+
+def _inside(part: Sequence[str], whole: Sequence[str]) -> bool:
+    size = len(part)
+    return any(list(whole[n : n + size]) == list(part) for n in range(len(whole) - size + 1))
+
+
+def _by_number(group: str) -> tuple[int, int, str]:
+    """Groups in the order of their number; a first 'under' before an 'or more'."""
+    digits = "".join(c if c.isdigit() else " " for c in group).split()
+    return (int(digits[0]) if digits else 0, "more" in group, group)

@@ -1,0 +1,218 @@
+"""The plots of a report, as SVG; a mode has the same colour in all of them."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from study.comparison import Interval, mean_over_seeds
+from study.failures import Bin
+from study.runs import Arm
+
+# Okabe and Ito's palette (2008), which the colour-blind can tell apart.
+BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F",
+)  # fmt: skip
+OF_MODE = {"lora": BLUE, "full": ORANGE}
+OF_PART = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
+LINES = ("-", "--", ":", "-.")
+STYLE: Any = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "svg.fonttype": "none", "svg.hashsalt": "report", "figure.dpi": 100,
+    "font.family": ["DejaVu Sans", "sans-serif"],
+}  # fmt: skip
+
+
+def dynamics(arms: Sequence[Arm]) -> str:
+    """Losses, and validation EM and F1, by epoch: mean over seeds, and the range of the seeds."""
+    figure, axes = _new(1, 3, width=10, height=3.4)
+    panels = (
+        ("Training loss, nats a token", "train_loss"),
+        ("Validation loss, nats a token", "validation_loss"),
+        ("Validation F1, %", "f1"),
+    )
+    for axis, (title, key) in zip(axes, panels, strict=True):
+        for arm, style in _styled(arms):
+            rows = [[epoch[key] for epoch in run.results["epochs"]] for run in arm.runs.values()]
+            columns = list(zip(*rows, strict=False))
+            epochs = range(1, len(columns) + 1)
+            axis.plot(
+                epochs, [sum(c) / len(c) for c in columns], style, marker="o", markersize=4,
+                color=_colour(arm), label=arm.label,
+            )  # fmt: skip
+            lowest, highest = [min(c) for c in columns], [max(c) for c in columns]
+            axis.fill_between(epochs, lowest, highest, color=_colour(arm), alpha=0.15, linewidth=0)
+            axis.set_xticks(list(epochs))
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_xlabel("epoch")
+    _legend(figure, axes[0])
+    return _svg(figure)
+
+
+def scores(arms: Sequence[Arm]) -> str:
+    """EM and F1 of each seed (dots), and their mean with its t interval."""
+    figure, axes = _new(1, 2, width=9, height=0.9 + 0.45 * len(arms))
+    for axis, (title, metric) in zip(
+        axes, (("EM, %", "exact_match"), ("F1, %", "f1")), strict=True
+    ):
+        for place, arm in enumerate(reversed(arms)):
+            values = arm.values("test", metric)
+            mean, _, interval = mean_over_seeds(values)
+            axis.plot(values, [place] * len(values), "o", color=_colour(arm), alpha=0.45)
+            _interval(axis, place, mean, interval, _colour(arm))
+        axis.set_yticks(range(len(arms)), [arm.label for arm in reversed(arms)])
+        axis.set_ylim(-0.6, len(arms) - 0.4)
+        axis.set_xlabel(title)
+    axes[1].tick_params(labelleft=False)
+    return _svg(figure)
+
+
+def differences(rows: Sequence[tuple[str, float, Interval | None]], margin: float) -> str:
+    """Differences with their intervals, the margin of equivalence behind them."""
+    figure, (axis,) = _new(1, 1, width=8, height=1.2 + 0.4 * len(rows))
+    axis.axvspan(-margin, margin, color=GREEN, alpha=0.15, linewidth=0)
+    axis.axvline(0, color="black", linewidth=1)
+    for place, (_, mean, interval) in enumerate(reversed(rows)):
+        _interval(axis, place, mean, interval, "black")
+    axis.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_xlabel("LoRA minus full, percentage points")
+    return _svg(figure)
+
+
+def memory(parts: Mapping[str, Mapping[str, float]]) -> str:
+    """The parts (MB, by name) of each arm's peak memory, one bar an arm."""
+    figure, (axis,) = _new(1, 1, width=9, height=1.5 + 0.45 * len(parts))
+    for place, own in enumerate(reversed(list(parts.values()))):
+        left = 0.0
+        for (name, size), colour in zip(own.items(), OF_PART, strict=True):
+            axis.barh(
+                place, size, left=left, height=0.6, color=colour,
+                label=name if place == 0 else None,
+            )  # fmt: skip
+            left += size
+    axis.set_yticks(range(len(parts)), list(reversed(list(parts))))
+    axis.set_xlabel("peak memory in training, MB")
+    _legend(figure, axis)
+    return _svg(figure)
+
+
+def failures(counts: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]) -> str:
+    """Wrong answers a run by class, a bar for each arm."""
+    classes = list(next(iter(counts.values())))
+    figure, (axis,) = _new(1, 1, width=8, height=1 + 0.5 * len(classes))
+    height = 0.8 / len(counts)
+    for number, (arm, own) in enumerate(counts.items()):
+        places = [n + 0.4 - height * (number + 0.5) for n in range(len(classes))]
+        values = list(reversed(list(own.values())))
+        bars = axis.barh(places, values, height, color=colours[arm], label=arm)
+        axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+    axis.set_yticks(range(len(classes)), list(reversed(classes)))
+    axis.set_xlabel("wrong answers a run")
+    _legend(figure, axis)
+    return _svg(figure)
+
+
+def calibration(bins: Mapping[str, Sequence[Bin]], colours: Mapping[str, str]) -> str:
+    """The share of right answers by the probability that the model gave them."""
+    figure, (axis,) = _new(1, 1, width=5, height=4)
+    axis.plot([0, 100], [0, 100], color="black", linewidth=1, linestyle=":")
+    for arm, own in bins.items():
+        axis.plot(
+            [b.probability for b in own], [b.exact_match for b in own], "o-", markersize=4,
+            color=colours[arm], label=arm,
+        )  # fmt: skip
+    axis.set_xlabel("probability of the answer, %")
+    axis.set_ylabel("exact match, %")
+    _legend(figure, axis)
+    return _svg(figure)
+
+
+def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
+    """Validation F1 by a swept value, mean and t interval over seeds; a line each of the rest."""
+    figure, (axis,) = _new(1, 1, width=7, height=3.6)
+    lines: dict[str, list[tuple[float, Arm]]] = {}
+    other = "rank" if key == "lr" else "lr"
+    for arm in arms:
+        config = arm.any.config
+        rest = "" if config.get(other) is None else f", {other} {config[other]:g}"
+        lines.setdefault(f"{arm.mode}{rest}", []).append((config[key], arm))
+    seen: dict[str, int] = {}
+    for name, points in lines.items():
+        points.sort(key=lambda point: point[0])
+        mode = points[0][1].mode
+        style = LINES[seen.setdefault(mode, 0) % len(LINES)]
+        seen[mode] += 1
+        means = [
+            mean_over_seeds([run.best["f1"] for run in arm.runs.values()]) for _, arm in points
+        ]
+        axis.plot(
+            [x for x, _ in points], [m for m, _, _ in means], style, marker="o", markersize=4,
+            color=OF_MODE.get(mode, GREY), label=name,
+        )  # fmt: skip
+        for (x, _), (_, _, interval) in zip(points, means, strict=True):
+            if interval is not None:
+                axis.plot([x, x], interval, color=OF_MODE.get(mode, GREY), linewidth=1)
+    axis.set_xscale("log")
+    axis.set_xlabel(title)
+    axis.set_ylabel("validation F1, %")
+    _legend(figure, axis)
+    return _svg(figure)
+
+
+def colours(arms: Sequence[Arm]) -> dict[str, str]:
+    """The colour of each arm's mode, by its label."""
+    return {arm.label: _colour(arm) for arm in arms}
+
+
+def _colour(arm: Arm) -> str:
+    return OF_MODE.get(arm.mode, GREY)
+
+
+def _styled(arms: Sequence[Arm]) -> list[tuple[Arm, str]]:
+    """Each arm with a line style of its own within its mode."""
+    seen: dict[str, int] = {}
+    styled = []
+    for arm in arms:
+        number = seen.get(arm.mode, 0)
+        seen[arm.mode] = number + 1
+        styled.append((arm, LINES[number % len(LINES)]))
+    return styled
+
+
+def _interval(
+    axis: Axes, place: float, mean: float, interval: Interval | None, colour: str
+) -> None:
+    if interval is not None:
+        axis.plot(interval, [place, place], color=colour, linewidth=2)
+    axis.plot([mean], [place], "|", color=colour, markersize=16, markeredgewidth=2.5)
+
+
+def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width, height), squeeze=False, layout="constrained"
+        )
+    return figure, list(axes.flat)
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False
+    )
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = out.getvalue()
+    return text[text.index("<svg") :]

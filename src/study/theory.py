@@ -1,0 +1,76 @@
+"""What the shapes of the trained weights say: parameters and arithmetic of LoRA and of full.
+
+A product of a vector with a weight (in, out) counts 2 · in · out operations. A step does, for each
+token and each such weight W: forward W x, backward the gradient of x, and, where W is trained, the
+gradient of W: three products of the same size. LoRA trains A (r, in) and B (out, r) in place of W.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+ADAMW = 16  # operations a weight and step, about: two moments, two corrections, root, decay, update
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer with LoRA, `count` times in the model."""
+
+    name: str
+    count: int
+    inputs: int
+    outputs: int
+    rank: int
+
+    @property
+    def full(self) -> int:
+        """Weights of W."""
+        return self.inputs * self.outputs
+
+    @property
+    def lora(self) -> int:
+        """Weights of A and B."""
+        return self.rank * (self.inputs + self.outputs)
+
+    @property
+    def share(self) -> float:
+        """LoRA's weights of W's, in percent."""
+        return 100 * self.lora / self.full
+
+    @property
+    def claimed(self) -> float:
+        """What r/d would give, in percent, with d the layer's input."""
+        return 100 * self.rank / self.inputs
+
+    def operations(self, lora: bool) -> dict[str, int]:
+        """Operations a token (of the optimizer: a step) in this one layer."""
+        own = 2 * self.lora
+        if lora:
+            return {
+                "forward": 2 * self.full + own,
+                "backward, inputs": 2 * self.full + own,
+                "backward, weights": own,
+                "optimizer, a step": ADAMW * self.lora,
+            }
+        return {
+            "forward": 2 * self.full,
+            "backward, inputs": 2 * self.full,
+            "backward, weights": 2 * self.full,
+            "optimizer, a step": ADAMW * self.full,
+        }
+
+
+def lora_layers(shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
+    """The layers with LoRA that trained weights' names and shapes tell, alike ones counted once."""
+    found: dict[tuple[str, int, int, int], int] = {}
+    for name, shape in shapes.items():
+        place, mark, _ = name.partition(".lora_A.")
+        other = shapes.get(name.replace(".lora_A.", ".lora_B."))
+        if mark and other is not None and len(shape) == len(other) == 2:
+            key = (place.rpartition(".")[2], shape[1], other[0], shape[0])
+            found[key] = found.get(key, 0) + 1
+    return [Layer(name, count, *sizes) for (name, *sizes), count in found.items()]
+
+
+def total(layers: Iterable[Layer]) -> int:
+    """LoRA's weights in all layers."""
+    return sum(layer.count * layer.lora for layer in layers)

@@ -1,0 +1,137 @@
+"""A sweep's jobs: each in a process of its own, and what finished as the same run not again."""
+
+import json
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import Timeout
+
+from errors import UserError
+from study import record
+from terminal import duration, sweep_table
+
+RUN = Path(__file__).with_name("run.py")
+INTERRUPTED = 130  # the exit code of what Ctrl-C ended
+
+
+class Sweep:
+    """So many `jobs`, told as they go, and all of them at the end; none of a single run."""
+
+    def __init__(self) -> None:
+        self.jobs = 0
+        self.folders: dict[str, Path] = {}  # of each run, by its identity
+        self.failed: dict[str, str] = {}  # why, by the name of the run
+        self.seconds: list[float] = []
+        self.number = 0
+
+    def run(self, settings: dict[str, Any], overrides: list[str], place: Path) -> None:
+        """Run a job in a folder of its own in `place`, unless the same run is there, finished.
+
+        One that fails is told, here and at the end.
+        """
+        from identity import identity_of  # only now: it takes seconds
+
+        self.number += 1
+        title = f"Job {self.number} of {self.jobs}"
+        try:
+            identity = identity_of(settings)
+        except UserError as error:
+            self._fail(title, settings["run_name"], str(error))
+            return
+        if identity in self.folders:
+            print(f"{title} is the one in {self.folders[identity].name} again: run once.")
+            return
+        folder = _folder(place, settings["run_name"], identity)
+        self.folders[identity] = folder
+        self._wait(title, folder)
+        state = record.status(folder)
+        if state.get("state") == "finished" and (folder / "results.json").is_file():
+            print(f"{title} finished before: {folder}")
+            return
+        left = ""
+        if self.seconds:
+            rest = statistics.mean(self.seconds) * (self.jobs - self.number + 1)
+            left = f", about {duration(rest)} left"
+        print(f"\n{title}{left}: {' '.join(overrides)}", flush=True)
+        words = [*overrides, f"hydra.run.dir='{folder}'"]
+        if (folder / "checkpoints" / "last.ckpt").is_file():
+            words = [f"resume='{folder}'"]
+        else:
+            shutil.rmtree(folder)
+        began = time.monotonic()
+        code = _run_child(words)
+        if code:
+            ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            self._fail(title, folder.name, record.status(folder).get("error", ended))
+        else:
+            self.seconds.append(time.monotonic() - began)
+
+    def _wait(self, title: str, folder: Path) -> None:
+        """Wait for another process that works on the run, such as one that a killed sweep left."""
+        lock = record.lock(folder)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"{title} is at work in another process: waiting for it.", flush=True)
+            lock.acquire()
+        lock.release()
+
+    def _fail(self, title: str, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        print(f"{title} failed: {reason}. The sweep goes on.", file=sys.stderr)
+
+    def close(self) -> None:
+        """Show the results of all jobs.
+
+        Raises:
+            UserError: some failed.
+        """
+        if not self.number:
+            return
+        results = {}
+        for folder in self.folders.values():
+            file = folder / "results.json"
+            results[folder.name] = json.loads(file.read_text()) if file.is_file() else None
+        sweep_table(results)
+        if self.failed:
+            lines = [f"\n  {name}: {reason}" for name, reason in self.failed.items()]
+            raise UserError(
+                f"{len(self.failed)} of {self.jobs} jobs failed. The same command, with the same "
+                f"study=<name>, redoes these alone.{''.join(lines)}"
+            )
+
+
+def _folder(place: Path, name: str, identity: str) -> Path:
+    """Where the run is already, else a folder that no other run has."""
+    for folder in (place / name, *(place / f"{name}-{number}" for number in range(2, 10_000))):
+        if not folder.exists() or {file.name for file in folder.iterdir()} <= {record.LOCK}:
+            return folder
+        if record.status(folder).get("identity") == identity:
+            return folder
+    raise UserError(f"{place} is full of runs called {name}.")
+
+
+def _run_child(words: list[str]) -> int:
+    """The exit code of a run in a process of its own; ends this one if it was stopped."""
+    child = subprocess.Popen([sys.executable, str(RUN), *words])
+    stopped: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        if number == signal.SIGTERM:  # Ctrl-C reaches the child by itself
+            child.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    code = child.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if stopped or code == INTERRUPTED:
+        sys.exit(INTERRUPTED)
+    return code

@@ -1,0 +1,90 @@
+"""Every wrong answer falls into one class, and groups are counted right."""
+
+from typing import Any
+
+import pytest
+
+from qa.scoring import exact_match, f1
+from study import failures
+from study.failures import CUT, ELSEWHERE, EMPTY, ENDLESS, EXTRA, PART, SPAN
+
+CONTEXT = "The Denver Broncos beat the Carolina Panthers 24-10 at Levi's Stadium in Santa Clara."
+
+
+def prediction(text: str, golds: list[str], **more: Any) -> dict[str, Any]:
+    return {
+        "question": "Who won?", "answers": golds, "prediction": text, "ended": True,
+        "context_cut": False, "log_probability": -0.5, "paragraph": 0,
+        "exact_match": exact_match(text, golds), "f1": f1(text, golds),
+    } | more  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "golds", "more", "expected"),
+    [
+        ("the Denver Broncos", ["Denver Broncos"], {}, None),
+        ("", ["Denver Broncos"], {}, EMPTY),
+        ("the.", ["Denver Broncos"], {}, EMPTY),  # nothing is left of it to compare
+        ("Denver Broncos and so on", ["Denver Broncos"], {"ended": False}, ENDLESS),
+        ("Carolina Panthers 24-10", ["Carolina Panthers"], {}, EXTRA),
+        ("Broncos", ["no", "Denver Broncos"], {}, PART),
+        ("Levi's Stadium", ["Santa Clara"], {}, SPAN),
+        ("LEVIS stadium", ["Santa Clara"], {}, SPAN),
+        ("Levi's Stadium", ["Santa Clara"], {"context_cut": True}, CUT),
+        ("Clara Levi's", ["the game"], {}, ELSEWHERE),
+        ("Levi", ["the game"], {}, ELSEWHERE),  # words, not letters
+        ("New York", ["the"], {}, ELSEWHERE),  # a gold of which nothing is left is in no answer
+    ],
+)  # fmt: skip
+def test_the_class_of_an_answer(
+    text: str, golds: list[str], more: dict[str, Any], expected: str | None
+) -> None:
+    assert failures.failure(prediction(text, golds, **more), CONTEXT) == expected
+
+
+def test_each_wrong_answer_is_counted_once_and_the_mean_is_over_runs() -> None:
+    wrong = prediction("Levi's Stadium", ["Santa Clara"])
+    right = prediction("Santa Clara", ["Santa Clara"])
+    found = failures.counts([[wrong, wrong], [wrong, right]], {"0": CONTEXT})
+    assert found[SPAN] == 1.5
+    assert sum(found.values()) == 1.5
+    assert tuple(found) == failures.CLASSES
+
+
+@pytest.mark.parametrize(
+    ("question", "word"),
+    [
+        ("Who won?", "who"), ("In WHAT year?", "what"), ("Name it.", "other"), ("", "other"),
+        ("To which of whom?", "which"),
+    ],
+)  # fmt: skip
+def test_the_word_that_asks(question: str, word: str) -> None:
+    assert failures.question_word(question) == word
+
+
+def test_groups_stand_in_the_order_of_their_numbers() -> None:
+    groups = ["200 or more", "under 50", "under 200", "under 100", "under 50"]
+    run = [{"exact_match": 100.0 * n, "f1": 50.0} for n in (0, 1, 0, 0, 0)]
+    found = failures.shares(groups, [run, run])
+    assert [s.group for s in found] == ["under 50", "under 100", "under 200", "200 or more"]
+    assert (found[0].questions, found[0].exact_match, found[0].f1) == (2, 50.0, 50.0)
+    lengths = [failures.answer_words({"answers": ["w " * n, "w " * 9]}) for n in (1, 2, 3, 5, 6)]
+    assert lengths == ["1", "2", "3 to 5", "3 to 5", "6 or more"]
+    assert [failures.context_words("w " * n) for n in (49, 50, 199, 200)] == [
+        "under 50", "under 100", "under 200", "200 or more",
+    ]  # fmt: skip
+
+
+def test_calibration_by_hand() -> None:
+    half, sure = -0.6931471805599453, 0.0
+    answers = [
+        {"log_probability": half, "exact_match": 100.0},
+        {"log_probability": half, "exact_match": 0.0},
+        {"log_probability": sure, "exact_match": 0.0},
+        {"log_probability": sure, "exact_match": 100.0},
+    ]
+    bins, error = failures.calibration(answers)
+    assert [(b.answers, round(b.probability, 6), b.exact_match) for b in bins] == [
+        (2, 50.0, 50.0), (2, 100.0, 50.0),
+    ]  # fmt: skip
+    assert error == pytest.approx(25.0)

@@ -1,0 +1,201 @@
+"""The report's command: right numbers, nothing from data as markup, and a word for every gap."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report
+from errors import UserError
+
+PROJECT = Path(report.__file__).parents[1]
+
+
+def made(tmp_path: Path, **more: Any) -> tuple[str, str, dict[str, Any]]:
+    """Markdown, HTML and numbers of the report on `study/`."""
+    folder = report.write([tmp_path / "study"], tmp_path / "out", **({"margin": 1.0} | more))
+    numbers = json.loads((folder / "report.json").read_text())
+    return (folder / "report.md").read_text(), (folder / "report.html").read_text(), numbers
+
+
+def whole_study(make_run: Any) -> None:
+    for seed in (1, 2, 3):
+        make_run("lora", seed, share=0.6)
+        make_run("full", seed, share=0.8)
+
+
+def test_a_whole_study(make_run: Any, tmp_path: Path) -> None:
+    whole_study(make_run)
+    text, page, numbers = made(tmp_path)
+    for title in (
+        "What may be concluded", "Results", "Dynamics", "Ablation: memory, time, size",
+        "Significance", "Failure cases", "The recipe", "Efficiency and theory", "Provenance",
+    ):  # fmt: skip
+        assert f"\n## {title}\n" in text
+        assert f"<h2>{title}</h2>" in page
+    figures = {file.name for file in (tmp_path / "out" / "figures").iterdir()}
+    named = set(re.findall(r"\(figures/(\w+\.svg)\)", text))
+    assert figures == named
+    assert len(figures) >= 6
+    assert page.count("<svg") == len(figures)
+    rows = list(csv.DictReader((tmp_path / "out" / "report.csv").read_text().splitlines()))
+    assert len(rows) == 6
+    compared = numbers["comparison"]
+    for metric in ("exact_match", "f1"):
+        by_mode = {
+            mode: [float(row[metric]) for row in rows if row["mode"] == mode]
+            for mode in ("lora", "full")
+        }
+        apart = [a - b for a, b in zip(by_mode["lora"], by_mode["full"], strict=True)]
+        assert compared["over_seeds"][metric]["differences"] == pytest.approx(apart)
+        mean = sum(apart) / 3
+        for way in ("over_seeds", "over_questions", "joint"):
+            assert compared[way][metric]["mean"] == pytest.approx(mean)
+    assert "smallest p" in text
+    assert "0.250" in text  # what sign flips of three seeds can give at least
+
+
+class Tags(HTMLParser):
+    """Which elements there are, and what they load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+
+def test_text_from_data_is_never_markup_and_nothing_is_loaded(
+    make_run: Any, tmp_path: Path
+) -> None:
+    whole_study(make_run)
+    text, page, _ = made(tmp_path)
+    parser = Tags()
+    parser.feed(page)
+    assert not parser.tags & {"b", "script", "img", "link", "iframe"}
+    assert all(load.startswith("#") for load in parser.loads)
+    assert "<b>Place" not in text + page
+    assert "&lt;b&gt;Place" in page
+    assert "&lt;b&gt;Place" in text
+    assert r"\| \*" in text
+
+
+def test_one_mode_says_that_there_is_nothing_to_compare(make_run: Any, tmp_path: Path) -> None:
+    make_run("lora", 1)
+    make_run("lora", 2)
+    text, _, numbers = made(tmp_path)
+    assert "There is nothing to compare LoRA with" in text
+    assert "## Significance" not in text
+    assert numbers["comparison"] is None
+
+
+def test_one_seed_says_nothing_of_the_methods(make_run: Any, tmp_path: Path) -> None:
+    make_run("lora", 1)
+    make_run("full", 1)
+    text, _, numbers = made(tmp_path)
+    assert "nothing can be said of the two methods" in text
+    assert numbers["comparison"]["joint"] == {"exact_match": None, "f1": None}
+
+
+def test_unequal_seeds_are_named_and_left_out_of_the_comparison(
+    make_run: Any, tmp_path: Path
+) -> None:
+    whole_study(make_run)
+    make_run("lora", 7)
+    text, _, numbers = made(tmp_path)
+    assert numbers["comparison"]["seeds"] == [1, 2, 3]
+    assert "LoRA has seeds that the other has not (7)" in text
+    make_run("full", 9, name="failed")
+    (tmp_path / "study" / "failed" / "results.json").unlink()
+    assert "not finished" in made(tmp_path)[0]
+
+
+def test_no_common_seed(make_run: Any, tmp_path: Path) -> None:
+    make_run("lora", 1)
+    make_run("full", 2)
+    assert "There is nothing to compare" in made(tmp_path)[0]
+
+
+def test_masked_prompts_are_compared_with_open_ones_and_never_mixed(
+    make_run: Any, tmp_path: Path
+) -> None:
+    def unmask(record: dict[str, Any]) -> None:
+        record["config"]["mask_prompt"] = False
+
+    whole_study(make_run)
+    for seed in (1, 2, 3):
+        make_run("lora", seed, share=1.0, change=unmask, name=f"open_{seed}")
+    text, _, numbers = made(tmp_path)
+    assert "## Masking the prompt" in text
+    assert numbers["comparison"]["lora"] == "LoRA, mask_prompt True"
+
+
+def test_a_grid_shows_its_curves_and_says_where_the_best_lies(
+    make_run: Any, tmp_path: Path
+) -> None:
+    for place, lr in enumerate((1e-5, 1e-4, 1e-3)):
+
+        def change(record: dict[str, Any], lr: float = lr, place: int = place) -> None:
+            record["config"]["lr"] = lr
+            for epoch in record["epochs"]:
+                epoch["f1"] = 50.0 + (
+                    place if record["config"]["mode"] == "lora" else -abs(place - 1)
+                )
+
+        for mode in ("lora", "full"):
+            make_run(mode, 1, change=change, name=f"{mode}{place}")
+    text, _, _ = made(tmp_path)
+    assert "mode=lora: the best learning rate on validation is 0.001" in text
+    assert text.count("it lies at the edge of the grid") == 1
+    assert (tmp_path / "out" / "figures" / "by_lr.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "margin", "message"),
+    [
+        (lambda place: None, 1.0, "There is no folder"),
+        (lambda place: place.mkdir(), 1.0, "they hold no run at all"),
+        (lambda place: place.mkdir(), 0.0, "--margin=0"),
+        (lambda place: place.mkdir(), float("nan"), "--margin=nan"),
+    ],
+)
+def test_nothing_to_report_on_is_told(
+    prepare: Any, margin: float, message: str, tmp_path: Path
+) -> None:
+    prepare(tmp_path / "study")
+    with pytest.raises(UserError, match=message):
+        report.write([tmp_path / "study"], tmp_path / "out", margin)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_needs_no_torch_and_says_where_the_report_is(
+    make_run: Any, tmp_path: Path
+) -> None:
+    whole_study(make_run)
+    code = (
+        "import sys, report; report.main();"
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "study")],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT / "src")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "study" / "report" / "report.html") in done.stdout
+    assert (tmp_path / "study" / "report" / "report.html").is_file()
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "src" / "report.py"), str(tmp_path / "nowhere")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: There is no folder")

@@ -1,0 +1,121 @@
+"""Runs are read, put into arms, and left out by name where they can't be compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.runs import collect
+
+
+def test_runs_that_differ_in_seed_and_places_alone_make_an_arm(
+    make_run: Any, tmp_path: Path
+) -> None:
+    for mode in ("full", "lora"):
+        for seed in (2, 1, 3):
+            make_run(mode, seed)
+    study = collect([tmp_path / "study"])
+    assert [(arm.label, list(arm.runs)) for arm in study.arms] == [
+        ("LoRA", [1, 2, 3]), ("full", [1, 2, 3]),
+    ]  # fmt: skip
+    assert study.left_out == []
+    assert collect([tmp_path / "study", tmp_path / "study" / "lora_1"]).left_out == []
+
+
+def test_arms_of_a_mode_are_told_apart_by_what_differs(make_run: Any, tmp_path: Path) -> None:
+    def of(lr: float, rank: int) -> Any:
+        def change(record: dict[str, Any]) -> None:
+            record["config"] |= {"lr": lr, "rank": rank}
+            record["config"]["lora"]["r"] = rank
+            for epoch in record["epochs"]:
+                epoch["f1"] = 60.0 + rank + lr
+
+        return change
+
+    for lr in (1e-4, 1e-3):
+        for rank in (4, 16):
+            make_run("lora", 1, change=of(lr, rank), name=f"{lr}_{rank}")
+    make_run("full", 1)
+    study = collect([tmp_path])
+    assert [arm.label for arm in study.arms] == [
+        "LoRA, lr 0.0001, rank 4", "LoRA, lr 0.001, rank 4", "LoRA, lr 0.0001, rank 16",
+        "LoRA, lr 0.001, rank 16", "full",
+    ]  # fmt: skip
+    best = study.best("lora")
+    assert best is not None
+    assert best.label == "LoRA, lr 0.001, rank 16"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "word"),
+    [
+        (("model", "fingerprint"), "other", "model"),
+        (("config", "trainer", "precision"), "bf16-mixed", "precision"),
+        (("data", "test", "fingerprint"), "other", "test questions"),
+        (("data", "validation", "fingerprint"), "other", "validation questions"),
+        (("environment", "device"), "GPU", "device"),
+    ],
+)
+def test_a_run_unlike_the_others_is_left_out_by_name(
+    place: tuple[str, ...], value: str, word: str, make_run: Any, tmp_path: Path
+) -> None:
+    def change(record: dict[str, Any]) -> None:
+        for key in place[:-1]:
+            record = record[key]
+        record[place[-1]] = value
+
+    make_run("lora", 1)
+    make_run("lora", 2)
+    odd = make_run("full", 1, change=change)
+    study = collect([tmp_path])
+    assert [arm.label for arm in study.arms] == ["LoRA"]
+    assert study.left_out == [f"{odd}: another {word} than most runs"]
+
+
+def test_what_is_broken_failed_or_missing_is_left_out_by_name(
+    make_run: Any, tmp_path: Path
+) -> None:
+    make_run("lora", 1)
+    broken = {
+        "not finished (status: running)": lambda f: (
+            (f / "results.json").unlink(),
+            (f / "status.json").write_text('{"state": "running"}'),
+        ),
+        "failed (no memory)": lambda f: (f / "status.json").write_text(
+            '{"state": "failed", "error": "no memory"}'
+        ),
+        "its files can't be read (JSONDecodeError": lambda f: (f / "results.json").write_text("{"),
+        "its files can't be read (FileNotFoundError": lambda f: (f / "predictions.jsonl").unlink(),
+        "results.json has no cost": lambda f: _without(f, "cost"),
+        "predictions.jsonl does not give the exact_match": lambda f: _cut(f, 7),
+        "results.json has no config, data": lambda f: (f / "results.json").write_text("[1]"),
+    }
+    for number, spoil in enumerate(broken.values()):
+        spoil(make_run("full", number))
+    study = collect([tmp_path])
+    assert [arm.label for arm in study.arms] == ["LoRA"]
+    assert len(study.left_out) == len(broken)
+    for number, reason in enumerate(broken):
+        [line] = [line for line in study.left_out if f"full_{number}:" in line]
+        assert reason in line
+
+
+def _without(folder: Path, key: str) -> None:
+    record = json.loads((folder / "results.json").read_text())
+    del record[key]
+    (folder / "results.json").write_text(json.dumps(record))
+
+
+def _cut(folder: Path, lines: int) -> None:
+    file = folder / "predictions.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:lines]))
+
+
+def test_the_same_run_twice_counts_once(make_run: Any, tmp_path: Path) -> None:
+    make_run("lora", 1)
+    twin = make_run("lora", 1, name="twin")
+    study = collect([tmp_path])
+    assert [list(arm.runs) for arm in study.arms] == [[1]]
+    assert len(study.left_out) == 1
+    assert study.left_out[0].startswith(f"{twin}: the same as")
