@@ -172,6 +172,7 @@ def anatomy(
     backward pass needs (the tensors that autograd saves, weights not counted); floating-point
     operations forward and backward; the batch's questions and tokens.
     """
+    module.to(trainer.strategy.root_device)  # which Lightning takes it from at the end of a fit
     first = itertools.islice(data.train_dataloader(), 200)
     batch = max(first, key=lambda batch: int(batch["tokens"]))
     batch = module.transfer_batch_to_device(batch, module.device, 0)

@@ -98,11 +98,11 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
             "session_seconds": time.time() - began,
         },
         "exported": exported.name,
-        "environment": record.environment(_device_name(module.device), commit),
+        "environment": record.environment(_device_name(trainer.strategy.root_device), commit),
     }
-    record.write_json(folder / "results.json", results)
     wrong = [p for p in sorted(predictions, key=lambda p: p["id"]) if not p["exact_match"]]
     _log_results(trainer, results, wrong[:SHOWN])
+    record.write_json(folder / "results.json", results)  # last: where it is, the run is finished
     for file in (journal, folder / "before.partial.jsonl"):
         file.unlink(missing_ok=True)
     return results

@@ -177,7 +177,7 @@ class LitQuestionAnswering(L.LightningModule):
             )
         )  # fmt: skip
         return [
-            _prediction(row, Answer("", 0.0, False) if prompt is None else next(answers))
+            _prediction(row, None if prompt is None else next(answers))
             for row, prompt in zip(batch.rows, batch.prompts, strict=True)
         ]
 
@@ -261,17 +261,19 @@ class LitQuestionAnswering(L.LightningModule):
             )
 
 
-def _prediction(row: Mapping[str, Any], answer: Answer) -> Prediction:
+def _prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
+    """What is recorded of a question; without an `answer` it was not asked, and scores nothing."""
+    text = answer.text if answer else ""
     return {
         "id": row["id"],
         "title": row["title"],
         "paragraph": row["paragraph"],
         "question": row["question"],
         "answers": row["answers"],
-        "prediction": answer.text,
-        "log_probability": answer.log_probability,
-        "ended": answer.ended,
+        "prediction": text,
+        "log_probability": answer and answer.log_probability,
+        "ended": answer is not None and answer.ended,
         "context_cut": row["context_cut"],
-        "exact_match": exact_match(answer.text, row["answers"]),
-        "f1": f1(answer.text, row["answers"]),
+        "exact_match": exact_match(text, row["answers"]),
+        "f1": f1(text, row["answers"]),
     }

@@ -114,7 +114,7 @@ def prepare(args: Namespace) -> list[str]:
         if settings["mode"] == "full" and len(modes) > 1:
             settings |= dict.fromkeys(OF_LORA)
         check(settings)
-    sweep.jobs = len(jobs)
+    sweep.plan(jobs)
     for key in ("output_dir", "cache_dir"):
         _check_writable(key, Path(jobs[0][key]))
     for override in overrides:
@@ -168,8 +168,11 @@ def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
     if file is None or not file.is_file():
         return []
     swept = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
-    given = {o.get_key_element() for o in overrides}
-    words = [f"{key}={value}" for key, value in swept.items() if key not in given]
+    given = {o.get_key_element(): str(o.value()) for o in overrides}
+    if "hydra.sweeper.params" in given:  # a job of that sweep
+        return []
+    none = OF_LORA if given.get("mode") == "full" else ()
+    words = [f"{k}={value}" for k, value in swept.items() if k not in given and k not in none]
     if words and not args.multirun:
         raise UserError(f"experiment={presets[-1]} is a sweep, which needs -m.")
     return words

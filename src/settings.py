@@ -2,9 +2,9 @@
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from errors import UserError
@@ -72,7 +72,8 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "resume": (TEXT | NULL, "folder of an interrupted run that shall go on"),
     "checkpoint_minutes": (POSITIVE, "minutes of work that a kill may cost"),
     "study": (
-        Kind("a name for a folder", lambda v: isinstance(v, str) and Path(v).name == v) | NULL,
+        Kind("a name of letters, digits, - and _", lambda v: bool(re.fullmatch(r"[\w-]+", str(v))))
+        | NULL,
         "names a sweep's folder in output_dir; the same sweep again does only what is missing",
     ),
     "output_dir": (TEXT, "where run folders are made"),

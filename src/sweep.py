@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ from study import record
 from terminal import duration, sweep_table
 
 RUN = Path(__file__).with_name("run.py")
+PLAN = "sweep.json"  # the runs that a sweep's folder is to hold
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 
@@ -25,11 +27,16 @@ class Sweep:
     """So many `jobs`, told as they go, and all of them at the end; none of a single run."""
 
     def __init__(self) -> None:
-        self.jobs = 0
+        self.jobs = self.number = 0
+        self.names: list[str] = []  # of the runs that differ
         self.folders: dict[str, Path] = {}  # of each run, by its identity
-        self.failed: dict[str, str] = {}  # why, by the name of the run
+        self.failed: list[tuple[str, str]] = []  # which, and why
         self.seconds: list[float] = []
-        self.number = 0
+
+    def plan(self, jobs: Sequence[dict[str, Any]]) -> None:
+        """Take the settings of all jobs that will come."""
+        self.jobs = len(jobs)
+        self.names = list({json.dumps(job): str(job["run_name"]) for job in jobs}.values())
 
     def run(self, settings: dict[str, Any], overrides: list[str], place: Path) -> None:
         """Run a job in a folder of its own in `place`, unless the same run is there, finished.
@@ -38,12 +45,17 @@ class Sweep:
         """
         from identity import identity_of  # only now: it takes seconds
 
+        if not self.number:
+            # For the report, to name the runs that a killed sweep did not begin.
+            record.write_json(place / PLAN, {"runs": self.names})
         self.number += 1
         title = f"Job {self.number} of {self.jobs}"
         try:
             identity = identity_of(settings)
         except UserError as error:
-            self._fail(title, settings["run_name"], str(error))
+            folder = _folder(place, settings["run_name"], "")
+            record.set_status(folder, "failed", None, error=str(error))
+            self._fail(title, folder.name, str(error))
             return
         if identity in self.folders:
             print(f"{title} is the one in {self.folders[identity].name} again: run once.")
@@ -51,25 +63,25 @@ class Sweep:
         folder = _folder(place, settings["run_name"], identity)
         self.folders[identity] = folder
         self._wait(title, folder)
-        state = record.status(folder)
-        if state.get("state") == "finished" and (folder / "results.json").is_file():
+        if (folder / "results.json").is_file():
             print(f"{title} finished before: {folder}")
             return
         left = ""
         if self.seconds:
-            rest = statistics.mean(self.seconds) * (self.jobs - self.number + 1)
-            left = f", about {duration(rest)} left"
+            rest = len(self.names) - len(self.folders) + 1
+            left = f", about {duration(statistics.mean(self.seconds) * rest)} left"
         print(f"\n{title}{left}: {' '.join(overrides)}", flush=True)
-        words = [*overrides, f"hydra.run.dir='{folder}'"]
+        # The preset's own sweep is this one: a job of it has one value of each.
+        words = [*overrides, "hydra.sweeper.params=null", f"hydra.run.dir='{folder}'"]
         if (folder / "checkpoints" / "last.ckpt").is_file():
             words = [f"resume='{folder}'"]
-        else:
+        elif (folder / "config.yaml").is_file():
             shutil.rmtree(folder)
         began = time.monotonic()
         code = _run_child(words)
         if code:
             ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            self._fail(title, folder.name, record.status(folder).get("error", ended))
+            self._fail(title, folder.name, record.status(folder).get("error") or ended)
         else:
             self.seconds.append(time.monotonic() - began)
 
@@ -84,7 +96,7 @@ class Sweep:
         lock.release()
 
     def _fail(self, title: str, name: str, reason: str) -> None:
-        self.failed[name] = reason
+        self.failed.append((name, reason))
         print(f"{title} failed: {reason}. The sweep goes on.", file=sys.stderr)
 
     def close(self) -> None:
@@ -95,13 +107,13 @@ class Sweep:
         """
         if not self.number:
             return
-        results = {}
+        results: dict[str, dict[str, Any] | None] = {name: None for name, _ in self.failed}
         for folder in self.folders.values():
             file = folder / "results.json"
             results[folder.name] = json.loads(file.read_text()) if file.is_file() else None
         sweep_table(results)
         if self.failed:
-            lines = [f"\n  {name}: {reason}" for name, reason in self.failed.items()]
+            lines = [f"\n  {name}: {reason}" for name, reason in self.failed]
             raise UserError(
                 f"{len(self.failed)} of {self.jobs} jobs failed. The same command, with the same "
                 f"study=<name>, redoes these alone.{''.join(lines)}"
@@ -109,11 +121,10 @@ class Sweep:
 
 
 def _folder(place: Path, name: str, identity: str) -> Path:
-    """Where the run is already, else a folder that no other run has."""
+    """Where the run is already, else a folder in which none ever began."""
     for folder in (place / name, *(place / f"{name}-{number}" for number in range(2, 10_000))):
-        if not folder.exists() or {file.name for file in folder.iterdir()} <= {record.LOCK}:
-            return folder
-        if record.status(folder).get("identity") == identity:
+        begun = (folder / "config.yaml").is_file() or (folder / "results.json").is_file()
+        if not begun or record.status(folder).get("identity") == identity:
             return folder
     raise UserError(f"{place} is full of runs called {name}.")
 

@@ -233,7 +233,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["mode=full", "rank=8"], "mode=full has no rank"),
         (["experiment=ablation"], "experiment=ablation is a sweep, which needs -m"),
         (["study=mine"], "study names the folder of a sweep"),
-        (["-m", "study=../mine"], "study=../mine: must be a name for a folder"),
+        (["-m", "study=../mine"], "study=../mine: must be a name of letters"),
         (["mode=full", "lora.lora_alpha=3"], "mode=full has no LoRA"),
         (["lr=fast"], "lr=fast: must be a number above 0"),
         (["packing=maybe"], "packing=maybe: must be true or false"),

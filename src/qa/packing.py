@@ -32,8 +32,8 @@ SMALL = 512
 class Block(NamedTuple):
     """The tokens `start` to `stop` of what the model reads (R), and which of them each may see.
 
-    With a cache, `keys` (C) are the places of what they may see in all that was read. The first
-    `apart` tokens see one another only, which saves what they would not look at."""
+    With a cache, `keys` (C) are the places of what they may see in all that was read. Each of the
+    first `apart` tokens sees all of the block that comes before it, which needs no mask."""
 
     start: int
     stop: int
@@ -149,7 +149,8 @@ def packed(
         branch_of += [NOTHING] * filling
         block_of += [number] * (len(ids) - start)
         owners = torch.tensor(branch_of[start:])
-        apart = len(context) // MULTIPLE * MULTIPLE
+        alone = len(rows) == 1  # what fills up may see anything: nobody looks at it
+        apart = len(owners) if alone else len(context) // MULTIPLE * MULTIPLE
         blocks.append(Block(start, len(ids), sees(owners, owners).tril(), apart=apart))
     return Packed(
         torch.tensor([ids]),
@@ -212,15 +213,23 @@ def attention(
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     parts = []
-    for start, stop, mask, keys, apart in blocks:
-        middle = start + apart
+    # Split, not sliced: a slice's gradient would be written out for the whole sequence.
+    sizes = [block.stop - block.start for block in blocks]
+    queries = query.split(sizes, 2)
+    seen = (
+        zip(key.split(sizes, 2), value.split(sizes, 2), strict=True)
+        if blocks[0].keys is None
+        else ((key[:, :, block.keys], value[:, :, block.keys]) for block in blocks)
+    )
+    for (*_, mask, _, apart), size, q, (k, v) in zip(blocks, sizes, queries, seen, strict=True):
         if apart:
-            seen = slice(start, middle)
-            q, k, v = query[:, :, seen], key[:, :, seen], value[:, :, seen]
-            parts.append(_attend(module, q, k, v, mask[:apart, :apart], **kwargs))
-        places = slice(start, stop) if keys is None else keys
-        q, k, v = query[:, :, middle:stop], key[:, :, places], value[:, :, places]
-        parts.append(_attend(module, q, k, v, mask[apart:], **kwargs))
+            own = (part if apart == size else part[:, :, :apart] for part in (q, k, v))
+            q_own, k_own, v_own = own
+            triangle = mask[:apart, :apart]
+            parts.append(_attend(module, q_own, k_own, v_own, triangle, True, **kwargs))
+        if apart < size:
+            rest = q[:, :, apart:] if apart else q
+            parts.append(_attend(module, rest, k, v, mask[apart:], False, **kwargs))
     return torch.cat(parts, dim=1), None
 
 
@@ -230,14 +239,18 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor,
+    causal: bool,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """What rows (R) attend to in columns (C) by `mask` (R, C): (B, R, heads, width)."""
+    """What rows (R) attend to in columns (C) by `mask` (R, C): (B, R, heads, width).
+
+    `causal` says that the mask is the triangle, of which the fused kernel computes only half."""
     # Positions by rotation may leave queries and keys, but not values, in float32.
     low = value.device.type == "cpu" and value.dtype == torch.bfloat16
     if low and value.shape[2] <= SMALL and not kwargs.get("dropout"):
         return _products(query, key, value, mask, kwargs["scaling"])
-    return sdpa_attention_forward(module, query, key, value, mask[None, None], **kwargs)[0]
+    kwargs = kwargs | {"attention_mask": None if causal else mask[None, None], "is_causal": causal}
+    return sdpa_attention_forward(module, query, key, value, **kwargs)[0]
 
 
 def _products(

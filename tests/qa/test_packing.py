@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from datamodule import sequences
 from qa import packing
 from qa.model import add_lora, load_model
-from qa.packing import CONTEXT, MULTIPLE, NOTHING, Packed, packed, padded
+from qa.packing import CONTEXT, NOTHING, Packed, packed, padded
 from qa.prompt import IGNORED, Parts
 
 KINDS = ["gpt2_folder", "llama_folder", "grouped_llama_folder"]
@@ -147,14 +147,17 @@ def test_rows_keep_their_order_where_contexts_come_in_a_row() -> None:
         assert found[found >= 200].tolist() == [own[-1] for own in labels]
 
 
-def test_blocks_are_filled_up_by_what_has_no_label_and_what_nothing_sees() -> None:
+def test_blocks_are_filled_up_by_what_has_no_label_and_what_nothing_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packing, "MULTIPLE", 16)
     sequence = packed(*drawn(random.Random(0), 30), length=45)
     filled = 0
     for block in sequence.blocks:
         filling = sequence.branch_of[block.start : block.stop] == NOTHING
         filled += int(filling.sum())
-        assert (block.stop - block.start) % MULTIPLE == 0
-        assert filling.sum() < MULTIPLE
+        assert (block.stop - block.start) % 16 == 0
+        assert filling.sum() < 16
         assert (sequence.labels[0, block.start : block.stop][filling] == IGNORED).all()
         assert not block.mask[~filling][:, filling].any()
         assert block.mask.diagonal().all()  # each token sees one at least, or there were no number
@@ -272,8 +275,9 @@ def test_loss_and_gradients_are_those_of_separate_rows(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_fills_a_sequence_up_changes_nothing(
-    kind: str, request: pytest.FixtureRequest
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packing, "MULTIPLE", 16)
     model = own_model(request.getfixturevalue(kind), kind, "full")
     sequence = sequences(*questions(), True, 50)
     assert isinstance(sequence, Packed)
@@ -318,8 +322,9 @@ def test_products_of_matrices_attend_as_the_fused_kernel(groups: int) -> None:
 
 
 def calls_of(sequence: Packed) -> int:
-    """One for each block, and one more where its context attends apart."""
-    return sum(1 + (block.apart > 0) for block in sequence.blocks)
+    """One for what attends apart in a block, and one for the rest, where there are such."""
+    sizes = [block.stop - block.start for block in sequence.blocks]
+    return sum((b.apart > 0) + (b.apart < n) for b, n in zip(sequence.blocks, sizes, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
