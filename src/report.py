@@ -7,7 +7,6 @@ file, with its figures), figures/, report.csv (a line a run) and report.json int
 import argparse
 import csv
 import io
-import json
 import shlex
 import sys
 from dataclasses import asdict
@@ -16,10 +15,13 @@ from typing import Any
 
 from errors import UserError
 from study import document, record
+from study.document import Section, Table
 from study.runs import Study, collect
 from study.sections import all_sections
 from study.verdict import Contrast, contrast
 from study.wording import METRICS
+
+TITLE = "LoRA against full fine-tuning"
 
 
 def main() -> None:
@@ -56,16 +58,14 @@ def write(places: list[Path], folder: Path, margin: float) -> Path:
         reasons = "\n  ".join(study.left_out) or "they hold no run at all"
         raise UserError(f"No finished run in {', '.join(map(str, places))}:\n  {reasons}")
     found = contrast(study, margin)
-    contexts = json.loads((study.arms[0].any.folder / "contexts.json").read_text(encoding="utf-8"))
     command = shlex.join(
         ["python", "src/report.py", *map(str, places), f"--output={folder}", f"--margin={margin:g}"]
     )
+    sections = all_sections(study, found, command)
     try:
-        document.write(
-            folder, "LoRA against full fine-tuning", all_sections(study, found, contexts, command)
-        )
+        document.write(folder, TITLE, sections)
         record.write_text(folder / "report.csv", table(study))
-        record.write_json(folder / "report.json", numbers(study, found))
+        record.write_json(folder / "report.json", numbers(study, found, sections))
     except OSError as error:
         raise UserError(f"--output={folder} can't be written: {error.strerror}.") from None
     return folder
@@ -95,14 +95,16 @@ def table(study: Study) -> str:
     return out.getvalue()
 
 
-def numbers(study: Study, found: Contrast | None) -> dict[str, Any]:
-    """Everything that the report computed."""
+def numbers(study: Study, found: Contrast | None, sections: list[Section]) -> dict[str, Any]:
+    """Everything that the report computed: the comparison in full, and all tables as printed."""
     arms = {
         arm.label: {
             "seeds": list(arm.runs),
             "runs": [str(run.folder) for run in arm.runs.values()],
             "config": arm.any.config,
             **{metric: arm.values("test", metric) for metric in METRICS},
+            "epochs": [run.results["epochs"] for run in arm.runs.values()],
+            "cost": [run.results["cost"] for run in arm.runs.values()],
         }
         for arm in study.arms
     }
@@ -115,8 +117,13 @@ def numbers(study: Study, found: Contrast | None) -> dict[str, Any]:
         "over_questions": {m: asdict(v) for m, v in found.over_questions.items()},
         "joint": {m: v and asdict(v) for m, v in found.joint.items()},
         "mcnemar": [asdict(d) for d in found.discordant],
+        "holm": found.holm,
     }
-    return {"arms": arms, "comparison": compared, "left_out": study.left_out}
+    tables = {
+        section.title: [asdict(block) for block in section.blocks if isinstance(block, Table)]
+        for section in sections
+    }
+    return {"arms": arms, "comparison": compared, "left_out": study.left_out, "tables": tables}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from study import record
 from terminal import duration, sweep_table
 
 RUN = Path(__file__).with_name("run.py")
-PLAN = "sweep.json"  # the runs that a sweep's folder is to hold
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 
@@ -47,7 +46,7 @@ class Sweep:
 
         if not self.number:
             # For the report, to name the runs that a killed sweep did not begin.
-            record.write_json(place / PLAN, {"runs": self.names})
+            record.write_json(place / record.PLAN, {"runs": self.names})
         self.number += 1
         title = f"Job {self.number} of {self.jobs}"
         try:

@@ -20,7 +20,9 @@ from settings import DERIVED, SETTINGS, check, flat, unknown
 def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -> None:
     settings = run.compose(words, [])
     check(settings)
-    undocumented = {key for key in flat(settings, SETTINGS) if not key.startswith(DERIVED)} - set(SETTINGS)
+    undocumented = {key for key in flat(settings, SETTINGS) if not key.startswith(DERIVED)} - set(
+        SETTINGS
+    )
     assert undocumented - {"lora"} == set()
 
 

@@ -4,7 +4,7 @@ Every difference is of the first arm minus the second, paired: the same seed, th
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,9 @@ from scipy import stats
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 10_000
-STUDIES = 1_000  # simulated, for the coverage of the joint interval
+STUDIES = 100_000  # simulated, for the coverage of the joint interval
 POWER = 0.8
+MOST_SEEDS = 10_000
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -26,7 +27,8 @@ class OverSeeds:
 
     `p_t` and `p_sign_flip` are two-sided; no sign-flip test of so few seeds can give less than
     `smallest_p`. `p_equivalent` is of two one-sided t tests against the margin. So many as
-    `seeds_needed` find a difference of the margin with a power of 80 %. None: not with one seed."""
+    `seeds_needed` find a difference of the margin with a power of 80 %. None: not with one seed,
+    nor (but for the sign flips) with seeds that do not differ at all."""
 
     differences: tuple[float, ...]
     mean: float
@@ -41,10 +43,11 @@ class OverSeeds:
 
 @dataclass(frozen=True, slots=True)
 class OverQuestions:
-    """Of these very models, over other paragraphs: the mean difference and its interval."""
+    """Of these very models, over other paragraphs: the mean difference and its interval (None with
+    one paragraph)."""
 
     mean: float
-    interval: Interval
+    interval: Interval | None
     paragraphs: int
 
 
@@ -61,7 +64,8 @@ class Discordant:
 @dataclass(frozen=True, slots=True)
 class Joint:
     """Over other seeds and other paragraphs at once. `coverage` is the share of simulated studies
-    whose interval held the truth, by number of seeds."""
+    whose interval held the truth, by number of seeds. So many as `seeds_needed` find a difference
+    of the margin with a power of 80 % on so many paragraphs; None: no number of seeds does."""
 
     mean: float
     interval: Interval
@@ -69,6 +73,24 @@ class Joint:
     p_equivalent: float
     degrees_of_freedom: float
     coverage: dict[int, float]
+    seeds_needed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The variance of a difference that seeds make, paragraphs, and the two together."""
+
+    seeds: float
+    paragraphs: float
+    rest: float
+
+    def expected(self, seeds: int, paragraphs: int) -> tuple[float, float, float]:
+        """The mean squares to expect of so many seeds and paragraphs."""
+        return (
+            self.rest + paragraphs * self.seeds,
+            self.rest + seeds * self.paragraphs,
+            self.rest,
+        )
 
 
 def over_seeds(differences: Sequence[float], margin: float) -> OverSeeds:
@@ -79,11 +101,8 @@ def over_seeds(differences: Sequence[float], margin: float) -> OverSeeds:
     if n < 2:
         return OverSeeds(tuple(d), mean, None, None, None, None, smallest, None, None)
     deviation = float(d.std(ddof=1))
-    if deviation == 0.0:
-        # No t test: all seeds gave the same difference.
-        return OverSeeds(
-            tuple(d), mean, 0.0, (mean, mean), None, sign_flip(d), smallest, None, None
-        )
+    if deviation < 1e-9:
+        return OverSeeds(tuple(d), mean, 0.0, None, None, sign_flip(d), smallest, None, None)
     test = stats.ttest_1samp(d, 0.0)
     low, high = test.confidence_interval(LEVEL)
     return OverSeeds(
@@ -95,7 +114,7 @@ def over_seeds(differences: Sequence[float], margin: float) -> OverSeeds:
         sign_flip(d),
         smallest,
         equivalence(mean, deviation / math.sqrt(n), n - 1, margin),
-        seeds_needed(deviation, margin),
+        seeds_needed(margin, lambda seeds: (deviation / math.sqrt(seeds), seeds - 1)),
     )
 
 
@@ -120,16 +139,30 @@ def equivalence(mean: float, error: float, degrees_of_freedom: float, margin: fl
     return float(max(t.sf((mean + margin) / error), t.cdf((mean - margin) / error)))
 
 
-def seeds_needed(deviation: float, difference: float) -> int | None:
-    """Seeds with which a paired t test at 5 % finds `difference` with a power of 80 %; at most
-    10,000, else None."""
-    for n in range(2, 10_001):
-        limit = stats.t.ppf((1 + LEVEL) / 2, n - 1)
-        shift = difference * math.sqrt(n) / deviation
-        power = stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift)
-        if power >= POWER:
-            return n
-    return None
+def seeds_needed(difference: float, spread: Callable[[int], tuple[float, float]]) -> int | None:
+    """The seeds with which a t test at 5 % finds `difference` with a power of 80 %.
+
+    `spread` gives the standard error and the degrees of freedom of so many. None: not even
+    MOST_SEEDS do."""
+
+    def suffices(seeds: int) -> bool:
+        error, freedom = spread(seeds)
+        shift = difference / error
+        if shift > 30:  # beyond doubt, and beyond what the distribution below is computed for
+            return True
+        limit = stats.t.ppf((1 + LEVEL) / 2, freedom)
+        power = stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift)
+        return bool(power >= POWER)
+
+    if not suffices(MOST_SEEDS):
+        return None
+    low, high = 1, 2
+    while not suffices(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
 
 
 def over_questions(differences: Array, paragraphs: Sequence[Hashable]) -> OverQuestions:
@@ -138,6 +171,8 @@ def over_questions(differences: Array, paragraphs: Sequence[Hashable]) -> OverQu
     The mean of a draw is that of its questions.
     """
     sums, counts = _by_paragraph(differences.mean(axis=0)[None], paragraphs)
+    if len(counts) < 2:
+        return OverQuestions(float(differences.mean()), None, len(counts))
     result = stats.bootstrap(
         (sums[0], counts),
         lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
@@ -166,7 +201,8 @@ def joint(differences: Array, paragraphs: Sequence[Hashable], margin: float) -> 
     """Compare by `differences` (seeds, questions), both seeds and paragraphs taken as drawn.
 
     A two-way analysis of variance without replication, its degrees of freedom by Satterthwaite
-    (as in the comparison of readers over cases: Hillis 2007). None with one seed or paragraph.
+    (as in the comparison of readers over cases: Hillis 2007). None with one seed or paragraph, or
+    where nothing varies.
     """
     sums, counts = _by_paragraph(differences, paragraphs)
     seeds, places = sums.shape
@@ -175,10 +211,19 @@ def joint(differences: Array, paragraphs: Sequence[Hashable], margin: float) -> 
     mean = float(differences.mean())
     # Each paragraph's part in the mean, paragraphs being of unlike size: (seeds, paragraphs)
     parts = mean + (sums - mean * counts) * places / counts.sum()
-    variances, freedoms = _two_way(parts[None])
-    error, freedom = math.sqrt(variances[0]), float(freedoms[0])
-    if error == 0.0:
+    squares = mean_squares(parts)
+    error, freedom = (float(value) for value in standard_error(*squares, seeds, places))
+    if error < 1e-9:
         return None
+    of_seeds, of_places, rest = squares
+    components = Components(
+        max(0.0, (of_seeds - rest) / places), max(0.0, (of_places - rest) / seeds), rest
+    )
+
+    def spread(n: int) -> tuple[float, float]:
+        error, freedom = standard_error(*components.expected(n, places), n, places)
+        return float(error), float(freedom)
+
     t = stats.t(freedom)
     half = float(t.ppf((1 + LEVEL) / 2)) * error
     return Joint(
@@ -187,31 +232,58 @@ def joint(differences: Array, paragraphs: Sequence[Hashable], margin: float) -> 
         float(2 * t.sf(abs(mean) / error)),
         equivalence(mean, error, freedom, margin),
         freedom,
-        {n: coverage(parts, n) for n in sorted({3, 6, 10, seeds})},
+        {n: coverage(components, n, places) for n in sorted({3, 6, 10, seeds})},
+        seeds_needed(margin, spread),
     )
 
 
-def coverage(parts: Array, seeds: int) -> float:
-    """The share of simulated studies of so many `seeds` whose joint interval holds the truth.
-
-    They are drawn with the components of variance that `parts` (seeds, paragraphs) have.
-    """
+def mean_squares(parts: Array) -> tuple[float, float, float]:
+    """Of seeds, of paragraphs and of the rest, of (seeds, paragraphs)."""
     s, p = parts.shape
-    of_seeds, of_places, rest = (float(m[0]) for m in _mean_squares(parts[None]))
-    between_seeds = max(0.0, (of_seeds - rest) / p)
-    between_places = max(0.0, (of_places - rest) / s)
+    whole = parts.mean()
+    rows, columns = parts.mean(axis=1, keepdims=True), parts.mean(axis=0, keepdims=True)
+    rest = parts - rows - columns + whole
+    return (
+        float(p * ((rows - whole) ** 2).sum() / (s - 1)),
+        float(s * ((columns - whole) ** 2).sum() / (p - 1)),
+        float((rest**2).sum() / ((s - 1) * (p - 1))),
+    )
+
+
+def standard_error(
+    of_seeds: float | Array, of_places: float | Array, rest: float | Array, seeds: int, places: int
+) -> tuple[Array, Array]:
+    """Of the mean, from the mean squares; and its degrees of freedom."""
+    # Less than what seeds or paragraphs alone make can only come of chance.
+    total = np.maximum(of_seeds + of_places - rest, np.maximum(of_seeds, of_places))
+    below = (
+        np.square(of_seeds) / (seeds - 1)
+        + np.square(of_places) / (places - 1)
+        + np.square(rest) / ((seeds - 1) * (places - 1))
+    )
+    freedom = np.divide(total**2, below, out=np.ones_like(total), where=below > 0)
+    return np.sqrt(total / (seeds * places)), np.maximum(freedom, 1.0)
+
+
+def coverage(components: Components, seeds: int, places: int) -> float:
+    """The share of STUDIES, drawn with these components, whose joint interval holds the truth.
+
+    Of normal seeds, paragraphs and rests the three mean squares and the mean are independent: the
+    first follow chi-squared distributions, the last a normal one, and only they are drawn.
+    """
     rng = np.random.default_rng(0)
-    held = 0
-    for studies in _pieces(STUDIES, 50):
-        drawn = (
-            rng.normal(0, math.sqrt(between_seeds), (studies, seeds, 1))
-            + rng.normal(0, math.sqrt(between_places), (studies, 1, p))
-            + rng.normal(0, math.sqrt(rest), (studies, seeds, p))
-        )
-        variance, freedom = _two_way(drawn)
-        half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
-        held += int((np.abs(drawn.mean(axis=(1, 2))) <= half).sum())
-    return held / STUDIES
+    expected = components.expected(seeds, places)
+    freedoms = (seeds - 1, places - 1, (seeds - 1) * (places - 1))
+    drawn = [
+        value * rng.chisquare(freedom, STUDIES) / freedom
+        for value, freedom in zip(expected, freedoms, strict=True)
+    ]
+    of_seeds, of_places, rest = expected
+    truth = math.sqrt((of_seeds + of_places - rest) / (seeds * places))
+    mean = rng.normal(0.0, truth, STUDIES)
+    error, freedom = standard_error(drawn[0], drawn[1], drawn[2], seeds, places)
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    return float((np.abs(mean) <= half).mean())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -240,31 +312,3 @@ def _by_paragraph(values: Array, paragraphs: Sequence[Hashable]) -> tuple[Array,
     sums = np.stack([np.bincount(of, weights=row, minlength=len(numbers)) for row in values])
     counts = np.bincount(of, minlength=len(numbers))
     return sums.astype(np.float64), counts.astype(np.float64)
-
-
-def _mean_squares(parts: Array) -> tuple[Array, Array, Array]:
-    """Of seeds, of paragraphs and of the rest, of each study in (studies, seeds, paragraphs)."""
-    _, s, p = parts.shape
-    whole = parts.mean(axis=(1, 2), keepdims=True)
-    rows, columns = parts.mean(axis=2, keepdims=True), parts.mean(axis=1, keepdims=True)
-    rest = parts - rows - columns + whole
-    return (
-        p * ((rows - whole) ** 2).sum(axis=(1, 2)) / (s - 1),
-        s * ((columns - whole) ** 2).sum(axis=(1, 2)) / (p - 1),
-        (rest**2).sum(axis=(1, 2)) / ((s - 1) * (p - 1)),
-    )
-
-
-def _two_way(parts: Array) -> tuple[Array, Array]:
-    """The variance of each study's mean, and its degrees of freedom."""
-    _, s, p = parts.shape
-    seeds, places, rest = _mean_squares(parts)
-    # Less than what seeds or paragraphs alone make can only come of chance.
-    total = np.maximum(seeds + places - rest, np.maximum(seeds, places))
-    below = seeds**2 / (s - 1) + places**2 / (p - 1) + rest**2 / ((s - 1) * (p - 1))
-    freedom = np.maximum(np.divide(total**2, below, out=np.ones_like(total), where=below > 0), 1.0)
-    return total / (s * p), freedom
-
-
-def _pieces(total: int, size: int) -> list[int]:
-    return [min(size, total - start) for start in range(0, total, size)]

@@ -3,7 +3,7 @@
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -67,7 +67,7 @@ class Example:
     def pieces(self) -> list[tuple[str, bool]]:
         """The context in parts, and whether each is marked."""
         found, at = [], 0
-        for start, stop in sorted(self.marks):
+        for start, stop in sorted(self.marks, key=lambda mark: (mark[0], -mark[1])):
             if start < at:
                 continue
             found += [(self.context[at:start], False), (self.context[start:stop], True)]
@@ -83,7 +83,7 @@ class Section:
     """A heading with its blocks."""
 
     title: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[Block]
 
     @property
     def anchor(self) -> str:
@@ -92,6 +92,10 @@ class Section:
 
 def write(folder: Path, title: str, sections: Sequence[Section]) -> None:
     """Write report.md, report.html and figures/ into `folder`, each file whole or not at all."""
+    shown = {b.name for section in sections for b in section.blocks if isinstance(b, Figure)}
+    for old in (folder / "figures").glob("*.svg"):
+        if old.stem not in shown:
+            old.unlink()
     for section in sections:
         for block in section.blocks:
             if isinstance(block, Figure):
@@ -125,11 +129,11 @@ def _block(block: Block) -> str:
             return f"![{_plain(caption)}](figures/{name}.svg)\n\n{_plain(caption)}"
         case Example():
             pieces = "".join(
-                f"**{_plain(text)}**" if marked and text.strip() else _plain(text)
+                f"<b>{_escaped(text)}</b>" if marked else _escaped(text)
                 for text, marked in block.pieces()
             )
             lines = [f"**{_plain(block.question)}**", *map(_plain, block.lines)]
-            return "  \n".join(lines) + "\n\n> " + pieces
+            return "  \n".join(lines) + "\n\n> Context: " + " ".join(pieces.split())
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -138,5 +142,11 @@ def _row(cells: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """Text in one line with everything escaped that Markdown or HTML would take as markup."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    text = html.escape(text, quote=False)
+    text = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
+    # What GitHub makes a link or a person of.
+    return re.sub(r"(?i)(www|https?|ftp)(?=[.:])|@(?=\w)", lambda m: f"{m[0]}<!-- -->", text)

@@ -1,5 +1,6 @@
 """The report's section on wrong answers."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,12 +13,22 @@ from study.verdict import Contrast
 EXAMPLES = 2  # of each class of failures
 
 
-def failure_cases(study: Study, found: Contrast | None, contexts: Mapping[str, str]) -> Section:
+def failure_cases(study: Study, found: Contrast | None) -> Section:
     arms = [arm for arm in (study.best("lora"), study.best("full")) if arm] or study.arms[:2]
+    contexts = arms[0].any.contexts
     runs = {arm.label: [run.predictions for run in arm.runs.values()] for arm in arms}
+    classes = {
+        label: [[failures.failure(p, contexts[str(p["paragraph"])]) for p in run] for run in own]
+        for label, own in runs.items()
+    }
     colours = figures.colours(arms)
-    counts = {label: failures.counts(own, contexts) for label, own in runs.items()}
-    total = len(arms[0].any.predictions)
+    predictions = arms[0].any.predictions
+    total = len(predictions)
+    # All questions are one group here: (arm, class).
+    counts = {
+        label: failures.shares([""] * total, own, classes[label])[0].classes
+        for label, own in runs.items()
+    }
     calibrated = {
         label: failures.calibration(p for run in own for p in run) for label, own in runs.items()
     }
@@ -32,7 +43,6 @@ def failure_cases(study: Study, found: Contrast | None, contexts: Mapping[str, s
               f"Means over seeds, of {total:,} questions."),
         Figure("failures", figures.failures(counts, colours), "Wrong answers a run, by class."),
     ]  # fmt: skip
-    predictions = arms[0].any.predictions
     groupings: tuple[tuple[str, Callable[[Any], str]], ...] = (
         ("question word", lambda p: failures.question_word(p["question"])),
         ("words of the shortest gold", failures.answer_words),
@@ -40,18 +50,24 @@ def failure_cases(study: Study, found: Contrast | None, contexts: Mapping[str, s
     )
     for title, group_of in groupings:
         groups = [group_of(p) for p in predictions]
-        shares = [failures.shares(groups, own) for own in runs.values()]
+        shares = {
+            label: failures.shares(groups, own, classes[label]) for label, own in runs.items()
+        }
+        met = [name for name in failures.CLASSES if any(c[name] for c in counts.values())]
         rows = [
-            [same[0].group, str(same[0].questions),
-             *(f"{s.exact_match:.1f} / {s.f1:.1f}" for s in same)]
-            for same in zip(*shares, strict=True)
+            [f"{share.group}, {label}", str(share.questions),
+             f"{share.exact_match:.1f}", f"{share.f1:.1f}",
+             *(f"{share.classes[name]:.1f}" for name in met)]
+            for same in zip(*shares.values(), strict=True)
+            for label, share in zip(shares, same, strict=True)
         ]  # fmt: skip
-        blocks.append(Table([title, "questions", *(f"{label}, EM / F1" for label in runs)], rows))
-    blocks.append(Text("Examples, of the first seed:"))
+        blocks.append(Table([title, "questions", "EM, %", "F1, %", *met], rows))
+    blocks.append(Text("The last columns of these tables count wrong answers a run, by class."))
+    blocks.append(Text("Examples, of the first seed; gold answers are marked in the context:"))
     for arm in arms:
-        blocks += _examples(arm, contexts)
+        blocks += _examples(arm)
     if found is not None:
-        blocks += _disagreements(found, contexts)
+        blocks += _disagreements(found)
     errors = ", ".join(f"{label} {error:.1f} points" for label, (_, error) in calibrated.items())
     blocks += [
         Figure("calibration",
@@ -63,46 +79,50 @@ def failure_cases(study: Study, found: Contrast | None, contexts: Mapping[str, s
     return Section("Failure cases", blocks)
 
 
-def _examples(arm: Arm, contexts: Mapping[str, str]) -> list[Block]:
-    shown: Counter[str] = Counter()
+def _examples(arm: Arm) -> list[Block]:
+    counted: Counter[str] = Counter()
     blocks: list[Block] = []
     for p in arm.any.predictions:
-        context = contexts[str(p["paragraph"])]
+        context = arm.any.contexts[str(p["paragraph"])]
         name = failures.failure(p, context)
-        if name and shown[name] < EXAMPLES:
-            shown[name] += 1
+        if name and counted[name] < EXAMPLES:
+            counted[name] += 1
             lines = [f"{arm.label}, {name}", f"gold: {_golds(p)}", f"answer: {p['prediction']}"]
             blocks.append(_example(p, lines, context))
     return blocks
 
 
-def _disagreements(found: Contrast, contexts: Mapping[str, str]) -> list[Block]:
+def _disagreements(found: Contrast) -> list[Block]:
     seed = found.seeds[0]
-    pairs = list(
-        zip(found.lora.runs[seed].predictions, found.full.runs[seed].predictions, strict=True)
-    )
-    blocks: list[Block] = [Text(f"Where the two modes disagree (seed {seed}):")]
-    for better in (0, 1):
+    lora, full = found.lora.runs[seed], found.full.runs[seed]
+    pairs = list(zip(lora.predictions, full.predictions, strict=True))
+    blocks: list[Block] = []
+    for better, name in enumerate((found.lora.label, found.full.label)):
         apart = [
             pair for pair in pairs if pair[better]["exact_match"] > pair[1 - better]["exact_match"]
         ]
+        blocks.append(Text(
+            f"Where the modes disagree: {len(apart):,} of {len(pairs):,} questions (seed {seed}) "
+            f"that {name} alone has right, for example:"
+        ))  # fmt: skip
         for pair in apart[:EXAMPLES]:
             lines = [
                 f"gold: {_golds(pair[0])}",
                 f"{found.lora.label}: {pair[0]['prediction']}",
                 f"{found.full.label}: {pair[1]['prediction']}",
             ]
-            blocks.append(_example(pair[0], lines, contexts[str(pair[0]["paragraph"])]))
+            blocks.append(_example(pair[0], lines, lora.contexts[str(pair[0]["paragraph"])]))
     return blocks
 
 
 def _example(p: Mapping[str, Any], lines: Sequence[str], context: str) -> Example:
-    marks = [
-        (start, start + len(gold))
+    found = (
+        # As words of their own: "10" is not meant in "1910".
+        re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", context)
         for gold in dict.fromkeys(p["answers"])
-        if gold and (start := context.find(gold)) >= 0
-    ]
-    return Example(p["question"], lines, context, marks)
+        if gold
+    )
+    return Example(p["question"], lines, context, [match.span() for match in found if match])
 
 
 def _golds(p: Mapping[str, Any]) -> str:

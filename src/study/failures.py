@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,11 @@ EXTRA, PART, SPAN = "extra words around a gold", "part of a gold", "wrong span o
 ELSEWHERE, EMPTY, ENDLESS, CUT = "not in the context", "empty", "never ended", "context was cut"
 CLASSES = (EXTRA, PART, SPAN, ELSEWHERE, EMPTY, ENDLESS, CUT)
 QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how")
+FORMS = {"whom": "who", "whose": "who", "whos": "who", "whats": "what", "wheres": "where"}
+PREPOSITIONS = (
+    "about", "after", "at", "before", "by", "during", "for", "from", "in", "into", "of", "on",
+    "since", "to", "under", "until", "with", "within",
+)  # fmt: skip
 OTHER = "other"
 BINS = 10  # of probability, for the calibration
 
@@ -41,9 +47,14 @@ def failure(prediction: Prediction, context: str) -> str | None:
 
 
 def question_word(question: str) -> str:
-    """The first word of the question that asks, or 'other'."""
-    words = normalize(question).split()
-    return next((word for word in words if word in QUESTION_WORDS), OTHER)
+    """The word of the question that asks, or 'other'.
+
+    The first that begins it or follows a preposition ("in which"), else the last: one in the middle
+    mostly begins a clause ("the town where … is called what")."""
+    words = [FORMS.get(word, word) for word in normalize(question).split()]
+    asking = [n for n, word in enumerate(words) if word in QUESTION_WORDS]
+    leading = [n for n in asking if n == 0 or words[n - 1] in PREPOSITIONS]
+    return words[(leading[:1] or asking[-1:])[0]] if asking else OTHER
 
 
 def answer_words(prediction: Prediction) -> str:
@@ -63,36 +74,33 @@ def context_words(context: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Of the questions in a `group`, how many there are in a run and the mean EM and F1."""
+    """Of the questions in a `group`: how many there are in a run, the mean EM and F1 (percent), and
+    the wrong answers a run of each class."""
 
     group: str
     questions: int
     exact_match: float
     f1: float
+    classes: dict[str, float]
 
 
-def shares(groups: Sequence[str], runs: Sequence[Sequence[Prediction]]) -> list[Share]:
-    """EM and F1 (percent, over all runs) of each group that the questions of a run fall into."""
+def shares(
+    groups: Sequence[str],
+    runs: Sequence[Sequence[Prediction]],
+    classes: Sequence[Sequence[str | None]],
+) -> list[Share]:
+    """Of each group that the questions of a run fall into; `classes` are those of the answers."""
     found = []
     for group in sorted(set(groups), key=_by_number):
         own = [number for number, name in enumerate(groups) if name == group]
-        means = [
+        exact_match, f1 = (
             statistics.fmean(run[number][metric] for run in runs for number in own)
             for metric in ("exact_match", "f1")
-        ]
-        found.append(Share(group, len(own), *means))
+        )
+        counts = Counter(run[number] for run in classes for number in own)
+        of_class = {name: counts[name] / len(runs) for name in CLASSES}
+        found.append(Share(group, len(own), exact_match, f1, of_class))
     return found
-
-
-def counts(runs: Sequence[Sequence[Prediction]], contexts: Mapping[str, str]) -> dict[str, float]:
-    """The wrong answers of each class in a run, the mean of several."""
-    found = dict.fromkeys(CLASSES, 0)
-    for run in runs:
-        for prediction in run:
-            name = failure(prediction, contexts[str(prediction["paragraph"])])
-            if name:
-                found[name] += 1
-    return {name: count / len(runs) for name, count in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +116,12 @@ def calibration(predictions: Iterable[Prediction]) -> tuple[list[Bin], float]:
     """How often answers of a probability are right, and the expected calibration error (percent).
 
     The probability of an answer is the product of its tokens' (Guo et al. 2017 for the error).
+    A question that was not asked (its prompt was too long) has none, and does not count.
     """
     inside: dict[int, list[tuple[float, float]]] = {}
     for p in predictions:
+        if p["log_probability"] is None:
+            continue
         probability = math.exp(min(0.0, p["log_probability"]))
         number = min(BINS - 1, int(probability * BINS))
         inside.setdefault(number, []).append((100 * probability, float(p["exact_match"])))
@@ -119,7 +130,7 @@ def calibration(predictions: Iterable[Prediction]) -> tuple[list[Bin], float]:
         for _, pairs in sorted(inside.items())
     ]
     total = sum(b.answers for b in bins)
-    error = sum(b.answers * abs(b.probability - b.exact_match) for b in bins) / total
+    error = sum(b.answers * abs(b.probability - b.exact_match) for b in bins) / max(1, total)
     return bins, error
 
 

@@ -25,16 +25,17 @@ LINES = ("-", "--", ":", "-.")
 STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "svg.fonttype": "none", "svg.hashsalt": "report", "figure.dpi": 100,
-    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.family": ["DejaVu Sans", "sans-serif"], "text.parse_math": False,
 }  # fmt: skip
 
 
 def dynamics(arms: Sequence[Arm]) -> str:
     """Losses, and validation EM and F1, by epoch: mean over seeds, and the range of the seeds."""
-    figure, axes = _new(1, 3, width=10, height=3.4)
+    figure, axes = _new(2, 2, width=8, height=6)
     panels = (
         ("Training loss, nats a token", "train_loss"),
         ("Validation loss, nats a token", "validation_loss"),
+        ("Validation EM, %", "exact_match"),
         ("Validation F1, %", "f1"),
     )
     for axis, (title, key) in zip(axes, panels, strict=True):
@@ -87,16 +88,17 @@ def differences(rows: Sequence[tuple[str, float, Interval | None]], margin: floa
 
 
 def memory(parts: Mapping[str, Mapping[str, float]]) -> str:
-    """The parts (MB, by name) of each arm's peak memory, one bar an arm."""
+    """The parts (MB, by name) of each arm's peak memory, one bar an arm; a part below zero, which
+    says that the others never stood together, is left out."""
     figure, (axis,) = _new(1, 1, width=9, height=1.5 + 0.45 * len(parts))
     for place, own in enumerate(reversed(list(parts.values()))):
         left = 0.0
         for (name, size), colour in zip(own.items(), OF_PART, strict=True):
             axis.barh(
-                place, size, left=left, height=0.6, color=colour,
+                place, max(0.0, size), left=left, height=0.6, color=colour,
                 label=name if place == 0 else None,
             )  # fmt: skip
-            left += size
+            left += max(0.0, size)
     axis.set_yticks(range(len(parts)), list(reversed(list(parts))))
     axis.set_xlabel("peak memory in training, MB")
     _legend(figure, axis)
@@ -138,11 +140,9 @@ def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
     """Validation F1 by a swept value, mean and t interval over seeds; a line each of the rest."""
     figure, (axis,) = _new(1, 1, width=7, height=3.6)
     lines: dict[str, list[tuple[float, Arm]]] = {}
-    other = "rank" if key == "lr" else "lr"
     for arm in arms:
-        config = arm.any.config
-        rest = "" if config.get(other) is None else f", {other} {config[other]:g}"
-        lines.setdefault(f"{arm.mode}{rest}", []).append((config[key], arm))
+        name = arm.label.replace(f", {key} {arm.any.config[key]:g}", "")
+        lines.setdefault(name, []).append((arm.any.config[key], arm))
     seen: dict[str, int] = {}
     for name, points in lines.items():
         points.sort(key=lambda point: point[0])

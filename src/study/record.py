@@ -15,6 +15,7 @@ from filelock import FileLock
 PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "hydra-core")
 PROJECT = Path(__file__).resolve().parents[2]
 LOCK = ".lock"
+PLAN = "sweep.json"  # in a sweep's folder: the runs that it is to hold
 # Keys of a configuration that do not change what comes out.
 PLACES = frozenset({
     "run_name", "resume", "study", "output_dir", "cache_dir", "checkpoint_minutes", "model.name",

@@ -1,6 +1,8 @@
 """The runs of a study: read from their folders, and put into arms that can be compared."""
 
+import hashlib
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,19 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from study import record
+from study.checks import at, lacking, odd
 
 # What may differ between the runs of one arm.
 WITHIN_ARM = record.PLACES | {"seed", "lora.r", "lr_by_mode.lora", "lr_by_mode.full"}
-REQUIRED = ("config", "data", "model", "parameters", "epochs", "before", "test", "cost")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its record, and its predictions in the order of their ids."""
+    """A finished run: its record, its predictions in the order of their ids, and the contexts that
+    these name."""
 
     folder: Path
     results: dict[str, Any]
     predictions: list[dict[str, Any]]
+    contexts: dict[str, str]
 
     @property
     def mode(self) -> str:
@@ -41,23 +45,38 @@ class Run:
         number = self.results["best_epoch"]
         return next(epoch for epoch in self.results["epochs"] if epoch["epoch"] == number)
 
+    @property
+    def trained_on(self) -> str:
+        """The fingerprint of the training questions."""
+        return str(self.results["data"]["train"]["fingerprint"])
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Of an optimizer step, which may be computed in parts."""
+        parts = self.results["config"]["trainer"]["accumulate_grad_batches"]
+        return float(self.results["cost"]["seconds_per_batch"] * parts)
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration by dotted keys, without what may differ between runs of an arm."""
         values = record.flat(self.results["config"])
-        return {key: value for key, value in values.items() if key not in WITHIN_ARM}
+        return {k: v for k, v in values.items() if k not in WITHIN_ARM and v is not None}
 
     @property
     def comparable(self) -> dict[str, str]:
         """What has to be the same in all runs of a study, by the words for it."""
         r = self.results
         return {
-            "model": r["model"]["fingerprint"],
+            "model": f"{r['model']['name']} {r['model']['fingerprint']}",
+            "data files": r["data"]["source"][:16],
             "test questions": r["data"]["test"]["fingerprint"],
             "validation questions": r["data"]["validation"]["fingerprint"],
             "precision": str(r["config"]["trainer"]["precision"]),
             "device": r["environment"]["device"],
-            "set of answered questions": str([p["id"] for p in self.predictions]),
+            "way to measure memory": r["cost"]["peak_memory_is"],
+            "set of answered questions": hashlib.sha256(
+                json.dumps([p["id"] for p in self.predictions]).encode()
+            ).hexdigest()[:16],
         }
 
     def scores(self, metric: str) -> NDArray[np.float64]:
@@ -87,13 +106,7 @@ class Arm:
 
     def values(self, *path: str) -> list[float]:
         """What results.json holds at `path`, of each seed."""
-        found = []
-        for run in self.runs.values():
-            value: Any = run.results
-            for key in path:
-                value = value[key]
-            found.append(float(value))
-        return found
+        return [float(at(run.results, ".".join(path))) for run in self.runs.values()]
 
 
 @dataclass(frozen=True)
@@ -104,14 +117,17 @@ class Study:
     left_out: list[str]
 
     def best(self, mode: str) -> Arm | None:
-        """The arm of a mode with the best F1 on the validation questions, prompts being masked."""
+        """The arm of a mode with the best F1 on the validation questions, among those with masked
+        prompts that have the most seeds."""
         own = [arm for arm in self.arms if arm.mode == mode and arm.any.config["mask_prompt"]]
-        return max(own, key=lambda arm: arm.validation_f1, default=None)
+        most = max((len(arm.runs) for arm in own), default=0)
+        fit = [arm for arm in own if len(arm.runs) == most]
+        return max(fit, key=lambda arm: arm.validation_f1, default=None)
 
 
-def collect(places: Iterable[Path]) -> Study:
+def collect(places: Sequence[Path]) -> Study:
     """The study that the run folders in `places` (runs, sweeps, or folders of them) make."""
-    runs, left_out = [], []
+    runs, left_out = [], _never_begun(places)
     for folder in dict.fromkeys(_folders(places)):
         found = _read(folder)
         if isinstance(found, Run):
@@ -123,38 +139,64 @@ def collect(places: Iterable[Path]) -> Study:
     return Study(arms, left_out + unlike + twice)
 
 
+def shown(value: Any) -> str:
+    """A value of a configuration, as a person would write it."""
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
 def _folders(places: Iterable[Path]) -> list[Path]:
-    found: list[Path] = []
-    for place in places:
-        inside = sorted({file.parent for file in place.rglob("config.yaml")})
-        found += [folder for folder in inside if ".git" not in folder.parts]
-    return found
+    return [
+        folder
+        for place in places
+        for folder in sorted(
+            {file.parent for name in ("config.yaml", "status.json") for file in place.rglob(name)}
+        )
+    ]
+
+
+def _never_begun(places: Iterable[Path]) -> list[str]:
+    """The runs that a sweep was to make, and of which there is no folder."""
+    missing = []
+    for file in sorted(file for place in places for file in place.rglob(record.PLAN)):
+        try:
+            planned = Counter(map(str, json.loads(file.read_text(encoding="utf-8"))["runs"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            missing.append(f"{file}: it can't be read ({type(error).__name__})")
+            continue
+        there = Counter(
+            re.sub(r"-\d+$", "", folder.parent.name) for folder in file.parent.glob("*/status.json")
+        )
+        missing += [
+            f"{file.parent / name}: it was planned, but never began"
+            for name, count in (planned - there).items()
+            for _ in range(count)
+        ]
+    return missing
 
 
 def _read(folder: Path) -> Run | str:
     """The run in a folder, or why it is none that can be used."""
     state = record.status(folder)
-    if state.get("state") == "failed":
-        return f"failed ({state.get('error', 'it does not say why')})"
     if not (folder / "results.json").is_file():
+        if state.get("state") == "failed":
+            return f"failed ({state.get('error', 'it does not say why')})"
         return f"not finished (status: {state.get('state', 'none')})"
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-        run = Run(folder, results, sorted(map(json.loads, lines), key=lambda p: p["id"]))
-        if missing := [key for key in REQUIRED if key not in results]:
-            return f"results.json has no {', '.join(missing)}"
+        # Not splitlines, which also splits at characters that a text may hold.
+        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
+        predictions = sorted((json.loads(line) for line in lines if line), key=lambda p: p["id"])
         contexts = json.loads((folder / "contexts.json").read_text(encoding="utf-8"))
-        if any(str(p["paragraph"]) not in contexts for p in run.predictions):
-            return "contexts.json lacks a paragraph of predictions.jsonl"
-        _ = run.mode, run.seed, run.best, run.comparable, run.config["mask_prompt"]
-        for metric in ("exact_match", "f1"):
-            # The record and the answers were written together: unlike means are a broken file.
-            scores = run.scores(metric)
-            if not len(scores) or abs(scores.mean() - results["test"][metric]) > 1e-6:
-                return f"predictions.jsonl does not give the {metric} of results.json"
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its files can't be read ({type(error).__name__}: {error})"
+    problem = lacking(results) or odd(predictions, contexts)
+    if problem:
+        return problem
+    run = Run(folder, results, predictions, contexts)
+    for metric in ("exact_match", "f1"):
+        # The record and the answers were written together: unlike means are a broken file.
+        if not abs(run.scores(metric).mean() - results["test"][metric]) <= 1e-6:
+            return f"predictions.jsonl does not give the {metric} of results.json"
     return run
 
 
@@ -163,34 +205,48 @@ def _alike(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     sets = Counter(tuple(run.comparable.values()) for run in runs)
     if not sets:
         return [], []
-    common = sets.most_common(1)[0][0]
+    common, count = sets.most_common(1)[0]
     kept, left_out = [], []
     for run in runs:
         unlike = [
-            name
+            f"another {name} ({value}, not {wanted})"
             for (name, value), wanted in zip(run.comparable.items(), common, strict=True)
             if value != wanted
         ]
         if unlike:
-            left_out.append(f"{run.folder}: another {', '.join(unlike)} than most runs")
+            left_out.append(f"{run.folder}: {', '.join(unlike)} than the {count} runs shown")
         else:
             kept.append(run)
     return kept, left_out
 
 
 def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
-    """The runs by configuration; of two with the same seed, the first counts."""
+    """The runs by configuration; of two with the same seed, the one that finished last counts."""
     grouped: dict[str, dict[int, Run]] = {}
     left_out = []
-    for run in runs:
+    for run in sorted(runs, key=lambda r: -(r.folder / "results.json").stat().st_mtime):
         seeds = grouped.setdefault(json.dumps(run.config, sort_keys=True), {})
         if run.seed in seeds:
-            left_out.append(f"{run.folder}: the same as {seeds[run.seed].folder}, counted once")
+            other = seeds[run.seed]
+            unlike = [
+                name
+                for name, of in (
+                    ("commit", lambda r: r.results["environment"]["commit"]),
+                    ("training questions", lambda r: r.trained_on),
+                )
+                if of(run) != of(other)
+            ]
+            what = f", but of another {' and '.join(unlike)}" if unlike else ""
+            left_out.append(f"{run.folder}: the same run as {other.folder}{what}; the later counts")
         else:
             seeds[run.seed] = run
     arms = [dict(sorted(seeds.items())) for seeds in grouped.values()]
     arms.sort(key=lambda seeds: _order(next(iter(seeds.values()))))
-    return [Arm(_label(seeds, arms), seeds) for seeds in arms], left_out
+    labels = [_label(seeds, arms) for seeds in arms]
+    for number, label in enumerate(labels):  # two values may look alike
+        if label in labels[:number]:
+            labels[number] = f"{label}, configuration {number + 1}"
+    return [Arm(label, seeds) for label, seeds in zip(labels, arms, strict=True)], left_out
 
 
 def _order(run: Run) -> tuple[Any, ...]:
@@ -209,8 +265,4 @@ def _label(seeds: dict[int, Run], arms: Sequence[dict[int, Run]]) -> str:
         or (key == "mask_prompt" and not own.config[key])
     ]
     name = {"lora": "LoRA", "full": "full"}.get(own.mode, own.mode)
-    return ", ".join([name, *(f"{key} {_shown(own.config[key])}" for key in keys)])
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return ", ".join([name, *(f"{key} {shown(own.config[key])}" for key in keys)])

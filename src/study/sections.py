@@ -1,20 +1,17 @@
 """What the report says, a section after the other, each from the records of a study."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
 from statistics import fmean
 
-from study import comparison, figures, theory
+from study import comparison, figures
+from study.costs import cost, efficiency, recipe
 from study.document import Block, Code, Figure, Points, Section, Table, Text
 from study.failure_cases import failure_cases
-from study.runs import Arm, Run, Study
+from study.runs import Arm, Study, shown
 from study.verdict import Contrast, conclusion, significance
-from study.wording import MB, METRICS, NONE, mean_of, shown_interval, signed, spread
+from study.wording import METRICS, shown_interval, signed, spread
 
 
-def all_sections(
-    study: Study, found: Contrast | None, contexts: Mapping[str, str], command: str
-) -> list[Section]:
+def all_sections(study: Study, found: Contrast | None, command: str) -> list[Section]:
     """The whole report."""
     return [
         section
@@ -23,8 +20,8 @@ def all_sections(
             results(study),
             dynamics(study),
             cost(study),
-            significance(study, found),
-            failure_cases(study, found, contexts),
+            significance(found),
+            failure_cases(study, found),
             recipe(study, found),
             efficiency(study, found),
             masking(study),
@@ -33,9 +30,6 @@ def all_sections(
         )
         if section is not None
     ]
-
-
-# Results
 
 
 def results(study: Study) -> Section:
@@ -61,8 +55,9 @@ def results(study: Study) -> Section:
              "train loss", "validation loss"],
             rows,
             "EM and F1 in percent: mean ± standard deviation over seeds, and the 95 % t interval "
-            "of the mean over seeds; before: the model untrained. Losses in nats a label token, "
-            "at the epoch that was scored.",
+            "of the mean over seeds; before: the model before fine-tuning. Losses in nats a label "
+            "token, at the epoch that was scored; with mask_prompt=false the training loss is over "
+            "all tokens, and not to be held against the others.",
         ),
         Figure("scores", figures.scores(study.arms),
                "EM and F1 on the test questions: a dot each seed, a bar the mean, a line its 95 "
@@ -92,13 +87,12 @@ def dynamics(study: Study) -> Section:
                 ),
                 f"{chosen} of {len(arm.runs)}",
             ])  # fmt: skip
-    rising = [arm.label for arm in study.arms if _rises(arm)]
-    overfit = (
-        f"The validation loss of {', '.join(rising)} rises in the last epoch in most seeds, while "
-        "the training loss falls: there it learns what does not carry over."
-        if rising
-        else "In no arm does the validation loss of most seeds rise in the last epoch."
-    )
+    trends = [
+        f"{arm.label}: the validation loss rises behind its lowest epoch in {rising} of "
+        f"{len(arm.runs)} runs, while the training loss falls on in {falling} of these."
+        for arm in study.arms
+        for rising, falling in (_after_the_best(arm),)
+    ]
     return Section("Dynamics", [
         Table(
             ["", "train loss", "validation loss", "validation EM, %", "validation F1, %", "scored"],
@@ -106,10 +100,11 @@ def dynamics(study: Study) -> Section:
             "Means over seeds. Scored: in how many runs this epoch had the lowest validation loss.",
         ),
         Figure("dynamics", figures.dynamics(study.arms),
-               "Losses and validation F1 by epoch: means over seeds, the range of the seeds "
+               "Losses, validation EM and F1 by epoch: means over seeds, the range of the seeds "
                "shaded."),
-        Text(overfit),
-        Text(
+        Points(trends),
+        Text("A validation loss that rises while the training loss falls is where a mode learns "
+             "what does not carry over. "
             "The training loss is the mean over the epoch's label tokens while the weights move "
             "and dropout is on; the validation loss is that of fixed weights without dropout. So "
             "the first may lie above the second without meaning anything. Loss and EM need not "
@@ -120,173 +115,17 @@ def dynamics(study: Study) -> Section:
     ])  # fmt: skip
 
 
-def _rises(arm: Arm) -> bool:
-    rising = [
-        len(e := run.results["epochs"]) > 1
-        and e[-1]["validation_loss"] > e[-2]["validation_loss"]
-        and e[-1]["train_loss"] < e[-2]["train_loss"]
-        for run in arm.runs.values()
-    ]
-    return sum(rising) * 2 > len(rising)
-
-
-# Cost
-
-
-def cost(study: Study) -> Section:
-    head = ["", "train peak, MB", "evaluation peak, MB", "s a step", "train, s", "validation, s",
-            "questions/s", "on disk, MB"]  # fmt: skip
-    rows = [
-        [
-            arm.label,
-            mean_of(arm.values("cost", "peak_memory_bytes", "train"), MB, 0),
-            mean_of(arm.values("cost", "peak_memory_bytes", "evaluation"), MB, 0),
-            mean_of(arm.values("cost", "seconds_per_batch"), 1, 3),
-            mean_of(arm.values("cost", "train_seconds"), 1, 0),
-            mean_of(arm.values("cost", "validation_seconds"), 1, 0),
-            mean_of(arm.values("cost", "samples_per_second"), 1, 1),
-            mean_of(arm.values("cost", "exported_bytes"), MB, 1),
-        ]
-        for arm in study.arms
-    ]
-    parts = {arm.label: memory_parts(arm.any) for arm in study.arms}
-    names = list(next(iter(parts.values())))
-    how = study.arms[0].any.results["cost"]["peak_memory_is"]
-    return Section("Ablation: memory, time, size", [
-        Table(head, rows,
-              f"Means over seeds. Peak memory: {how}. Seconds a step: the median without the "
-              "first step and without validation. On disk: the weights that a run leaves to be "
-              "used."),
-        Table(["MB", *names, "peak"],
-              [[label, *(f"{size:,.1f}" for size in own.values()), f"{sum(own.values()):,.1f}"]
-               for label, own in parts.items()],
-              "What the peak in training consists of, in the first seed's run. Activations: the "
-              "tensors that autograd saves for the backward pass of the largest of the first "
-              "batches. The rest is what these do not explain: temporary tensors, the data, the "
-              "allocator's spare."),
-        Figure("memory", figures.memory(parts), "The parts of the peak memory in training."),
-    ])  # fmt: skip
-
-
-def memory_parts(run: Run) -> dict[str, float]:
-    """The peak in training, in MB, by what it holds."""
-    own = run.results["cost"]
-    step = own["step"]
-    known = {
-        "imports": own["imports_bytes"],
-        "weights": step["weights_bytes"],
-        "gradients": step["gradients_bytes"],
-        "optimizer state": step["optimizer_bytes"],
-        "activations": step["activations_bytes"],
-    }
-    rest = own["peak_memory_bytes"]["train"] - sum(known.values())
-    return {name: size / MB for name, size in (known | {"rest": max(0, rest)}).items()}
-
-
-# Recipe, efficiency, theory
-
-
-def recipe(study: Study, found: Contrast | None) -> Section:
-    rows = []
-    keys = ("lr", "rank", "lora.lora_alpha", "lora.lora_dropout", "lora.target_modules",
-            "batch_size", "trainer.max_epochs", "data.train_size", "data.draw_by",
-            "optimizer.weight_decay", "optimizer.warmup_steps", "mask_prompt")  # fmt: skip
-    for key in keys:
-        values = [arm.any.config.get(key) for arm in study.arms]
-        rows.append([key, *(NONE if value is None else str(value) for value in values)])
-    tried = Counter(arm.mode for arm in study.arms)
-    evidence = [
-        f"mode={mode}: {count} configurations were run; the best on validation was taken."
-        if count > 1
-        else f"mode={mode}: one configuration was run. Nothing here says that it is the best one."
-        for mode, count in tried.items()
-    ]
-    blocks: list[Block] = [
-        Table(["", *(arm.label for arm in study.arms)], rows),
-        Points(evidence),
-    ]
-    if found is not None:
-        full, lora = found.full, found.lora
-        blocks.append(Text(
-            "What LoRA adds to full fine-tuning: the choice of rank, alpha, dropout and layers; "
-            "a learning rate of its own; a second set of weights that has to be loaded with, or "
-            f"folded into, its base. Here {mean_of(lora.values('cost', 'exported_bytes'), MB, 1)} "
-            f"MB on disk in place of {mean_of(full.values('cost', 'exported_bytes'), MB, 1)} MB, "
-            f"and {mean_of(lora.values('cost', 'seconds_per_batch'), 1, 3)} s a step in place of "
-            f"{mean_of(full.values('cost', 'seconds_per_batch'), 1, 3)} s."
-        ))  # fmt: skip
-    return Section("The recipe", blocks)
-
-
-def efficiency(study: Study, found: Contrast | None) -> Section | None:
-    lora = found.lora if found else study.best("lora")
-    layers = theory.lora_layers(lora.any.results["shapes"]) if lora else []
-    if lora is None or not layers:
-        return None
-    alpha = lora.any.config["lora.lora_alpha"]
-    blocks: list[Block] = [
-        Table(["layer", "how many", "W", "A", "B", "weights of W", "of A and B", "share, %",
-               "r/d, %"],
-              [[x.name, str(x.count), f"{x.inputs} × {x.outputs}", f"{x.rank} × {x.inputs}",
-                f"{x.outputs} × {x.rank}", f"{x.full:,}", f"{x.lora:,}", f"{x.share:.2f}",
-                f"{x.claimed:.2f}"] for x in layers],
-              f"In all {theory.total(layers):,} weights of LoRA; the record counted "
-              f"{lora.any.results['parameters']['trainable']:,}. The share is r·(in + out) / "
-              "(in · out); the often quoted r/d leaves out that A and B are two."),
-        Text(
-            f"The layer computes W'x with W' = W + (alpha/r)·BA, alpha = {alpha:g}, r = "
-            f"{layers[0].rank}, so a factor of {alpha / layers[0].rank:g}; GPT-2 keeps W "
-            f"transposed (in × out), so BA is added transposed. With x of {layers[0].inputs} "
-            f"numbers, Ax has {layers[0].rank} and B(Ax) {layers[0].outputs}. Gradients reach A "
-            "and B alone; that of x is still needed, for the layers below. B starts at zero, so "
-            "the first step's gradient of A is zero too, and the model starts as its base."
-        ),
-    ]  # fmt: skip
-    one = layers[0]
-    own, whole = one.operations(lora=True), one.operations(lora=False)
-    blocks.append(Table(
-        [f"operations of one {one.name}, a token", "full", "LoRA", "LoRA / full"],
-        [[name, f"{whole[name]:,}", f"{own[name]:,}", f"{own[name] / whole[name]:.3f}"]
-         for name in own],
-        "From the shapes, 2 operations a weight and product. So the weights' gradients and the "
-        "optimizer shrink to about the share above, while forward and the gradients of the "
-        "inputs do not shrink but grow a little: O(n·d·r) is what LoRA adds to O(n·d²), it does "
-        "not take its place. At most the third of the arithmetic that makes gradients of weights "
-        "is saved.",
-    ))  # fmt: skip
-    if found is not None:
-        blocks.append(_measured(found))
-    return Section("Efficiency and theory", blocks)
-
-
-def _measured(found: Contrast) -> Table:
-    def pair(name: str, value: Callable[[Arm], float], digits: int) -> list[str]:
-        lora, full = value(found.lora), value(found.full)
-        return [name, f"{full:,.{digits}f}", f"{lora:,.{digits}f}", f"{lora / full:.3f}"]
-
-    def step(arm: Arm, key: str) -> float:
-        own = arm.any.results["cost"]["step"]
-        return float(own[key]) / float(own["questions"]) / 1e9
-
-    rows = [
-        pair("forward, GFLOP a question", lambda a: step(a, "forward_operations"), 2),
-        pair("backward, GFLOP a question", lambda a: step(a, "backward_operations"), 2),
-        pair("seconds a step", lambda a: fmean(a.values("cost", "seconds_per_batch")), 3),
-        pair("train peak above imports, MB", lambda a: (
-            fmean(a.values("cost", "peak_memory_bytes", "train"))
-            - fmean(a.values("cost", "imports_bytes"))) / MB, 0),
-        pair("trainable weights", lambda a: a.any.results["parameters"]["trainable"], 0),
-    ]  # fmt: skip
-    return Table(
-        ["measured", found.full.label, found.lora.label, "LoRA / full"],
-        rows,
-        "Operations counted while a training step ran (matrix products and attention), with "
-        "shared contexts and logits only where there is a label, so that a question costs less "
-        "than its tokens would alone.",
-    )
-
-
-# Where there are such runs
+def _after_the_best(arm: Arm) -> tuple[int, int]:
+    """In how many runs the validation loss ends above its lowest, and in how many of these the
+    training loss fell from there."""
+    rising = falling = 0
+    for run in arm.runs.values():
+        last = run.results["epochs"][-1]
+        lowest = min(run.results["epochs"], key=lambda epoch: epoch["validation_loss"])
+        if last["validation_loss"] > lowest["validation_loss"]:
+            rising += 1
+            falling += last["train_loss"] < lowest["train_loss"]
+    return rising, falling
 
 
 def masking(study: Study) -> Section | None:
@@ -358,22 +197,30 @@ def provenance(study: Study, command: str) -> Section:
         for seed, run in arm.runs.items():
             r = run.results
             e = r["environment"]
+            commit, changed, _ = str(e["commit"]).partition("+")
+            packages = ", ".join(f"{name} {number}" for name, number in e["packages"].items())
+            dirty = "+changes" if changed else ""
             rows.append([
-                run.folder.name, arm.label, str(seed), str(e["commit"])[:12],
+                run.folder.name, arm.label, str(seed), commit[:12] + dirty,
                 f"{e['device']}, {e['cores']} cores, {r['config']['trainer']['precision']}",
-                r["data"]["train"]["fingerprint"], str(r["cost"]["samples"]),
+                f"{e['machine']}, Python {e['python']}, {packages}",
+                run.trained_on, str(r["cost"]["samples"]),
             ])  # fmt: skip
     first = study.arms[0].any.results
-    packages = ", ".join(f"{k} {v}" for k, v in first["environment"]["packages"].items())
+    data = first["data"]
     facts = [
         f"model {first['model']['name']}, weights {first['model']['fingerprint']}",
-        f"data source {first['data']['source'][:16]}; test "
-        f"{first['data']['test']['fingerprint']}, validation "
-        f"{first['data']['validation']['fingerprint']}",
-        f"{first['environment']['machine']}, Python {first['environment']['python']}, {packages}",
+        f"data files {data['source'][:16]}; test {data['test']['fingerprint']}, validation "
+        f"{data['validation']['fingerprint']}",
+    ]
+    facts += [
+        f"{arm.label}: "
+        + ", ".join(f"{key}={shown(value)}" for key, value in arm.any.config.items())
+        for arm in study.arms
     ]
     return Section("Provenance", [
-        Table(["run", "arm", "seed", "commit", "hardware", "training questions", "seen"], rows,
+        Table(["run", "arm", "seed", "commit", "hardware", "machine and versions",
+               "training questions", "seen"], rows,
               "Training questions: the fingerprint of those drawn for this seed. Seen: how many "
               "were trained on, over all epochs."),
         Points(facts),

@@ -56,7 +56,7 @@ def record_of(mode: str, seed: int, predictions: list[dict[str, Any]]) -> dict[s
             if lora else None,
             "mask_prompt": True, "run_name": f"{mode}{seed}", "output_dir": f"/home/{seed}",
             "batch_size": 4, "model": {"name": "gpt2", "config": {}},
-            "trainer": {"precision": "32-true", "max_epochs": 2},
+            "trainer": {"precision": "32-true", "max_epochs": 2, "accumulate_grad_batches": 1},
             "data": {"path": "x.json", "train_size": 40, "draw_by": "question"},
             "optimizer": {"weight_decay": 0.0, "warmup_steps": 0},
         },
@@ -72,7 +72,8 @@ def record_of(mode: str, seed: int, predictions: list[dict[str, Any]]) -> dict[s
         "before": {"exact_match": 0.0, "f1": 3.0},
         "test": test,
         "cost": {
-            "samples": 80, "tokens": 8000, "train_seconds": 10.0 + seed, "validation_seconds": 2.0,
+            "samples": 80, "tokens": 8000, "tokens_per_second": 800.0,
+            "session_seconds": 20.0, "train_seconds": 10.0 + seed, "validation_seconds": 2.0,
             "seconds_per_batch": 0.5 + seed / 100, "samples_per_second": 8.0,
             "peak_memory_bytes": {"train": 900_000_000, "evaluation": 700_000_000},
             "peak_memory_is": "resident set", "imports_bytes": 400_000_000,

@@ -8,15 +8,17 @@ from scipy import stats
 
 from study import comparison
 from study.comparison import (
+    Components,
     coverage,
     discordant,
     equivalence,
     holm,
     joint,
     mean_over_seeds,
+    mean_squares,
     over_questions,
     over_seeds,
-    seeds_needed,
+    standard_error,
 )
 
 STUDIES = 1000
@@ -83,9 +85,19 @@ def test_equivalence_is_the_larger_of_two_one_sided_t_tests() -> None:
 
 def test_seeds_needed_are_those_of_a_table_of_power() -> None:
     # Cohen (1988), two-sided 5 %, power 80 %: an effect of 1 deviation needs 10 pairs, of 0.5, 34.
-    assert seeds_needed(1.0, 1.0) == 10
-    assert seeds_needed(2.0, 1.0) == 34
-    assert seeds_needed(1000.0, 0.01) is None
+    for deviation, seeds in ((1.0, 10), (2.0, 34)):
+        assert over_seeds([-deviation, 0.0, deviation], 1.0).seeds_needed == seeds
+    assert over_seeds([-1000.0, 0.0, 1000.0], 0.01).seeds_needed is None
+    assert over_seeds([-1e-3, 0.0, 1e-3], 1.0).seeds_needed == 2
+
+
+def test_no_number_of_seeds_is_enough_where_paragraphs_decide() -> None:
+    rng = np.random.default_rng(0)
+    of_places = rng.normal(0, 10, 50) + rng.normal(0, 0.1, (3, 50))  # error of the mean: 1.4
+    few, more = (joint(of_places, list(range(50)), margin) for margin in (1.0, 5.0))
+    assert few is not None
+    assert more is not None
+    assert (few.seeds_needed, more.seeds_needed) == (None, 2)
 
 
 def test_a_bootstrap_draws_whole_paragraphs() -> None:
@@ -101,6 +113,12 @@ def test_a_bootstrap_draws_whole_paragraphs() -> None:
     assert width / narrow == pytest.approx(math.sqrt(5), rel=0.1)
     half = 1.96 * of_paragraph.std() / math.sqrt(60)
     assert width / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_one_paragraph_says_nothing_of_others() -> None:
+    assert over_questions(np.array([[6.0, 0.0]]), ["a", "a"]) == comparison.OverQuestions(
+        3.0, None, 1
+    )
 
 
 def test_paragraphs_weigh_by_their_questions() -> None:
@@ -172,17 +190,34 @@ def test_bootstrap_intervals_over_paragraphs_cover(monkeypatch: pytest.MonkeyPat
 def test_the_joint_interval_covers_and_its_test_keeps_its_level(
     seeds: int, spread: tuple[float, float]
 ) -> None:
-    """Whichever of seeds and paragraphs varies more; seeds' spread is as of the whole mean."""
+    """Whichever of seeds and paragraphs varies more; whole studies are drawn, question by question.
+
+    The coverage that the report prints is found by a shortcut, and has to be the same."""
     rng = np.random.default_rng(0)
-    places = np.arange(80)
-    of_seeds, of_places = spread
-    parts = (
-        rng.normal(0, of_seeds / math.sqrt(80), (seeds, 1))
-        + rng.normal(0, of_places, (1, 80))
-        + rng.normal(0, 1.0, (seeds, 80))
-    )
-    found = coverage(parts, seeds)
-    assert found >= 0.93
-    result = joint(parts, places.tolist(), 1.0)
+    paragraphs = 80
+    own = Components((spread[0] ** 2) / paragraphs, spread[1] ** 2, 1.0)
+    held = equivalent = 0
+    for _ in range(STUDIES):
+        parts = (
+            rng.normal(0, math.sqrt(own.seeds), (seeds, 1))
+            + rng.normal(0, math.sqrt(own.paragraphs), (1, paragraphs))
+            + rng.normal(0, math.sqrt(own.rest), (seeds, paragraphs))
+        )
+        error, freedom = standard_error(*mean_squares(parts), seeds, paragraphs)
+        held += abs(parts.mean()) <= stats.t.ppf(0.975, freedom) * error
+        # The truth, zero, lies on the edge of the margin around `one`.
+        equivalent += equivalence(1.0 + parts.mean(), float(error), float(freedom), 1.0) < 0.05
+    assert held / STUDIES >= NARROW[0]
+    assert equivalent / STUDIES <= 0.07
+    assert coverage(own, seeds, paragraphs) == pytest.approx(held / STUDIES, abs=0.02)
+
+
+def test_a_joint_comparison_is_of_its_own_components() -> None:
+    rng = np.random.default_rng(0)
+    parts = rng.normal(0, 0.3, (3, 1)) + rng.normal(0, 2, 60) + rng.normal(0, 1, (3, 60))
+    result = joint(parts, list(range(60)), 1.0)
     assert result is not None
+    error, freedom = standard_error(*mean_squares(parts), 3, 60)
+    assert result.degrees_of_freedom == pytest.approx(float(freedom))
+    assert result.p == pytest.approx(2 * stats.t.sf(abs(parts.mean()) / error, freedom))
     assert set(result.coverage) == {3, 6, 10}

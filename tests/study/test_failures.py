@@ -45,7 +45,10 @@ def test_the_class_of_an_answer(
 def test_each_wrong_answer_is_counted_once_and_the_mean_is_over_runs() -> None:
     wrong = prediction("Levi's Stadium", ["Santa Clara"])
     right = prediction("Santa Clara", ["Santa Clara"])
-    found = failures.counts([[wrong, wrong], [wrong, right]], {"0": CONTEXT})
+    runs = [[wrong, wrong], [wrong, right]]
+    classes = [[failures.failure(p, CONTEXT) for p in run] for run in runs]
+    [share] = failures.shares(["", ""], runs, classes)
+    found = share.classes
     assert found[SPAN] == 1.5
     assert sum(found.values()) == 1.5
     assert tuple(found) == failures.CLASSES
@@ -55,7 +58,8 @@ def test_each_wrong_answer_is_counted_once_and_the_mean_is_over_runs() -> None:
     ("question", "word"),
     [
         ("Who won?", "who"), ("In WHAT year?", "what"), ("Name it.", "other"), ("", "other"),
-        ("To which of whom?", "which"),
+        ("To which of whom?", "which"), ("To whom did it go?", "who"), ("Who's there?", "who"),
+        ("The town where it stood had what name?", "what"), ("Who saw what?", "who"),
     ],
 )  # fmt: skip
 def test_the_word_that_asks(question: str, word: str) -> None:
@@ -65,7 +69,7 @@ def test_the_word_that_asks(question: str, word: str) -> None:
 def test_groups_stand_in_the_order_of_their_numbers() -> None:
     groups = ["200 or more", "under 50", "under 200", "under 100", "under 50"]
     run = [{"exact_match": 100.0 * n, "f1": 50.0} for n in (0, 1, 0, 0, 0)]
-    found = failures.shares(groups, [run, run])
+    found = failures.shares(groups, [run, run], [[None] * 5] * 2)
     assert [s.group for s in found] == ["under 50", "under 100", "under 200", "200 or more"]
     assert (found[0].questions, found[0].exact_match, found[0].f1) == (2, 50.0, 50.0)
     lengths = [failures.answer_words({"answers": ["w " * n, "w " * 9]}) for n in (1, 2, 3, 5, 6)]
@@ -82,6 +86,7 @@ def test_calibration_by_hand() -> None:
         {"log_probability": half, "exact_match": 0.0},
         {"log_probability": sure, "exact_match": 0.0},
         {"log_probability": sure, "exact_match": 100.0},
+        {"log_probability": None, "exact_match": 0.0},  # was not asked
     ]
     bins, error = failures.calibration(answers)
     assert [(b.answers, round(b.probability, 6), b.exact_match) for b in bins] == [

@@ -90,6 +90,44 @@ def test_text_from_data_is_never_markup_and_nothing_is_loaded(
     assert r"\| \*" in text
 
 
+def test_what_differs_besides_the_mode_is_said(make_run: Any, tmp_path: Path) -> None:
+    def other(record: dict[str, Any]) -> None:
+        record["config"]["data"]["train_size"] = 20
+        record["data"]["train"]["fingerprint"] = "fewer"
+
+    for seed in (1, 2):
+        make_run("lora", seed)
+        make_run("full", seed, change=other)
+    text = made(tmp_path)[0]
+    assert "differ in more than the mode, in data.train\\_size (40 and 20)" in text
+    assert "were not trained on the same questions (seeds 1, 2)" in text
+
+
+def test_a_validation_loss_that_rises_is_told_for_each_mode(make_run: Any, tmp_path: Path) -> None:
+    def rise(record: dict[str, Any]) -> None:
+        record["epochs"][1]["validation_loss"] = 9.0
+        record["best_epoch"] = 1
+
+    for seed in (1, 2):
+        make_run("lora", seed)
+        make_run("full", seed, change=rise)
+    text = made(tmp_path)[0]
+    says = "the validation loss rises behind its lowest epoch in {} of 2 runs"
+    assert f"LoRA: {says.format(0)}" in text
+    assert f"full: {says.format(2)}, while the training loss falls on in 2 of these" in text
+
+
+def test_the_parts_of_memory_add_up_to_the_measured_peak(make_run: Any, tmp_path: Path) -> None:
+    def more(record: dict[str, Any]) -> None:
+        record["cost"]["step"]["activations_bytes"] = 2_000_000_000
+
+    make_run("lora", 1, change=more)
+    _, _, numbers = made(tmp_path)
+    [table] = [t for t in numbers["tables"]["Ablation: memory, time, size"] if t["head"][0] == "MB"]
+    assert table["rows"][0][-1] == "900.0"
+    assert table["rows"][0][-2].startswith("-1,")
+
+
 def test_one_mode_says_that_there_is_nothing_to_compare(make_run: Any, tmp_path: Path) -> None:
     make_run("lora", 1)
     make_run("lora", 2)

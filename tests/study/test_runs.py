@@ -1,6 +1,8 @@
 """Runs are read, put into arms, and left out by name where they can't be compared."""
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ def test_arms_of_a_mode_are_told_apart_by_what_differs(make_run: Any, tmp_path: 
     ("place", "value", "word"),
     [
         (("model", "fingerprint"), "other", "model"),
+        (("data", "source"), "other", "data files"),
         (("config", "trainer", "precision"), "bf16-mixed", "precision"),
         (("data", "test", "fingerprint"), "other", "test questions"),
         (("data", "validation", "fingerprint"), "other", "validation questions"),
@@ -70,7 +73,9 @@ def test_a_run_unlike_the_others_is_left_out_by_name(
     odd = make_run("full", 1, change=change)
     study = collect([tmp_path])
     assert [arm.label for arm in study.arms] == ["LoRA"]
-    assert study.left_out == [f"{odd}: another {word} than most runs"]
+    [line] = study.left_out
+    assert line.startswith(f"{odd}: another {word} (")
+    assert "than the 2 runs shown" in line
 
 
 def test_what_is_broken_failed_or_missing_is_left_out_by_name(
@@ -82,14 +87,23 @@ def test_what_is_broken_failed_or_missing_is_left_out_by_name(
             (f / "results.json").unlink(),
             (f / "status.json").write_text('{"state": "running"}'),
         ),
-        "failed (no memory)": lambda f: (f / "status.json").write_text(
-            '{"state": "failed", "error": "no memory"}'
+        "failed (no memory)": lambda f: (
+            (f / "results.json").unlink(),
+            (f / "config.yaml").unlink(),
+            (f / "status.json").write_text('{"state": "failed", "error": "no memory"}'),
         ),
         "its files can't be read (JSONDecodeError": lambda f: (f / "results.json").write_text("{"),
         "its files can't be read (FileNotFoundError": lambda f: (f / "predictions.jsonl").unlink(),
-        "results.json has no cost": lambda f: _without(f, "cost"),
+        "results.json lacks cost.peak_memory_is": lambda f: _without(f, "cost"),
+        "results.json lacks parameters.trainable": lambda f: _without(f, "parameters"),
+        "results.json lacks epochs": lambda f: _without(f, "epochs"),
+        "the answer to q000 is not as": lambda f: _answer(f, log_probability=math.nan),
+        "the answer to q000 is not": lambda f: _answer(f, answers=[]),
+        "contexts.json lacks a paragraph": lambda f: _answer(f, paragraph=99),
+        "lone surrogate": lambda f: _answer(f, prediction="\ud800"),
+        "contexts.json holds something else": lambda f: (f / "contexts.json").write_text("[]"),
         "predictions.jsonl does not give the exact_match": lambda f: _cut(f, 7),
-        "results.json has no config, data": lambda f: (f / "results.json").write_text("[1]"),
+        "results.json lacks config.mode": lambda f: (f / "results.json").write_text("[1]"),
     }
     for number, spoil in enumerate(broken.values()):
         spoil(make_run("full", number))
@@ -107,6 +121,13 @@ def _without(folder: Path, key: str) -> None:
     (folder / "results.json").write_text(json.dumps(record))
 
 
+def _answer(folder: Path, **more: Any) -> None:
+    """Change the first answer, which stays written as JSON."""
+    file = folder / "predictions.jsonl"
+    first, *others = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps(json.loads(first) | more), *others]) + "\n")
+
+
 def _cut(folder: Path, lines: int) -> None:
     file = folder / "predictions.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:lines]))
@@ -114,8 +135,51 @@ def _cut(folder: Path, lines: int) -> None:
 
 def test_the_same_run_twice_counts_once(make_run: Any, tmp_path: Path) -> None:
     make_run("lora", 1)
-    twin = make_run("lora", 1, name="twin")
+    twin = make_run("lora", 1, name="twin", change=of_commit("d" * 40))
+    os.utime(twin / "results.json", (2e9, 2e9))  # the later one
     study = collect([tmp_path])
-    assert [list(arm.runs) for arm in study.arms] == [[1]]
-    assert len(study.left_out) == 1
-    assert study.left_out[0].startswith(f"{twin}: the same as")
+    assert [run.folder for arm in study.arms for run in arm.runs.values()] == [twin]
+    [line] = study.left_out
+    assert line.startswith(f"{tmp_path / 'study' / 'lora_1'}: the same run as {twin}")
+    assert "another commit" in line
+
+
+def of_commit(commit: str) -> Any:
+    def change(record: dict[str, Any]) -> None:
+        record["environment"]["commit"] = commit
+
+    return change
+
+
+def test_what_a_sweep_never_began_is_named(make_run: Any, tmp_path: Path) -> None:
+    make_run("lora", 1)
+    make_run("lora", 2, name="lora_1-2")
+    (tmp_path / "study" / "sweep.json").write_text(
+        json.dumps({"runs": ["lora_1", "lora_1", "lora_1", "full_1"]})
+    )
+    found = collect([tmp_path]).left_out
+    place = tmp_path / "study"
+    assert found == [f"{place / n}: it was planned, but never began" for n in ("lora_1", "full_1")]
+
+
+def test_lines_end_at_newlines_only(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run("lora", 1)
+    file = folder / "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["question"] = "Who\u2028is\x85it?"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert collect([tmp_path]).left_out == []
+
+
+def test_the_best_arm_is_one_with_the_most_seeds(make_run: Any, tmp_path: Path) -> None:
+    def better(record: dict[str, Any]) -> None:
+        record["config"]["lr"] = 0.5
+        for epoch in record["epochs"]:
+            epoch["f1"] = 99.0
+
+    make_run("lora", 1)
+    make_run("lora", 2)
+    make_run("lora", 1, change=better, name="better")
+    best = collect([tmp_path]).best("lora")
+    assert best is not None
+    assert list(best.runs) == [1, 2]
