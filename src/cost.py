@@ -1,5 +1,7 @@
 """What a run costs while it runs: seconds, samples, tokens, and peak memory by phase."""
 
+import ctypes
+import gc
 import itertools
 import resource
 import statistics
@@ -25,7 +27,8 @@ class PeakMemory:
     """The peak memory since the last `reset`, in bytes, and `how` it is measured.
 
     On CUDA what torch allocated on the device; elsewhere the resident set of the process, which
-    Linux alone can reset. Where it can't, the peak is that of the process so far.
+    Linux alone can reset. Where it can't, the peak is that of the process so far. What is free is
+    given back to the system first, so that a phase does not count what the one before it took.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -55,6 +58,9 @@ class PeakMemory:
         return self.read()
 
     def _reset_resident(self) -> bool:
+        gc.collect()
+        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
         try:
             CLEAR.write_text("5")  # proc(5): resets VmHWM
         except OSError:

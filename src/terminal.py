@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -90,7 +90,8 @@ def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
     """Show what each job of a sweep gave; None for one that has no results."""
     table = Table(title="Sweep", title_justify="left")
     for column in ("run", "validation loss", "EM", "F1", "train peak, MB", "training"):
-        table.add_column(column, justify="left" if column == "run" else "right")
+        side: Literal["left", "right"] = "left" if column == "run" else "right"
+        table.add_column(column, justify=side, overflow="fold")
     for name, results in jobs.items():
         if results is None:
             table.add_row(name, "no results")
