@@ -254,7 +254,7 @@ def _scores_before(
 def _log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Prediction]) -> None:
     """Fill TensorBoard's HPARAMS tab, and show some `wrong` answers to the test questions."""
     config = results["config"]
-    keys = ("mode", "lr", "rank", "seed", "batch_size", "max_length", "mask_prompt")
+    keys = ("mode", "lr", "rank", "seed", "mask_prompt")  # five: more are hidden at first
     parameters = {key: config[key] for key in keys if config[key] is not None}
     metrics = {
         "test/exact_match": results["test"]["exact_match"],
@@ -267,7 +267,7 @@ def _log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Predic
     }
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams({**parameters, "model": config["model"]["name"]}, metrics)
+            logger.log_hyperparams(parameters, metrics)
             logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
             logger.finalize("success")
 

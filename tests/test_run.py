@@ -149,19 +149,14 @@ def test_a_sweep_again_does_what_is_missing_alone(words: list[str], tmp_path: Pa
     assert waiting.returncode == 0
     assert (second / "results.json").stat().st_mtime_ns == finished
 
-    # Another configuration of the same name gets a folder of its own.
-    done = command("-m", "mode=lora", "study=mine", *words, "max_new_tokens=3")
-    assert done.returncode == 0, done.stderr
-    assert (second.with_name(f"{second.name}-2") / "results.json").is_file()
-
 
 def test_a_preset_may_be_a_sweep_and_the_command_line_wins(
     words: list[str], tmp_path: Path
 ) -> None:
-    done = command("-m", "experiment=ablation", "seed=4", "study=preset", *words)
+    done = command("-m", "experiment=grid", "lr=1e-4", "rank=2", "study=preset", *words)
     assert done.returncode == 0, done.stderr
     names = {folder.name for folder in (tmp_path / "runs" / "preset").iterdir() if folder.is_dir()}
-    assert names == {"full_lr2e-05_seed4", "lora_r8_lr0.0002_seed4"}
+    assert names == {"full_lr0.0001_seed1", "lora_r2_lr0.0001_seed1"}
 
 
 def test_a_failed_job_of_a_sweep_is_told_and_the_others_run(
@@ -232,6 +227,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["experiment=dem"], "experiment=dem: must be ablation, demo"),
         (["mode=full", "rank=8"], "mode=full has no rank"),
         (["experiment=ablation"], "experiment=ablation is a sweep, which needs -m"),
+        (["-m", "experiment=grid", "mode=full", "lr=0"], "lr=0: must be a number above 0"),
         (["study=mine"], "study names the folder of a sweep"),
         (["-m", "study=../mine"], "study=../mine: must be a name of letters"),
         (["mode=full", "lora.lora_alpha=3"], "mode=full has no LoRA"),

@@ -23,6 +23,7 @@ NUMBERS = (
     "cost.step.activations_bytes", "cost.step.forward_operations",
     "cost.step.backward_operations", "cost.step.questions", "environment.cores",
 )  # fmt: skip
+OF_LORA = ("config.rank", "config.lora.lora_alpha")
 OF_EPOCH = ("epoch", "train_loss", "validation_loss", "exact_match", "f1")
 
 
@@ -45,6 +46,8 @@ def lacking(results: Any) -> str | None:
 
     missing = [path for path in FACTS if not has(path, False)]
     missing += [path for path in NUMBERS if not has(path, True)]
+    if not missing and results["config"]["mode"] == "lora":
+        missing = [path for path in OF_LORA if not has(path, True)]
     if not missing:
         epochs = results.get("epochs")
         if not isinstance(epochs, list) or not epochs:

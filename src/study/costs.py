@@ -184,10 +184,7 @@ def _measured(found: Contrast, layers: list[theory.Layer]) -> Table:
 
     added = sum(x.count * x.lora for x in layers)
     held = sum(x.count * x.full for x in layers)
-    optimizer = (
-        found.lora.any.results["parameters"]["trainable"]
-        / (found.full.any.results["parameters"]["trainable"])
-    )
+    trained = theory.total(layers) / found.full.any.results["parameters"]["trainable"]
     rows = [
         pair("forward, GFLOP a question", lambda a: step(a, "forward_operations"), 3,
              "above 1, by what A and B add"),
@@ -195,7 +192,7 @@ def _measured(found: Contrast, layers: list[theory.Layer]) -> Table:
              "about 0.5"),
         pair("backward / forward", backward, 2, "2 in full, 1 in LoRA"),
         pair("trainable weights", lambda a: a.any.results["parameters"]["trainable"], 0,
-             f"{optimizer:.4f}"),
+             f"{trained:.4f}, from A and B"),
         pair("gradients and optimizer state, MB", lambda a: (
             a.runs[seed].results["cost"]["step"]["gradients_bytes"]
             + a.runs[seed].results["cost"]["step"]["optimizer_bytes"]) / MB, 2,

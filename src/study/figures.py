@@ -16,11 +16,12 @@ from study.failures import Bin
 from study.runs import Arm
 
 # Okabe and Ito's palette (2008), which the colour-blind can tell apart.
-BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F",
+BLUE, VERMILION, GREEN, PURPLE, SKY, AMBER = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
 )  # fmt: skip
-OF_MODE = {"lora": BLUE, "full": ORANGE}
-OF_PART = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
+LIGHT, GREY = "#C8C8C8", "#7F7F7F"
+OF_MODE = {"lora": BLUE, "full": VERMILION}
+OF_PART = (LIGHT, GREEN, AMBER, PURPLE, SKY, GREY)  # none is a mode's
 LINES = ("-", "--", ":", "-.")
 STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -114,7 +115,7 @@ def failures(counts: Mapping[str, Mapping[str, float]], colours: Mapping[str, st
         places = [n + 0.4 - height * (number + 0.5) for n in range(len(classes))]
         values = list(reversed(list(own.values())))
         bars = axis.barh(places, values, height, color=colours[arm], label=arm)
-        axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+        axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axis.set_yticks(range(len(classes)), list(reversed(classes)))
     axis.set_xlabel("wrong answers a run")
     _legend(figure, axis)

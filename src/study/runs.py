@@ -36,6 +36,12 @@ class Run:
         return str(self.results["config"]["mode"])
 
     @property
+    def model(self) -> str:
+        """Its name; of a local folder the last part, which does not depend on the machine."""
+        name = str(self.results["model"]["name"])
+        return Path(name).name if Path(name).is_absolute() else name
+
+    @property
     def seed(self) -> int:
         return int(self.results["config"]["seed"])
 
@@ -67,7 +73,7 @@ class Run:
         """What has to be the same in all runs of a study, by the words for it."""
         r = self.results
         return {
-            "model": f"{r['model']['name']} {r['model']['fingerprint']}",
+            "model": f"{self.model} {r['model']['fingerprint']}",
             "data files": r["data"]["source"][:16],
             "test questions": r["data"]["test"]["fingerprint"],
             "validation questions": r["data"]["validation"]["fingerprint"],

@@ -103,14 +103,14 @@ def dynamics(study: Study) -> Section:
                "Losses, validation EM and F1 by epoch: means over seeds, the range of the seeds "
                "shaded."),
         Points(trends),
-        Text("A validation loss that rises while the training loss falls is where a mode learns "
-             "what does not carry over. "
-            "The training loss is the mean over the epoch's label tokens while the weights move "
-            "and dropout is on; the validation loss is that of fixed weights without dropout. So "
-            "the first may lie above the second without meaning anything. Loss and EM need not "
-            "move together: the loss is of the gold answer, token by token, EM of the answer that "
-            "was generated. Validation scores choose the epoch, hence flatter it a little; the "
-            "test scores do not."
+        Text(
+            "A validation loss that rises while the training loss falls is where a mode learns "
+            "what does not carry over. The training loss is the mean over the epoch's label "
+            "tokens while the weights move and dropout is on; the validation loss is that of fixed "
+            "weights without dropout. So the first may lie above the second without meaning "
+            "anything. Loss and EM need not move together: the loss is of the gold answer, token "
+            "by token, EM of the answer that was generated. Validation scores choose the epoch, "
+            "hence flatter it a little; the test scores do not."
         ),
     ])  # fmt: skip
 
@@ -209,7 +209,7 @@ def provenance(study: Study, command: str) -> Section:
     first = study.arms[0].any.results
     data = first["data"]
     facts = [
-        f"model {first['model']['name']}, weights {first['model']['fingerprint']}",
+        f"model {study.arms[0].any.model}, weights {first['model']['fingerprint']}",
         f"data files {data['source'][:16]}; test {data['test']['fingerprint']}, validation "
         f"{data['validation']['fingerprint']}",
     ]

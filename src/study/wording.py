@@ -38,12 +38,13 @@ def p_value(p: float | None) -> str:
     """The p of a test."""
     if p is None:
         return NONE
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else "> 0.999" if p > 0.999 else f"{p:.3f}"
 
 
 def p_with(p: float) -> str:
     """The p of a test, in a sentence."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    shown = p_value(p)
+    return f"p {shown}" if shown[0] in "<>" else f"p = {shown}"
 
 
 def counted(number: int, what: str) -> str:
