@@ -173,6 +173,18 @@ def test_over_seeds_keeps_its_level_and_its_intervals_cover(seeds: int) -> None:
     assert flipped == 0 or seeds > 5  # three seeds can't
 
 
+def test_mcnemar_and_holm_keep_their_level() -> None:
+    rng = np.random.default_rng(0)
+    alone = both = 0
+    for _ in range(STUDIES):
+        first, second = 100.0 * (rng.random((2, 300)) < 0.7)
+        alone += discordant(1, first, second).p < 0.05
+        d = rng.normal(size=(6, 1)) + 0.5 * rng.normal(size=(6, 2))  # EM and F1 go together
+        both += min(holm(list(stats.ttest_1samp(d, 0.0).pvalue))) < 0.05
+    assert alone / STUDIES <= 0.07
+    assert both / STUDIES <= 0.07
+
+
 def test_bootstrap_intervals_over_paragraphs_cover(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "RESAMPLES", 1000)
     rng = np.random.default_rng(0)

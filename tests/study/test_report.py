@@ -158,6 +158,25 @@ def test_unequal_seeds_are_named_and_left_out_of_the_comparison(
     assert "not finished" in made(tmp_path)[0]
 
 
+@pytest.mark.parametrize("questions", [1, 4])
+def test_a_single_paragraph_gives_no_interval_over_paragraphs(
+    questions: int, make_run: Any, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        for mode in ("lora", "full"):
+            folder = make_run(mode, seed)
+            rows = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
+            kept = [row for row in rows if row["paragraph"] == 0][:questions]
+            (folder / "predictions.jsonl").write_text("".join(f"{json.dumps(p)}\n" for p in kept))
+            results = json.loads((folder / "results.json").read_text())
+            for metric in ("exact_match", "f1"):
+                results["test"][metric] = sum(p[metric] for p in kept) / questions
+            (folder / "results.json").write_text(json.dumps(results))
+    text, _, numbers = made(tmp_path)
+    assert "with one paragraph nothing can be said of other questions" in text
+    assert numbers["comparison"]["over_questions"]["f1"]["interval"] is None
+
+
 def test_no_common_seed(make_run: Any, tmp_path: Path) -> None:
     make_run("lora", 1)
     make_run("full", 2)

@@ -97,6 +97,10 @@ def test_what_is_broken_failed_or_missing_is_left_out_by_name(
         "results.json lacks cost.peak_memory_is": lambda f: _without(f, "cost"),
         "results.json lacks parameters.trainable": lambda f: _without(f, "parameters"),
         "results.json lacks epochs": lambda f: _without(f, "epochs"),
+        "results.json lacks test.f1": lambda f: _result(
+            f, "test", {"exact_match": 1, "f1": math.nan}
+        ),
+        "results.json lacks epochs.0.f1": lambda f: _result(f, "epochs", [{"epoch": 2}]),
         "the answer to q000 is not as": lambda f: _answer(f, log_probability=math.nan),
         "the answer to q000 is not": lambda f: _answer(f, answers=[]),
         "contexts.json lacks a paragraph": lambda f: _answer(f, paragraph=99),
@@ -119,6 +123,11 @@ def _without(folder: Path, key: str) -> None:
     record = json.loads((folder / "results.json").read_text())
     del record[key]
     (folder / "results.json").write_text(json.dumps(record))
+
+
+def _result(folder: Path, key: str, value: Any) -> None:
+    record = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(record | {key: value}))
 
 
 def _answer(folder: Path, **more: Any) -> None:
