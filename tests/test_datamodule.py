@@ -509,7 +509,7 @@ def _other_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
     [
         {"max_length": 399},
         {"max_prompt_length": 399},
-        {"tokenizer": _other_tokenizer},
+        {"tokenizer": "another"},
         {"splits": {"seed": 1}},
         {"splits": {"split_seed": 1}},
         {"splits": {"split_by": "question"}},
