@@ -89,7 +89,7 @@ def close(results: dict[str, Any], folder: Path) -> None:
 def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
     """Show what each job of a sweep gave; None for one that has no results."""
     table = Table(title="Sweep", title_justify="left")
-    for column in ("run", "validation loss", "EM", "F1", "train peak, MB", "training"):
+    for column in ("run", "val. loss", "EM", "F1", "train MB", "training"):
         side: Literal["left", "right"] = "left" if column == "run" else "right"
         table.add_column(column, justify=side, overflow="fold")
     for name, results in jobs.items():
