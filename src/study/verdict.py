@@ -219,7 +219,7 @@ def significance(found: Contrast | None) -> Section | None:
             name, signed(s.mean), NONE if s.deviation is None else f"{s.deviation:.2f}",
             shown_interval(s.interval), both(metric, "t", s.p_t),
             both(metric, "sign flips", s.p_sign_flip), p_value(s.smallest_p),
-            both(metric, "equivalence over seeds", s.p_equivalent), _seeds(s, s.seeds_needed),
+            both(metric, "equivalence over seeds", s.p_equivalent), _seeds_needed(s),
         ])  # fmt: skip
         question_rows.append([name, signed(q.mean), shown_interval(q.interval), str(q.paragraphs)])
         if j is not None:
@@ -285,7 +285,8 @@ def significance(found: Contrast | None) -> Section | None:
     return Section("Significance", blocks)
 
 
-def _seeds(own: OverSeeds, needed: int | None) -> str:
+def _seeds_needed(own: OverSeeds) -> str:
     if own.p_t is None:
         return NONE
+    needed = own.seeds_needed
     return f"over {comparison.MOST_SEEDS:,}" if needed is None else str(needed)
