@@ -161,6 +161,9 @@ def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
             if interval is not None:
                 axis.plot([x, x], interval, color=OF_MODE.get(mode, GREY), linewidth=1)
     axis.set_xscale("log")
+    values = sorted({x for points in lines.values() for x, _ in points})
+    axis.set_xticks(values, [f"{x:g}" for x in values])
+    axis.minorticks_off()
     axis.set_xlabel(title)
     axis.set_ylabel("validation F1, %")
     _legend(figure, axis)

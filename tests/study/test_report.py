@@ -177,6 +177,22 @@ def test_a_single_paragraph_gives_no_interval_over_paragraphs(
     assert numbers["comparison"]["over_questions"]["f1"]["interval"] is None
 
 
+def test_a_swept_value_is_written_at_its_place(make_run: Any, tmp_path: Path) -> None:
+    def of(lr: float) -> Any:
+        def change(record: dict[str, Any]) -> None:
+            record["config"]["lr"] = lr
+
+        return change
+
+    for lr in (1e-3, 3e-3):
+        make_run("lora", 1, change=of(lr), name=f"lora_{lr}")
+    made(tmp_path)
+    picture = (tmp_path / "out" / "figures" / "by_lr.svg").read_text()
+    assert ">0.001</text>" in picture
+    assert ">0.003</text>" in picture
+    assert "mathdefault" not in picture
+
+
 def test_no_common_seed(make_run: Any, tmp_path: Path) -> None:
     make_run("lora", 1)
     make_run("full", 2)
