@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from qa.packing import Block, block_inputs, packed, sees
+from qa.packing import NOTHING, Block, block_inputs, packed, sees
 from qa.prompt import IGNORED, Parts
 
 Model = PreTrainedModel | PeftModel
@@ -60,15 +60,16 @@ def greedy(
     order = sorted(range(len(prompts)), key=lambda n: prompts[n].context)
     prompts = [prompts[n] for n in order]
     way = (
-        _Rows(model, prompts)
+        Rows(model, prompts)
         if packed_length is None
-        else _Shared(model, prompts, packed_length, max_new_tokens)
+        else Shared(model, prompts, packed_length, max_new_tokens - 1)
     )
     ends = torch.tensor(stops, device=model.device)
     generated: list[list[int]] = [[] for _ in prompts]
     log_probability = [0.0] * len(prompts)
     ended = [False] * len(prompts)
     active = list(range(len(prompts)))  # the prompts whose answers go on
+    nodes = torch.arange(len(prompts), device=model.device)  # their ends
     logits = way.start()  # (active, vocabulary), here and below
     for left in reversed(range(max_new_tokens)):
         best, token = logits.float().log_softmax(-1).max(-1)  # (active,)
@@ -83,7 +84,8 @@ def greedy(
         active = [active[row] for row in kept.tolist()]
         if not active or not left:
             break
-        logits = way.go_on(token[kept], kept)
+        logits = way.go_on(token[kept], nodes[kept])
+        nodes = nodes[-1] + 1 + torch.arange(len(kept), device=model.device)
     answers = {
         number: Answer(text_of(tokenizer, ids), probability, end)
         for number, ids, probability, end in zip(
@@ -103,8 +105,8 @@ def shares_context(model: PreTrainedModel, length: int) -> bool:
     prompts = [Parts([], ids[size:], ids[:size]), Parts([], ids[size:], ids[size - 1 :: -1])]
     try:
         shared, alone = (
-            _trial(_Shared(model, prompts, 2 * length, 3)),
-            _trial(_Rows(model, prompts)),
+            _trial(Shared(model, prompts, 2 * length, 2)),
+            _trial(Rows(model, prompts)),
         )
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
         return False  # it does not take these arguments, or can't compute with them
@@ -112,20 +114,26 @@ def shares_context(model: PreTrainedModel, length: int) -> bool:
 
 
 @torch.no_grad()
-def _trial(way: "_Shared | _Rows") -> torch.Tensor:
+def _trial(way: "Shared | Rows") -> torch.Tensor:
     """The logits (3, 2, vocabulary) behind two prompts, and behind one and two tokens more."""
     both = torch.arange(2)
-    return torch.stack([way.start(), way.go_on(both, both), way.go_on(both, both)])
+    return torch.stack([way.start(), way.go_on(both, both), way.go_on(both, both + 2)])
 
 
-class _Shared:
-    """Prompts as blocks of one sequence; new tokens go behind all, and see what theirs may see.
+class Shared:
+    """Prompts as blocks of one sequence; new tokens see what theirs may see.
 
-    Prompts of the same context stand together.
+    The ends of prompts, and each new token, are nodes, numbered as they come. In the cache each
+    block has a place of its own, with room for `room` new tokens a prompt: what its tokens see lies
+    together, and is not copied to be read. Prompts of the same context stand together.
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[Parts], packed_length: int, max_new_tokens: int
+        self,
+        model: Model,
+        prompts: Sequence[Parts],
+        packed_length: int,
+        room: int,
     ) -> None:
         self.model = model
         # The label of a question's last token says which prompt it is of.
@@ -134,81 +142,116 @@ class _Shared:
             [p.head + p.context for p in prompts], [p.question for p in prompts], marks,
             packed_length,
         ).to(model.device)  # fmt: skip
-        self.block_of, self.branch_of = sequence.block_of, sequence.branch_of  # (T,) each
         marked = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
         ends = marked[sequence.labels[0, marked].argsort()]  # (prompts,)
         self.inputs = sequence.model_inputs(ends)
-        self.block, self.branch = self.block_of[ends], self.branch_of[ends]
+        # Of each node (N): its block, its branch, the position behind it, and where in the
+        # cache the new tokens on the way to it lie.
+        self.block, self.branch = sequence.block_of[ends], sequence.branch_of[ends]
         self.positions = sequence.position_ids[0, ends] + 1
-        size = len(self.block_of) + len(prompts) * (max_new_tokens - 1)
+        self.ways: list[list[int]] = [[] for _ in prompts]
+        # Of each block: where in the cache it begins, its prompts' tokens end, and all do.
+        sizes = torch.tensor([block.stop - block.start for block in sequence.blocks])
+        rooms = room * torch.bincount(self.block.cpu(), minlength=len(sizes))
+        self.starts: list[int] = ((sizes + rooms).cumsum(0) - sizes - rooms).tolist()
+        self.read = [start + size for start, size in zip(self.starts, sizes.tolist(), strict=True)]
+        self.used = list(self.read)
+        shift = torch.tensor(self.starts) - torch.tensor([b.start for b in sequence.blocks])
+        places = torch.arange(len(sequence.block_of)) + shift[sequence.block_of.cpu()]  # (T,)
+        size = int((sizes + rooms).sum())
+        self.branch_of = torch.full((size,), NOTHING, device=model.device)
+        self.branch_of[places] = sequence.branch_of
         layers = model.config.get_text_config().num_hidden_layers
-        self.cache = Cache(layers=[_Room(size) for _ in range(layers)])
+        self.layers = [_Room(size) for _ in range(layers)]
+        self._write_to(places)
 
     def start(self) -> torch.Tensor:
         """The logits behind each prompt: (prompts, vocabulary)."""
+        self.cache = Cache(layers=[*self.layers])
         output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
         return output.logits[0]
 
-    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
-        self.block, self.branch = self.block[kept], self.branch[kept]
-        self.block_of = torch.cat([self.block_of, self.block])  # (T,)
-        self.branch_of = torch.cat([self.branch_of, self.branch])
-        blocks, start = [], 0
-        numbers, counts = self.block.unique_consecutive(return_counts=True)
-        for number, count in zip(numbers, counts.tolist(), strict=True):
-            stop = start + count
-            keys = (self.block_of == number).nonzero().squeeze(1)
-            mask = sees(self.branch[start:stop], self.branch_of[keys])
-            blocks.append(Block(start, stop, mask, keys))
-            start = stop
-        self.positions = self.positions[kept]
+    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""
+        order = self.block[parents].argsort(stable=True)  # a block's tokens stand together
+        tokens, parents = tokens[order], parents[order]
+        block, branch = self.block[parents], self.branch[parents]
+        blocks: list[Block] = []
+        ways: list[list[int]] = []
+        numbers, counts = block.unique_consecutive(return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            first, begin, read = len(ways), self.starts[number], self.read[number]
+            seen = sees(branch[first : first + count], self.branch_of[begin:read])
+            new = torch.zeros(count, self.used[number] + count - read, dtype=torch.bool)
+            for row, parent in enumerate(parents[first : first + count].tolist()):
+                ways.append([*self.ways[parent], self.used[number] + row])
+                new[row, torch.tensor(ways[-1]) - read] = True
+            self.used[number] += count
+            mask = torch.cat([seen, new.to(seen.device)], dim=1)  # (count, seen)
+            blocks.append(Block(first, len(ways), mask, slice(begin, self.used[number])))
+        self._write_to(torch.tensor([way[-1] for way in ways]))
+        positions = self.positions[parents]
         output = self.model(
-            **block_inputs(tokens[None], self.positions[None], blocks),
+            **block_inputs(tokens[None], positions[None], blocks),
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.positions = self.positions + 1
-        return output.logits[0]
+        back = order.argsort()
+        self.block = torch.cat([self.block, block[back]])
+        self.branch = torch.cat([self.branch, branch[back]])
+        self.positions = torch.cat([self.positions, positions[back] + 1])
+        self.ways += [ways[row] for row in back.tolist()]
+        return output.logits[0, back]
+
+    def _write_to(self, places: torch.Tensor) -> None:
+        """Where in the cache the tokens that are read next go."""
+        for layer in self.layers:
+            layer.places = places.to(self.model.device)
 
 
 class _Room(DynamicLayer):
-    """The keys and values of a layer, with room for `size` tokens from the start.
+    """The keys and values of a layer, `size` places of them, written at `places`.
 
     transformers' growing layer copies all that there is at each token, which took half of the time;
     its static one can't hold keys and values of unlike precision, as rotary positions make them.
     """
 
+    places: torch.Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.size, self.used = size, 0
+        self.size = size
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Reserve the room; memory is taken when it is written."""
-        self.room = [
+        self.keys, self.values = (
             states.new_empty(*states.shape[:2], self.size, states.shape[3])
             for states in (key_states, value_states)
-        ]
+        )
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add keys and values (1, heads, new, width); gives all (1, heads, used, width)."""
-        if not self.is_initialized:
+        """Write keys and values (1, heads, new, width); gives all places (1, heads, size, width),
+        but the first ones, which see nothing older, as they came."""
+        first = not self.is_initialized
+        if first:
             self.lazy_initialization(key_states, value_states)
-        before, self.used = self.used, self.used + key_states.shape[2]
-        for room, states in zip(self.room, (key_states, value_states), strict=True):
-            room[:, :, before : self.used] = states
-        self.keys, self.values = (room[:, :, : self.used] for room in self.room)
-        return self.keys, self.values
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys.index_copy_(2, self.places, key_states)
+        self.values.index_copy_(2, self.places, value_states)
+        return (key_states, value_states) if first else (self.keys, self.values)
 
 
-class _Rows:
-    """Prompts as rows padded on the left, with positions counted from their first real token."""
+class Rows:
+    """Prompts as rows padded on the left, with positions counted from their first real token.
+
+    Nodes are as in Shared; only the newest can go on."""
 
     def __init__(self, model: Model, prompts: Sequence[Parts]) -> None:
-        self.model = model
+        self.model, self.first = model, 0  # of the newest nodes
         longest = max(len(p.prompt) for p in prompts)
         rows = [[0] * (longest - len(p.prompt)) + p.prompt for p in prompts]
         self.ids = torch.tensor(rows, device=model.device)  # (B, T)
@@ -228,8 +271,10 @@ class _Rows:
         self.cache = output.past_key_values
         return output.logits[:, -1]
 
-    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""
+        kept = parents - self.first
+        self.first += len(self.mask)
         if len(kept) < len(self.mask):
             self.cache.batch_select_indices(kept)
         self.mask = torch.cat([self.mask[kept], torch.ones_like(tokens)[:, None]], dim=1)

@@ -32,13 +32,13 @@ SMALL = 512
 class Block(NamedTuple):
     """The tokens `start` to `stop` of what the model reads (R), and which of them each may see.
 
-    With a cache, `keys` (C) are the places of what they may see in all that was read. Each of the
-    first `apart` tokens sees all of the block that comes before it, which needs no mask."""
+    With a cache, `keys` says where in it lies what they may see (C). Each of the first `apart`
+    tokens sees all of the block that comes before it, which needs no mask."""
 
     start: int
     stop: int
     mask: torch.Tensor  # (R, C), bool; without a cache (R, R)
-    keys: torch.Tensor | None = None
+    keys: slice | None = None
     apart: int = 0
 
 
