@@ -110,21 +110,22 @@ def compare(name: str, rounds: int, model: str, data: Path, cache: Path) -> list
 
 def grow(rounds: int, model: str, cache: Path, folder: Path) -> list[str]:
     """The lines that tell how time and memory grow with the questions."""
-    lines = []
-    base = 0.0
+    found: dict[int, list[Result]] = {count: [] for count in GROWTH}
     for count in GROWTH:
-        print(f"{count} questions", flush=True)
-        file = folder / f"{count}.json"
-        file.write_text(json.dumps(made_up(count * 3 // 2 + 80)), encoding="utf-8")
-        spec = LORA | RANDOM | (BF16 if NATIVE_BF16 else FP32) | {"side": OURS, "questions": count}
-        found = [measure(spec, model, file, cache) for _ in range(rounds)]
-        each = statistics.median(1000 / own["rate"] for own in found)
-        base = base or each
-        lines.append(
-            f"| {count} | {each:.1f} | {each / base:.3f} | "
-            f"{statistics.median(own['peak'] / 1e6 for own in found):.0f} |"
-        )
-    return lines
+        text = json.dumps(made_up(count * 3 // 2 + 80))
+        (folder / f"{count}.json").write_text(text, encoding="utf-8")
+    spec = LORA | RANDOM | (BF16 if NATIVE_BF16 else FP32) | {"side": OURS}
+    for _ in range(rounds):  # in turn, or what else the machine does would pass for growth
+        for count, results in found.items():
+            file = folder / f"{count}.json"
+            results.append(measure(spec | {"questions": count}, model, file, cache))
+    first = found[GROWTH[0]]
+    return [
+        f"| {count} | {spread((1000 / own['rate'] for own in results), '.1f')} | "
+        + spread((a["rate"] / b["rate"] for a, b in zip(first, results, strict=True)), ".3f")
+        + f" | {spread((own['peak'] / 1e6 for own in results), '.0f')} |"
+        for count, results in found.items()
+    ]
 
 
 def five_each(source: Path) -> dict[str, Any]:
