@@ -142,5 +142,6 @@ def _run_child(words: list[str]) -> int:
     for number, handler in before.items():
         signal.signal(number, handler)
     if stopped or code == INTERRUPTED:
+        print("Stopped. The same command, with the same study=<name>, goes on.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     return code
