@@ -63,7 +63,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         with record.whole(file) as made:
             with made.open("wb") as out:  # Lightning would hold all of it in memory once more
                 torch.save(checkpoint, out)
-            if _read(made) is None:
+            if not _whole(made):
                 raise OSError(errno.EIO, "it reads otherwise than it was written", str(file))
             if file.exists():
                 file.replace(file.with_name(BEFORE))
@@ -100,19 +100,27 @@ def _warn(damaged: list[Path], then: str) -> None:
         print(f"Warning: damaged: {names}. The run {then}.", file=sys.stderr)
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """The checkpoint in `file`, its weights left on the disk; None if it is damaged."""
+def _whole(file: Path) -> bool:
+    """Whether the checksums that torch writes into a file, but does not look at, are right."""
     try:
-        with zipfile.ZipFile(file) as records:  # torch writes checksums, but does not look at them
-            if records.testzip() is not None:
-                return None
-        state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
-        return state if {"epochs", "global_step", "state_dict"} <= state.keys() else None
+        with zipfile.ZipFile(file) as records:
+            return records.testzip() is None
     except OSError as error:
         if error.errno == errno.EINVAL:  # an offset that can't be
-            return None
+            return False
         raise
     except Exception:  # there are as many as ways to be damaged
+        return False
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """The checkpoint in `file`, its weights left on the disk; None if it is damaged."""
+    if not _whole(file):
+        return None
+    try:
+        state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+        return state if {"epochs", "global_step", "state_dict"} <= state.keys() else None
+    except Exception:  # it holds something else, or what weights_only refuses
         return None
 
 

@@ -63,7 +63,7 @@ class Case:
 
     def strike_any_time(self, fork: Fork, seconds: float, group: bool) -> bool:
         """Send the signal at a moment of so many `seconds`; whether the process still was there."""
-        time.sleep(self.rng.uniform(0, seconds))
+        time.sleep(self.rng.uniform(0.02, seconds))  # from when it is at its own work
         if os.waitid(os.P_PID, fork.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return False
         (os.killpg if group else os.kill)(fork.pid, signal.Signals[self.fault])

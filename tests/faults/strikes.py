@@ -72,8 +72,8 @@ class Strike:
             self.shared[0] = 1
             self._act()
 
-    def _refuse(self, file: Path) -> None:
-        if self.broken:
+    def _refuse(self, file: Path, operation: str) -> None:
+        if self.broken and (operation, self.broken) != ("os.remove", errno.ENOSPC):
             raise OSError(self.broken, os.strerror(self.broken), str(file))
 
     def _act(self) -> None:
@@ -95,7 +95,9 @@ class Strike:
 
 
 def watch(
-    places: Places, count: Callable[[str], None], refuse: Callable[[Path], None] = lambda file: None
+    places: Places,
+    count: Callable[[str], None],
+    refuse: Callable[[Path, str], None] = lambda file, operation: None,
 ) -> None:
     """Call `count` at each moment of this process, and `refuse` before each write in `places`."""
     for moment, name in STEPS.items():
@@ -113,7 +115,7 @@ def watch(
         moment = file and places.moment(file)
         if file and moment:
             count(moment)
-            refuse(file)
+            refuse(file, event)
 
     sys.addaudithook(hook)
 
