@@ -26,7 +26,19 @@ from pathlib import Path
 from typing import Any
 
 from commands import WORK, Commands, Done, Fork, Job  # first: it says where the project is
-from strikes import DAMAGE, ERRORS, FULL, LIMIT, MEMORY, SIGNALS, STEPS, Places, Strike, damage
+from strikes import (
+    AMID,
+    DAMAGE,
+    ERRORS,
+    FULL,
+    LIMIT,
+    MEMORY,
+    SIGNALS,
+    STEPS,
+    Places,
+    Strike,
+    damage,
+)
 from templates import KILLED, MODES, SWEEP, Templates, key_of, outcome, tree, weights_of
 
 import report
@@ -240,8 +252,9 @@ def rows(
 
 FILES = ("checkpointing", "records", "cache")
 TABLE = [
-    *rows(SIGNALS, (*STEPS, *FILES, "any time"), goes_on),
+    *rows(SIGNALS, (*STEPS, *FILES, AMID, "any time"), goes_on),
     *rows((LIMIT, FULL), ("training", "test", "checkpointing", "records"), goes_on),
+    (FULL, AMID, goes_on),
     *rows(tuple(ERRORS), ("training", "test", *FILES), goes_on),
     *rows(DAMAGE, tuple(BETWEEN), falls_back),
     *rows(DAMAGE, ("tokens", "scores before training"), made_anew),
