@@ -83,9 +83,7 @@ def this_project(spec: Spec, memory: PeakMemory) -> Result:
             times.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = experiment.build_trainer(
-            settings, Path(folder), Path(folder, "last.ckpt"), [Times()]
-        )
+        trainer = experiment.build_trainer(settings, Path(folder), 0, [Times()])
         trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
     peak = memory.read()

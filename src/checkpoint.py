@@ -1,16 +1,28 @@
 """What of a run survives an interruption: the last state, the best weights, the answers so far."""
 
+import errno
 import json
+import os
+import shutil
 import signal
+import sys
 import time
+import zipfile
+import zlib
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_module import LitQuestionAnswering, Prediction
+from errors import UserError
+from lit_module import LitQuestionAnswering, Prediction, saved_weights
+from study import record
+
+LAST, BEFORE, BEST = "last.ckpt", "before.ckpt", "best.safetensors"
 
 
 class Interrupted(Exception):  # noqa: N818  # it is no error
@@ -41,8 +53,98 @@ class StopSignal:
         print("\nStopping after this batch; once more to stop at once, losing up to a few minutes.")
 
 
+class CheckedCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole, checks it, and keeps the one before."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        file = Path(path)
+        with record.whole(file) as made:
+            with made.open("wb") as out:  # Lightning would hold all of it in memory once more
+                torch.save(checkpoint, out)
+            if not _whole(made):
+                raise OSError(errno.EIO, "it reads otherwise than it was written", str(file))
+            if file.exists():
+                file.replace(file.with_name(BEFORE))
+
+
+def resume_point(folder: Path) -> tuple[Path | None, int]:
+    """The newest checkpoint in `folder` from which a run can go on, and its step; None and 0 where
+    it begins anew.
+
+    What is damaged is told. Without the best weights a checkpoint is of no use unless it is older
+    than these: training finds them again.
+    """
+    damaged = []
+    for file in (folder / LAST, folder / BEFORE):
+        if not file.exists():
+            continue
+        state = _read(file)
+        if state is None:
+            damaged.append(file)
+            # Put aside, or it would become the one before.
+            file.replace(file.with_name(f"{file.name}.damaged"))
+        elif state["epochs"] and saved_weights(folder / BEST) is None:
+            damaged.append(folder / BEST)
+        else:
+            _warn(damaged, f"goes on from {file.name}, step {state['global_step']}")
+            return file, state["global_step"]
+    _warn(damaged, "begins anew")
+    return None, 0
+
+
+def _warn(damaged: list[Path], then: str) -> None:
+    if damaged:
+        names = ", ".join(dict.fromkeys(map(str, damaged)))
+        print(f"Warning: damaged: {names}. The run {then}.", file=sys.stderr)
+
+
+def _whole(file: Path) -> bool:
+    """Whether the checksums that torch writes into a file, but does not look at, are right."""
+    try:
+        with zipfile.ZipFile(file) as records:
+            return records.testzip() is None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # an offset that can't be
+            return False
+        raise
+    except Exception:  # there are as many as ways to be damaged
+        return False
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """The checkpoint in `file`, its weights left on the disk; None if it is damaged."""
+    if not _whole(file):
+        return None
+    try:
+        state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+        return state if {"epochs", "global_step", "state_dict"} <= state.keys() else None
+    except Exception:  # it holds something else, or what weights_only refuses
+        return None
+
+
+def check_room(folder: Path, trainable: int, exported: int) -> None:
+    """Refuse a run of so many trainable and exported weights that the disk has no room for.
+
+    Raises:
+        UserError: with what it needs, and what there is.
+    """
+    # Three states of training while one is written, each of weights and two moments; twice the
+    # best weights; and what is exported.
+    needed = 4 * (3 * 3 * trainable + 2 * trainable + exported)
+    held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free
+    if needed > held + free:
+        raise UserError(
+            f"{folder}: the run needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free. "
+            "Make room, or set output_dir to another disk."
+        )
+
+
 class RunCheckpoint(Checkpoint):
-    """Keeps checkpoints/last.ckpt (all that is needed to go on) and best.safetensors.
+    """Keeps checkpoints/last.ckpt (all that is needed to go on), the one before it, and
+    best.safetensors.
 
     The first is written at each epoch's end, before the last step of an epoch, every `interval`
     seconds and on a stop signal, always between two optimizer steps; the second whenever the
@@ -50,7 +152,7 @@ class RunCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: Path, interval: float, stop: StopSignal) -> None:
-        self.last, self.best = folder / "last.ckpt", folder / "best.safetensors"
+        self.last, self.best = folder / LAST, folder / BEST
         self.interval, self.stop = interval, stop
         self.saved_at = time.monotonic()
         self.saved_to_stop = False
@@ -90,7 +192,6 @@ class RunCheckpoint(Checkpoint):
         assert isinstance(pl_module, LitQuestionAnswering)
         losses = [epoch["validation_loss"] for epoch in pl_module.epochs]
         if losses[-1] <= min(losses):
-            self.best.parent.mkdir(parents=True, exist_ok=True)
             pl_module.save_trained(self.best)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -102,22 +203,37 @@ class RunCheckpoint(Checkpoint):
 
 
 class Journal:
-    """Answers as they come, a batch a line, so that an interrupted test goes on behind the last."""
+    """Answers as they come, a batch a line, so that an interrupted test goes on behind the last.
+
+    A line begins with the checksum of its rest: from one that is cut off or damaged on, what was
+    answered is dropped, and asked again.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.batches: list[list[Prediction]] = []
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8").split("\n")
-            self.batches = [json.loads(line) for line in lines[:-1]]  # the last one may be cut off
-            file.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
+        if not file.is_file():
+            return
+        good = 0
+        for line in file.read_bytes().splitlines(keepends=True):
+            noted, _, text = line.partition(b" ")
+            if noted != _checksum(text):
+                break
+            self.batches.append(json.loads(text))
+            good += len(line)
+        os.truncate(file, good)
 
     def add(self, predictions: list[Prediction]) -> None:
         """Keep the predictions of one batch."""
         self.batches.append(predictions)
-        with self.file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(predictions, ensure_ascii=False) + "\n")
+        text = json.dumps(predictions, ensure_ascii=False).encode() + b"\n"
+        with self.file.open("ab") as out:
+            out.write(_checksum(text) + b" " + text)
 
     @property
     def predictions(self) -> list[Prediction]:
         return [prediction for batch in self.batches for prediction in batch]
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)

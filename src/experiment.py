@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +19,15 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import terminal
-from checkpoint import Journal, RunCheckpoint, StopSignal
+from checkpoint import (
+    BEFORE,
+    CheckedCheckpointIO,
+    Journal,
+    RunCheckpoint,
+    StopSignal,
+    check_room,
+    resume_point,
+)
 from cost import CostMonitor, anatomy, estimate
 from datamodule import SquadDataModule
 from errors import UserError
@@ -35,6 +44,7 @@ from study import record
 from study.intervals import mean, mean_interval, share_interval
 
 Settings = dict[str, Any]
+SCORES = "scores.json"
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -54,27 +64,33 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     )
     cost = CostMonitor()
     data, module, model_facts = build(settings)
+    written = module.size["trainable" if settings["lora"] else "total"]
+    check_room(folder, int(module.size["trainable"]), int(written))
     commit = record.commit()  # now: the files may change while the run goes on
     with StopSignal() as stop:
-        last = folder / "checkpoints" / "last.ckpt"
-        checkpoint = RunCheckpoint(last.parent, 60 * settings["checkpoint_minutes"], stop)
-        trainer = build_trainer(settings, folder, last, [checkpoint, cost])
+        states, journal = folder / "checkpoints", folder / "predictions.partial.jsonl"
+        last, step = resume_point(states)
+        checkpoint = RunCheckpoint(states, 60 * settings["checkpoint_minutes"], stop)
+        trainer = build_trainer(settings, folder, step, [checkpoint, cost])
         before = _scores_before(settings, data, model_facts)
         terminal.announce(
-            settings, folder, data.facts, model_facts, module.size, trainer, last.is_file(),
+            settings, folder, data.facts, model_facts, module.size, trainer, last is not None,
             estimate(module, data, trainer, tests=1 if before else 2),
         )  # fmt: skip
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
             before = _scores(predictions)
-            record.write_json(_before_file(settings, data, model_facts), before)
-        trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+            place = _before_place(settings, data, model_facts)
+            record.write_json(place / SCORES, before)
+            record.seal(place, {SCORES: place / SCORES})
+        trainer.fit(module, data, ckpt_path=last, weights_only=True)
+        if trainer.global_step > step:
+            journal.unlink(missing_ok=True)  # its answers are those of weights before
         if not module.epochs:
             raise UserError("No epoch came to its end: there is nothing to score. Check trainer.*")
         parts = anatomy(module, data, trainer)
         module.load_trained(checkpoint.best)
         exported = module.export(folder)
-        journal = folder / "predictions.partial.jsonl"
         predictions = _test(trainer, module, data, journal)
     contexts = data.test.contexts["context"]
     record.write_json(
@@ -102,8 +118,10 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     }
     wrong = [p for p in sorted(predictions, key=lambda p: p["id"]) if not p["exact_match"]]
     _log_results(trainer, results, wrong[:SHOWN])
-    record.write_json(folder / "results.json", results)  # last: where it is, the run is finished
-    for file in (journal, folder / "before.partial.jsonl"):
+    made = [file for file in sorted(exported.rglob("*")) if file.is_file()]
+    files = [folder / "predictions.jsonl", folder / "contexts.json", *made]
+    record.finish(folder, results, files)
+    for file in (journal, folder / "before.partial.jsonl", states / BEFORE):
         file.unlink(missing_ok=True)
     return results
 
@@ -166,9 +184,9 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
 
 
 def build_trainer(
-    settings: Settings, folder: Path, last: Path, callbacks: list[L.Callback]
+    settings: Settings, folder: Path, step: int, callbacks: list[L.Callback]
 ) -> L.Trainer:
-    """Lightning's trainer with this project's loggers and `callbacks`.
+    """Lightning's trainer with this project's loggers and `callbacks`; it goes on from `step`.
 
     Raises:
         UserError: Lightning does not take an argument in trainer.*.
@@ -182,11 +200,8 @@ def build_trainer(
             f"trainer.devices={arguments['devices']}, trainer.num_nodes={arguments['num_nodes']}: "
             "a run uses one device so far. Give each run of a sweep a device of its own."
         )
-    step = 0
-    if last.is_file():
-        step = torch.load(last, weights_only=True, mmap=True, map_location="cpu")["global_step"]
     tensorboard = TensorBoardLogger(
-        folder, name="", version="tb", default_hp_metric=False, purge_step=step or None
+        folder, name="", version="tb", default_hp_metric=False, purge_step=step
     )
     try:
         return L.Trainer(
@@ -194,6 +209,7 @@ def build_trainer(
             default_root_dir=folder,
             logger=[tensorboard, MetricsFile(folder / "metrics.csv", step)],
             callbacks=[*callbacks, SampleAnswers(), LearningRateMonitor("step")],
+            plugins=[CheckedCheckpointIO()],
             num_sanity_val_steps=0,  # the scores before training have tried all of it
             enable_model_summary=False,
             use_distributed_sampler=False,  # the sampler deals its steps itself
@@ -228,8 +244,8 @@ def _scores(predictions: list[Prediction]) -> dict[str, Any]:
     }
 
 
-def _before_file(settings: Settings, data: SquadDataModule, model: dict[str, Any]) -> Path:
-    """Where the scores before training are kept, by all that they depend on."""
+def _before_place(settings: Settings, data: SquadDataModule, model: dict[str, Any]) -> Path:
+    """The folder of the scores before training, named by all that they depend on."""
     source = sorted((Path(__file__).parent / "qa").glob("*.py"))
     key = {
         "model": model["fingerprint"],
@@ -241,14 +257,18 @@ def _before_file(settings: Settings, data: SquadDataModule, model: dict[str, Any
         "code": hashlib.sha256(b"".join(file.read_bytes() for file in source)).hexdigest(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return Path(settings["cache_dir"]) / "before" / f"{name}.json"
+    return Path(settings["cache_dir"]) / "before" / name
 
 
 def _scores_before(
     settings: Settings, data: SquadDataModule, model: dict[str, Any]
 ) -> dict[str, Any] | None:
-    file = _before_file(settings, data, model)
-    return json.loads(file.read_text()) if file.is_file() else None
+    place = _before_place(settings, data, model)
+    if not record.intact(place):
+        if record.damaged(place):
+            print(f"Warning: {place} is damaged; it is made anew.", file=sys.stderr)
+        return None
+    return json.loads((place / SCORES).read_text(encoding="utf-8"))
 
 
 def _log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Prediction]) -> None:

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from errors import UserError
+from study import record
 
 TIMEOUT = 5  # seconds until a hub counts as out of reach
 WANTED = {
@@ -48,10 +49,9 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
         / "hub"
         / f"{hashlib.sha256(f'{repo_type} {name}'.encode()).hexdigest()[:16]}.json"
     )
-    if note.is_file():
-        folder = Path(json.loads(note.read_text())["folder"])
-        if folder.is_dir():
-            return folder
+    noted = _noted(note)
+    if noted is not None and noted.is_dir():
+        return noted
     try:
         if constants.HF_HUB_OFFLINE or not _reachable():
             return _from_hub_cache(name, repo_type, key)
@@ -76,9 +76,16 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
         raise UserError(
             f"{key}={name} could not be fetched from {constants.ENDPOINT}: {reason}"
         ) from None
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"name": name, "type": repo_type, "folder": str(folder)}))
+    record.write_json(note, {"name": name, "type": repo_type, "folder": str(folder)})
     return folder
+
+
+def _noted(note: Path) -> Path | None:
+    """The folder of a note; None where there is none that can be read."""
+    try:
+        return Path(json.loads(note.read_text(encoding="utf-8"))["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _reachable() -> bool:

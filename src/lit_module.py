@@ -1,5 +1,6 @@
 """GPT-2 with LoRA or for full fine-tuning: loss, answers, scores, optimizer, checkpoint."""
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
@@ -24,8 +26,10 @@ from qa.model import add_lora, load_model, store_frozen
 from qa.packing import Sequences
 from qa.prompt import IGNORED
 from qa.scoring import exact_match, f1
+from study import record
 
 Prediction = dict[str, Any]
+DIGEST = "sha256"  # in the file of the trained weights: what `saved_weights` checks
 
 
 class LitQuestionAnswering(L.LightningModule):
@@ -227,14 +231,20 @@ class LitQuestionAnswering(L.LightningModule):
 
     def save_trained(self, file: Path) -> None:
         """Write the trained weights as safetensors, whole or not at all."""
-        made = file.with_suffix(".partial")
-        save_file({name: p.detach().contiguous() for name, p in self.trained().items()}, made)
-        made.replace(file)
+        weights = {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
+        with record.whole(file) as made:
+            save_file(weights, made, metadata={DIGEST: _digest(weights)})
 
     @torch.no_grad()
     def load_trained(self, file: Path) -> None:
-        """Take the trained weights from a file of `save_trained`."""
-        saved, trained = load_file(file), self.trained()
+        """Take the trained weights from a file of `save_trained`.
+
+        Raises:
+            UserError: it is damaged, or of another model.
+        """
+        saved, trained = saved_weights(file), self.trained()
+        if saved is None:
+            raise UserError(f"{file} is damaged. To train it again: resume={file.parents[1]}")
         self._check_names(saved.keys(), str(file))
         for name, weight in trained.items():
             weight.copy_(saved[name])
@@ -259,6 +269,26 @@ class LitQuestionAnswering(L.LightningModule):
                 f"{source} is of another model: {missing} trained weights are missing in it, "
                 f"{surplus} have no place here."
             )
+
+
+def saved_weights(file: Path) -> dict[str, torch.Tensor] | None:
+    """The weights in a file of `save_trained`; None if it is gone or damaged."""
+    try:
+        with safe_open(file, "pt") as content:
+            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            noted = (content.metadata() or {}).get(DIGEST)
+    except (FileNotFoundError, SafetensorError):
+        return None
+    return weights if noted == _digest(weights) else None
+
+
+def _digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """A hash of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
+        digest.update(weight.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:

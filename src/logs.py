@@ -1,6 +1,7 @@
 """What a run logs beside Lightning's TensorBoard scalars: metrics.csv, and answers as text."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lit_module import LitQuestionAnswering, Prediction
+from study import record
 
 COLUMNS = (
     "epoch",
@@ -31,14 +33,11 @@ class MetricsFile(Logger):
     def __init__(self, file: Path, step: int) -> None:
         super().__init__()
         self.file = file
-        rows = []
-        if file.is_file():
-            with file.open(newline="") as old:
-                rows = [row for row in csv.DictReader(old) if int(row["step"]) < step]
-        with file.open("w", newline="") as new:
-            writer = csv.DictWriter(new, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(row for row in _rows(file) if int(row["step"]) < step)
+        record.write_text(file, text.getvalue())
 
     @property
     def name(self) -> str:
@@ -67,6 +66,15 @@ class SampleAnswers(L.Callback):
             if isinstance(logger, TensorBoardLogger):
                 table = answers_table(shown)
                 logger.experiment.add_text("validation answers", table, trainer.global_step)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, without what was cut off or damaged; none where there is none."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    rows = [dict(zip(COLUMNS, line.strip().split(","), strict=False)) for line in lines]
+    return [row for row in rows if len(row) == len(COLUMNS) and row["step"].isdecimal()]
 
 
 def answers_table(predictions: list[Prediction]) -> str:

@@ -40,6 +40,9 @@ def main() -> None:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("Stopped. The same command makes the report.", file=sys.stderr)
+        sys.exit(130)
     print(f"{folder / 'report.html'}\n{folder / 'report.md'}")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qa import prompt
 from qa.squad import Question
+from study import record
 
 FORMAT = 3  # part of the cache's key: raise it when what a row holds changes
 Row = dict[str, Any]
@@ -112,20 +114,31 @@ def make(
 def cached(
     place: Path, build: Callable[[], tuple[Rows, dict[str, Any]]]
 ) -> tuple[Rows, dict[str, Any]]:
-    """Rows and facts of them: loaded from `place`, or built and put there, whole or not at all."""
+    """Rows and facts of them: loaded from `place`, or built and put there, whole or not at all.
+
+    What was damaged there since is built anew.
+    """
     disable_progress_bars()
+    if place.exists() and not record.intact(place):
+        print(f"Warning: {place} is damaged; it is made anew.", file=sys.stderr)
+        shutil.rmtree(place)
     if not place.exists():
         rows, facts = build()
-        made = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        made = place.with_name(f"{place.name}.{os.getpid()}{record.PARTIAL}")
         shutil.rmtree(made, ignore_errors=True)  # of a process of this number that was killed
         made.mkdir(parents=True)
-        rows.questions.save_to_disk(made / "questions")
-        rows.contexts.save_to_disk(made / "contexts")
-        (made / "facts.json").write_text(json.dumps(facts))
         try:
+            rows.questions.save_to_disk(made / "questions")
+            rows.contexts.save_to_disk(made / "contexts")
+            (made / "facts.json").write_text(json.dumps(facts))
+            files = [file for file in made.rglob("*") if file.is_file()]
+            record.seal(made, {file.relative_to(made).as_posix(): file for file in files})
             made.rename(place)
-        except OSError:  # another process was faster
-            shutil.rmtree(made)
+        except OSError:
+            if not place.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     questions, contexts = (load_from_disk(str(place / name)) for name in ("questions", "contexts"))
     assert isinstance(questions, Dataset)
     assert isinstance(contexts, Dataset)

@@ -4,11 +4,14 @@ python src/run.py mode=lora
 python src/run.py -m mode=lora,full seed=1,2,3
 """
 
+import contextlib
 import itertools
 import os
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import hydra
@@ -23,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from errors import UserError
+from errors import UserError, in_words
 from settings import GROUPS, OF_LORA, SETTINGS, check, explained, unknown
 from study import record
 from sweep import INTERRUPTED, Sweep
@@ -39,30 +42,53 @@ def job(config: DictConfig) -> None:
     """One run, in this process; or one job of a sweep, in a process of its own."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     settings = to_dict(config)
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        of_sweep = ["study"]
-        if settings["mode"] == "full":  # these are swept for the other mode
-            settings |= dict.fromkeys(OF_LORA)
-            of_sweep += OF_LORA
-        words = [
-            word
-            for word in HydraConfig.get().overrides.task
-            if word.partition("=")[0] not in of_sweep
-        ]
-        sweep.run(settings, words, folder)
-        return
+    try:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            job_of_sweep(settings, folder)
+        else:
+            single(settings, folder)
+    except Exception as error:
+        if problem := in_words(error, folder):
+            refuse(problem)
+        raise
+
+
+def job_of_sweep(settings: dict[str, Any], place: Path) -> None:
+    """Have the sweep in `place` run the job of these settings."""
+    of_sweep = ["study"]
+    if settings["mode"] == "full":  # these are swept for the other mode
+        settings |= dict.fromkeys(OF_LORA)
+        of_sweep += OF_LORA
+    words = [
+        word for word in HydraConfig.get().overrides.task if word.partition("=")[0] not in of_sweep
+    ]
+    sweep.run(settings, words, place)
+
+
+def single(settings: dict[str, Any], folder: Path) -> None:
+    """One run, from its beginning or from where it was interrupted; its state stands in the folder.
+
+    Raises:
+        UserError: it can't be done.
+    """
     identity = None
     if settings["resume"] is None:
         if (folder / "config.yaml").exists():
-            refuse(UserError(f"{folder} holds a run already: choose another hydra.run.dir."))
+            raise UserError(f"{folder} holds a run already: choose another hydra.run.dir.")
     else:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        settings = _saved(folder)
         identity = record.status(folder).get("identity")
+        changed = record.damaged(folder)
+        if changed and (folder / record.RESULTS).exists():
+            words = f"Warning: damaged in {folder}: {', '.join(changed)}. It is made anew."
+            print(words, file=sys.stderr)
     lock = record.lock(folder)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        refuse(UserError(f"{folder}: another process is at work on this run."))
+        raise UserError(f"{folder}: another process is at work on this run.") from None
+    record.clear(folder)
+    threading.excepthook = _in_thread
     # Only now, since they take seconds: torch and all that stands on it.
     import terminal
     from checkpoint import Interrupted
@@ -73,18 +99,28 @@ def job(config: DictConfig) -> None:
         identity = identity or identity_of(settings)
         record.set_status(folder, "running", identity, process=os.getpid())
         results = run(settings, folder)
-    except UserError as error:
-        record.set_status(folder, "failed", identity, error=str(error))
-        refuse(error)
-    except Interrupted:
-        record.set_status(folder, "interrupted", identity)
+        record.set_status(folder, "finished", identity)
+    except (Interrupted, KeyboardInterrupt):
+        _note(folder, "interrupted", identity)
         print(f"Stopped. To go on: python src/run.py resume='{folder}'", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        record.set_status(folder, "failed", identity, error=f"{type(error).__name__}: {error}")
+        reason = in_words(error, folder) or f"{type(error).__name__}: {error}"
+        _note(folder, "failed", identity, error=str(reason))
         raise
-    record.set_status(folder, "finished", identity)
     terminal.close(results, folder)
+
+
+def _in_thread(raised: threading.ExceptHookArgs) -> None:
+    """Leave out the trace of TensorBoard's writer on a full disk: the main thread raises it too."""
+    if not isinstance(raised.exc_value, OSError):
+        threading.__excepthook__(raised)
+
+
+def _note(folder: Path, state: str, identity: str | None, **facts: Any) -> None:
+    """Set the status of a run that ends, if a full disk lets it: what ended it is told anyway."""
+    with contextlib.suppress(OSError):
+        record.set_status(folder, state, identity, **facts)
 
 
 def prepare(args: Namespace) -> list[str]:
@@ -188,12 +224,10 @@ def _no_option(group: str, value: Any, options: list[str]) -> UserError:
 
 def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> list[str]:
     """Check that the run in `folder` can go on, and that what is asked for besides is the same."""
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"resume={folder}: there is no run (no config.yaml in it).")
-    if (folder / "results.json").is_file():
+    saved = record.flat(_saved(folder), SETTINGS)
+    if record.finished(folder):
         raise UserError(f"resume={folder}: that run is finished; see its results.json.")
-    saved = record.flat(yaml.safe_load(file.read_text(encoding="utf-8")), SETTINGS)
+    _check_writable("resume", folder)
     plain, new = record.flat(compose([], []), SETTINGS), record.flat(asked, SETTINGS)
     named = [override.key_or_group for override in overrides]
     differ = [
@@ -211,12 +245,25 @@ def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> l
     return [f"hydra.run.dir='{folder}'"]
 
 
+def _saved(folder: Path) -> dict[str, Any]:
+    """The settings of the run in `folder`."""
+    file = folder / "config.yaml"
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        check(settings)
+    except FileNotFoundError:
+        raise UserError(f"resume={folder}: there is no run (no config.yaml in it).") from None
+    except (yaml.YAMLError, UnicodeDecodeError, UserError, AttributeError, KeyError, TypeError):
+        problem = "is damaged, or of another version: begin the run anew in another folder."
+        raise UserError(f"{file} {problem}") from None
+    return settings
+
+
 def _check_writable(key: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))  # which a full disk refuses, where it takes an empty file
     except OSError as error:
         raise UserError(f"{key}={folder} can't be written: {error.strerror}.") from None
 

@@ -1,7 +1,6 @@
 """A sweep's jobs: each in a process of its own, and what finished as the same run not again."""
 
 import json
-import shutil
 import signal
 import statistics
 import subprocess
@@ -62,7 +61,7 @@ class Sweep:
         folder = _folder(place, settings["run_name"], identity)
         self.folders[identity] = folder
         self._wait(title, folder)
-        if (folder / "results.json").is_file():
+        if record.finished(folder):
             print(f"{title} finished before: {folder}")
             return
         left = ""
@@ -72,15 +71,14 @@ class Sweep:
         print(f"\n{title}{left}: {' '.join(overrides)}", flush=True)
         # The preset's own sweep is this one: a job of it has one value of each.
         words = [*overrides, "hydra.sweeper.params=null", f"hydra.run.dir='{folder}'"]
-        if (folder / "checkpoints" / "last.ckpt").is_file():
+        if (folder / "config.yaml").is_file():
             words = [f"resume='{folder}'"]
-        elif (folder / "config.yaml").is_file():
-            shutil.rmtree(folder)
         began = time.monotonic()
         code = _run_child(words)
         if code:
             ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            self._fail(title, folder.name, record.status(folder).get("error") or ended)
+            told = record.status(folder).get("error") if code > 0 else None
+            self._fail(title, folder.name, told or ended)
         else:
             self.seconds.append(time.monotonic() - began)
 
@@ -108,8 +106,9 @@ class Sweep:
             return
         results: dict[str, dict[str, Any] | None] = {name: None for name, _ in self.failed}
         for folder in self.folders.values():
-            file = folder / "results.json"
-            results[folder.name] = json.loads(file.read_text()) if file.is_file() else None
+            done = record.finished(folder)
+            text = (folder / record.RESULTS).read_text(encoding="utf-8") if done else "null"
+            results[folder.name] = json.loads(text)
         sweep_table(results)
         if self.failed:
             lines = [f"\n  {name}: {reason}" for name, reason in self.failed]
@@ -143,5 +142,6 @@ def _run_child(words: list[str]) -> int:
     for number, handler in before.items():
         signal.signal(number, handler)
     if stopped or code == INTERRUPTED:
+        print("Stopped. The same command, with the same study=<name>, goes on.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     return code

@@ -106,12 +106,15 @@ def _save_model(folder: Path, kind: type[PreTrainedModel], config: PreTrainedCon
     return folder
 
 
-@pytest.fixture(scope="session")
-def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_gpt2(folder: Path) -> Path:
     """A GPT-2 of two tiny layers, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
     config = GPT2Config(n_positions=256, n_embd=32, n_layer=2, n_head=2)
     return _save_model(folder, GPT2LMHeadModel, config)
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_gpt2(tmp_path_factory.mktemp("models") / "tiny-gpt2")
 
 
 LLAMA: dict[str, Any] = {

@@ -1,17 +1,30 @@
 """What survives an interruption: a resumed run ends as an uninterrupted one does."""
 
 import copy
+import itertools
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import experiment
-from checkpoint import Interrupted, Journal, RunCheckpoint, StopSignal
+from checkpoint import (
+    CheckedCheckpointIO,
+    Interrupted,
+    Journal,
+    RunCheckpoint,
+    StopSignal,
+    check_room,
+    resume_point,
+)
 from errors import UserError
+from logs import MetricsFile
 
 Settings = dict[str, Any]
 
@@ -162,3 +175,113 @@ def test_a_second_signal_ends_at_once() -> None:
     assert stop.received
     with pytest.raises(SystemExit):
         stop._note(2, None)
+
+
+@pytest.fixture
+def interrupted(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Path]:
+    """Makes a copy of a run that was interrupted in its second epoch, and gives its folder."""
+    with monkeypatch.context() as patch:
+        interrupt_when(patch, lambda t, hook: "train" in hook and t.global_step == 5)
+        with pytest.raises(Interrupted):
+            experiment.run(copy.deepcopy(settings), tmp_path / "parts")
+    numbers = itertools.count()
+    return lambda: shutil.copytree(tmp_path / "parts", tmp_path / f"copy{next(numbers)}")
+
+
+@pytest.mark.parametrize("how", ["a byte", "the end", "all"])
+def test_what_is_damaged_is_told_and_the_run_ends_as_if_it_were_not(
+    settings: Settings,
+    how: str,
+    interrupted: Callable[[], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = experiment.run(copy.deepcopy(settings), tmp_path / "whole")
+    for names, then in (
+        (["last.ckpt"], "goes on from before.ckpt, step 3"),
+        (["last.ckpt", "before.ckpt"], "begins anew"),
+        (["best.safetensors"], "begins anew"),
+    ):
+        folder = interrupted()
+        for name in names:
+            spoil(folder / "checkpoints" / name, how)
+        resumed = experiment.run(copy.deepcopy(settings), folder)
+        assert outcome(resumed, folder) == outcome(whole, tmp_path / "whole")
+        told = ", ".join(str(folder / "checkpoints" / name) for name in names)
+        assert f"Warning: damaged: {told}. The run {then}." in capsys.readouterr().err
+
+
+def spoil(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    middle = len(content) // 2
+    changed = bytes([content[middle] ^ 1])
+    file.write_bytes(
+        {
+            "a byte": content[:middle] + changed + content[middle + 1 :],
+            "the end": content[:-1],
+            "all": b"",
+        }[how]
+    )
+
+
+def test_a_kill_between_two_renames_leaves_the_checkpoint_before(
+    settings: Settings, interrupted: Callable[[], Path]
+) -> None:
+    folder = interrupted() / "checkpoints"
+    assert resume_point(folder) == (folder / "last.ckpt", 5)
+    (folder / "last.ckpt").unlink()
+    assert resume_point(folder) == (folder / "before.ckpt", 3)
+
+
+def test_a_checkpoint_that_reads_otherwise_than_written_does_not_replace_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"state_dict": {"weight": torch.ones(3)}, "epochs": [], "global_step": 1}
+    writer = CheckedCheckpointIO()
+    writer.save_checkpoint(state, tmp_path / "last.ckpt")
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, out: (save(state, out), out.seek(200),
+                                                           out.write(bytes(200))))  # fmt: skip
+    with pytest.raises(OSError, match="reads otherwise") as raised:
+        writer.save_checkpoint(state | {"global_step": 2}, tmp_path / "last.ckpt")
+    assert raised.value.filename == str(tmp_path / "last.ckpt")
+    assert resume_point(tmp_path) == (tmp_path / "last.ckpt", 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_journal_drops_what_is_damaged_with_all_behind_it(tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    journal = Journal(file)
+    for number in range(4):
+        journal.add([{"id": f"{number}"}])
+    file.write_bytes(file.read_bytes().replace(b'"2"', b'"7"'))
+    assert [p["id"] for p in Journal(file).predictions] == ["0", "1"]
+    assert len(file.read_bytes().splitlines()) == 2
+
+
+def test_metrics_without_what_was_cut_off_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    metrics = MetricsFile(file, 0)
+    for step in range(4):
+        metrics.log_metrics({"train/loss": 0.5}, step)
+    whole = file.read_bytes()
+    MetricsFile(file, 2)
+    assert file.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
+    file.write_bytes(whole.replace(b",1,", b",\xff1,")[:-5])
+    MetricsFile(file, 9)
+    kept = file.read_text().splitlines()
+    assert [line.split(",")[1] for line in kept] == ["step", "0", "2"]
+
+
+def test_a_disk_without_room_for_a_run_is_told_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    check_room(tmp_path, 10**6, 10**6)
+    with pytest.raises(UserError, match="the run needs 4.8 GB of disk, 1.0 GB are free"):
+        check_room(tmp_path, 10**8, 10**8)
+    (tmp_path / "last.ckpt").touch()
+    os.truncate(tmp_path / "last.ckpt", 4 * 10**9)  # of a run that goes on, most is there
+    check_room(tmp_path, 10**8, 10**8)

@@ -38,6 +38,19 @@ def test_a_whole_download_is_not_asked_for_again(
     assert asked[1:] == [("gpt2", "dataset")]
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"folder": 3}', '{"folder": "nowhere"}'])
+def test_a_damaged_note_of_a_download_is_made_anew(
+    text: str, online: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(tmp_path))
+    hub.folder_of("gpt2", "model", tmp_path / "cache")
+    [note] = (tmp_path / "cache" / "hub").iterdir()
+    whole = note.read_text()
+    note.write_text(text)
+    assert hub.folder_of("gpt2", "model", tmp_path / "cache") == tmp_path
+    assert note.read_text() == whole
+
+
 def test_an_interrupted_download_is_asked_for_again(
     online: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

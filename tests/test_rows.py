@@ -105,3 +105,35 @@ def test_cached_rows_are_those_that_were_made(made: Made, tmp_path: Path) -> Non
             assert table.column(name) == built.column(name)
         assert list(table.contexts) == list(built.contexts)
     assert [path.name for path in place.parent.iterdir()] == ["place"]
+
+
+@pytest.mark.parametrize("damage", ["bytes", "end", "gone"])
+@pytest.mark.parametrize("name", ["questions/*.arrow", "facts.json", "SHA256SUMS"])
+def test_damaged_rows_are_made_anew_and_it_is_said(
+    name: str, damage: str, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, built = tmp_path / "cache" / "place", made(80, True)
+    rows.cached(place, lambda: (built, {}))
+    [file] = place.glob(name)
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-9] if damage == "end" else content[:-9] + b"x" + content[-8:])
+    table, _ = rows.cached(place, lambda: (built, {}))
+    assert list(table) == list(built)
+    assert f"{place} is damaged; it is made anew" in capsys.readouterr().err
+    rows.cached(place, lambda: pytest.fail("made again"))
+
+
+def test_rows_that_find_no_room_leave_nothing_behind(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rows.record, "seal", full)
+    built = made(80, True)
+    with pytest.raises(OSError, match="No space"):
+        rows.cached(tmp_path / "cache" / "place", lambda: (built, {}))
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -79,8 +79,8 @@ def test_a_run_from_another_folder_ends_with_its_table(words: list[str], tmp_pat
     [folder] = (tmp_path / "runs").iterdir()
     assert folder.name.endswith("lora_r8_lr0.0002_seed1")
     assert {file.name for file in folder.iterdir()} == {
-        ".lock", "adapter", "checkpoints", "config.yaml", "contexts.json", "metrics.csv",
-        "predictions.jsonl", "results.json", "status.json", "tb",
+        ".lock", "SHA256SUMS", "adapter", "checkpoints", "config.yaml", "contexts.json",
+        "metrics.csv", "predictions.jsonl", "results.json", "status.json", "tb",
     }  # fmt: skip
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 

@@ -33,7 +33,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (folder / "config.yaml").write_text(lr)
         if lr == "lr=9":
             return -signal.SIGKILL
-        record.write_json(folder / "results.json", RESULTS)
+        record.finish(folder, RESULTS, [folder / "config.yaml"])
         record.set_status(folder, "finished", f"id of {lr}")
         return 0
 
@@ -86,17 +86,33 @@ def test_what_fails_is_told_at_once_and_at_the_end_and_is_done_again(
     assert "lora-2: data.path=x: no such file" in str(error.value)
     assert capsys.readouterr().out.count("no results") == 1  # the folder of the other ran later
     assert record.status(tmp_path / "lora")["state"] == "running"
-    swept(tmp_path, 9)
-    assert [words[0] for words in begun] == ["lr=9", "lr=1", "lr=9"]
 
 
-def test_a_job_goes_on_from_its_checkpoint(begun: list[list[str]], tmp_path: Path) -> None:
+def test_a_job_that_was_begun_goes_on(begun: list[list[str]], tmp_path: Path) -> None:
     swept(tmp_path, 9)
-    (tmp_path / "lora" / "checkpoints").mkdir()
-    (tmp_path / "lora" / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(StopIteration):  # what stands in for a child finds no lr among the words
         swept(tmp_path, 9)
     assert begun[-1] == [f"resume='{tmp_path / 'lora'}'"]
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.yaml", "SHA256SUMS"])
+def test_a_finished_job_of_which_a_file_is_damaged_is_not_finished(
+    name: str, begun: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept(tmp_path, 1, 2)
+    (tmp_path / "lora" / name).write_text("{")
+    with pytest.raises(StopIteration):
+        swept(tmp_path, 2, 1)
+    assert "Job 1 of 2 finished before" in capsys.readouterr().out
+    assert begun[-1] == [f"resume='{tmp_path / 'lora'}'"]
+
+
+def test_what_a_kill_left_as_the_reason_of_an_earlier_failure_is_not_told(
+    begun: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.set_status(tmp_path / "lora", "failed", "id of lr=1", error="the disk was full")
+    monkeypatch.setattr(sweep, "_run_child", lambda words: -signal.SIGKILL)
+    assert swept(tmp_path, 1).failed == [("lora", "killed by SIGKILL")]
 
 
 def test_a_job_does_not_sweep_what_its_preset_sweeps(

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ from filelock import FileLock
 PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "torchmetrics", "hydra-core")
 PROJECT = Path(__file__).resolve().parents[2]
 LOCK = ".lock"
+PARTIAL = ".partial"  # how the name of what is being written ends
+RESULTS = "results.json"
 PLAN = "sweep.json"  # in a sweep's folder: the runs that it is to hold
+SEAL = "SHA256SUMS"  # of the files beside it, as sha256sum writes and checks it
 # Keys of a configuration that do not change what comes out.
 PLACES = frozenset({
     "run_name", "resume", "study", "output_dir", "cache_dir", "checkpoint_minutes", "model.name",
@@ -23,25 +28,90 @@ PLACES = frozenset({
 })  # fmt: skip
 
 
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A place to write to: it becomes `file` when all of it is on the disk, else the old one stays.
+
+    Raises:
+        OSError: it can't be written; names the file.
+    """
+    made = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield made
+        with made.open("rb+") as content:
+            os.fsync(content.fileno())
+        made.replace(file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a write that fails does not say where
+        raise
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove what processes that were killed left half written in `folder`."""
+    for made in folder.rglob(f"*{PARTIAL}"):
+        made.unlink()
+
+
 def write_text(file: Path, text: str) -> None:
-    """Write `text` so that the file is the old one or the new one, never a part."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    made = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with made.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    made.replace(file)
+    """Write `text` as it is, whole or not at all."""
+    with whole(file) as made:
+        made.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(file: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
-    write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(file, _json(content))
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON object a line, whole or not at all."""
     write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def seal(folder: Path, files: Mapping[str, Path]) -> None:
+    """Note the content of `files` by the names that they have in `folder`, for `damaged`."""
+    sums = [f"{_sha256(file)}  {name}\n" for name, file in files.items()]
+    write_text(folder / SEAL, "".join(sums))
+
+
+def damaged(folder: Path, among: Container[str] | None = None) -> list[str]:
+    """The sealed files (those `among` these alone) that are gone or hold something else.
+
+    The seal itself where that can't be read; nothing where none was set.
+    """
+    if not (folder / SEAL).is_file():
+        return []
+    text = (folder / SEAL).read_text(encoding="utf-8", errors="replace")
+    if not re.fullmatch(r"([0-9a-f]{64}  [^\n]+\n)+", text):
+        return [SEAL]
+    lines = [line.partition("  ") for line in text.split("\n")[:-1]]
+    return [
+        name
+        for noted, _, name in lines
+        if (among is None or name in among)
+        and not ((folder / name).is_file() and _sha256(folder / name) == noted)
+    ]
+
+
+def intact(folder: Path) -> bool:
+    """Whether all that was sealed in `folder` is as it was."""
+    return (folder / SEAL).is_file() and not damaged(folder)
+
+
+def finish(folder: Path, results: Mapping[str, Any], files: Iterable[Path]) -> None:
+    """Write results.json, sealed with the `files` that belong to it, last of all: where it is, the
+    run is finished."""
+    with whole(folder / RESULTS) as made:
+        made.write_text(_json(results), encoding="utf-8")
+        seal(folder, {f.relative_to(folder).as_posix(): f for f in files} | {RESULTS: made})
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in `folder` has come to its end, and all it left is as it was."""
+    return (folder / RESULTS).is_file() and intact(folder)
 
 
 def lock(folder: Path) -> FileLock:
@@ -106,6 +176,15 @@ def code() -> str | None:
         return _git("rev-parse", "HEAD") + hashlib.sha256(changes.encode()).hexdigest()[:8]
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _git(*words: str) -> str:

@@ -20,6 +20,9 @@ from study.checks import at, lacking, odd
 # What may differ between the runs of one arm.
 WITHIN_ARM = record.PLACES | {"seed", "lora.r", "lr_by_mode.lora", "lr_by_mode.full"}
 
+# What a report needs of a run.
+READ = (record.RESULTS, "predictions.jsonl", "contexts.json")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -188,6 +191,8 @@ def _read(folder: Path) -> Run | str:
             return f"failed ({state.get('error', 'it does not say why')})"
         return f"not finished (status: {state.get('state', 'none')})"
     try:
+        if changed := record.damaged(folder, READ):
+            return f"damaged: {', '.join(changed)} (resume={folder} makes it anew)"
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         # Not splitlines, which also splits at characters that a text may hold.
         lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")

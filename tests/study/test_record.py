@@ -1,6 +1,7 @@
 """Writing a record: whole or not at all."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,61 @@ def test_the_environment_names_versions_and_device() -> None:
     facts = record.environment("cpu", "abc")
     assert (facts["device"], facts["commit"]) == ("cpu", "abc")
     assert set(facts["packages"]) == set(record.PACKAGES)
+
+
+def test_a_write_that_fails_names_its_file_and_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space") as raised:
+        record.write_json(tmp_path / "new" / "results.json", {})
+    assert raised.value.filename == str(tmp_path / "new" / "results.json")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_written_is_cleared(tmp_path: Path) -> None:
+    half = tmp_path / "checkpoints" / f"last.ckpt.1{record.PARTIAL}"
+    half.parent.mkdir()
+    half.touch()
+    (tmp_path / "predictions.partial.jsonl").touch()
+    record.clear(tmp_path)
+    assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["predictions.partial.jsonl"]
+
+
+def test_the_seal_tells_each_file_that_is_damaged_or_gone(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    files = {name: tmp_path / name for name in ("a", "b", "model/c d")}
+    for name, file in files.items():
+        file.write_text(name)
+    assert not record.intact(tmp_path)
+    assert record.damaged(tmp_path) == []  # there is nothing to tell it by
+    record.seal(tmp_path, files)
+    assert record.intact(tmp_path)
+    checked = subprocess.run(["sha256sum", "-c", record.SEAL], cwd=tmp_path, capture_output=True)
+    assert checked.returncode == 0
+    files["a"].write_text("A")
+    files["model/c d"].unlink()
+    assert record.damaged(tmp_path) == ["a", "model/c d"]
+    assert record.damaged(tmp_path, among=("a", "b")) == ["a"]
+    assert not record.intact(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "cut off", f"{'0' * 64}  a\n{'0' * 60}", "\x00\n"])
+def test_a_seal_that_can_not_be_read_seals_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / record.SEAL).write_text(text)
+    assert record.damaged(tmp_path) == [record.SEAL]
+
+
+def test_a_run_is_finished_when_its_results_and_files_are_whole(tmp_path: Path) -> None:
+    answers = tmp_path / "predictions.jsonl"
+    answers.write_text("{}\n")
+    assert not record.finished(tmp_path)
+    record.finish(tmp_path, {"f1": 1.0}, [answers])
+    assert record.finished(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == {"f1": 1.0}
+    answers.write_text("{ }\n")
+    assert not record.finished(tmp_path)
+    assert record.damaged(tmp_path) == ["predictions.jsonl"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from study import record
 from study.runs import collect
 
 
@@ -107,6 +108,8 @@ def test_what_is_broken_failed_or_missing_is_left_out_by_name(
         "lone surrogate": lambda f: _answer(f, prediction="\ud800"),
         "contexts.json holds something else": lambda f: (f / "contexts.json").write_text("[]"),
         "predictions.jsonl does not give the exact_match": lambda f: _cut(f, 7),
+        "damaged: predictions.jsonl (resume=": lambda f: _sealed(f, "predictions.jsonl"),
+        "damaged: results.json": lambda f: _sealed(f, "results.json"),
         "results.json lacks config.mode": lambda f: (f / "results.json").write_text("[1]"),
     }
     for number, spoil in enumerate(broken.values()):
@@ -117,6 +120,13 @@ def test_what_is_broken_failed_or_missing_is_left_out_by_name(
     for number, reason in enumerate(broken):
         [line] = [line for line in study.left_out if f"full_{number}:" in line]
         assert reason in line
+
+
+def _sealed(folder: Path, name: str) -> None:
+    """Seal a run, and change a letter of a file that stays what it was otherwise."""
+    record.seal(folder, {file.name: file for file in folder.iterdir()})
+    text = (folder / name).read_text()
+    (folder / name).write_text(text.replace("Person", "person", 1).replace("gpt2", "gpt3", 1))
 
 
 def _without(folder: Path, key: str) -> None:

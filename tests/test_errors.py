@@ -1,0 +1,68 @@
+"""What the machine lacks is told in a line, however the libraries raise it."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from errors import UserError, in_words
+
+RUST = "Error while serializing: I/O error: No space left on device (os error 28)"
+# What torch raises where it writes to a file that Python opened.
+WRITER = "[enforce fail at inline_container.cc:672] . unexpected pos 768 vs 662"
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 8 GiB."
+
+
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    error.__context__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "full", "runs/a/last.ckpt"), "runs/a/last.ckpt: No space left on"),
+        (OSError(errno.EROFS, "read-only"), "{folder}: Read-only file system."),
+        (OSError(errno.EDQUOT, "quota"), "{folder}: Disk quota exceeded."),
+        (OSError(errno.ENOLCK, "locks"), "{folder}: No locks available."),
+        (SafetensorError(RUST), "{folder}: No space left on device."),
+        (raised_from(RuntimeError(WRITER), OSError(errno.ENOSPC, "full")), "{folder}: No space"),
+        (MemoryError(), "The memory is full (MemoryError)"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "The memory is full ([Errno 12]"),
+        (
+            RuntimeError(CUDA),
+            "The memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.)",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_told_in_a_line(
+    error: Exception, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    told = str(in_words(error, tmp_path))
+    assert words.format(folder=tmp_path) in told
+    assert told.endswith(f"python src/run.py resume='{tmp_path}'")
+    assert "\n" not in told
+    if "memory" in told:
+        assert all(key in told for key in ("batch_size", "eval_batch_size", "max_length"))
+
+
+def test_torch_says_what_is_looked_for_when_the_processor_has_no_memory(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 52)
+    told = str(in_words(raised.value, tmp_path))
+    assert told.startswith("The memory is full (")
+    assert told.endswith("the same command again")  # there is no run yet that could go on
+
+
+def test_any_other_error_keeps_its_trace(tmp_path: Path) -> None:
+    assert in_words(ValueError("a mistake of ours"), tmp_path) is None
+    assert in_words(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), tmp_path) is None
+
+
+def test_what_a_person_asked_wrongly_is_told_as_it_is(tmp_path: Path) -> None:
+    error = UserError("lr=0: must be a number above 0.")
+    assert in_words(error, tmp_path) is error
