@@ -6,6 +6,7 @@ import json
 import logging
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import terminal
 from checkpoint import Journal, RunCheckpoint, StopSignal
 from cost import CostMonitor, anatomy, estimate
 from datamodule import SquadDataModule
+from devices import connected, gathered, is_first
 from errors import UserError
 from hub import folder_of
 from identity import weights_fingerprint
@@ -40,7 +42,8 @@ Settings = dict[str, Any]
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
     """Fine-tune and score as `settings` (conf/) say, into `folder`; go on where it was interrupted.
 
-    Gives what results.json holds.
+    Gives what results.json holds. Of several devices each has a process that calls this; all but
+    the first write nothing and get nothing.
 
     Raises:
         UserError: something asked for can't be done; known before training where it can be.
@@ -49,33 +52,46 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     began = time.time()
     _quiet()
     settings["trainer"]["precision"] = precision_of(settings["trainer"])
-    record.write_text(
-        folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    )
+    if is_first():
+        record.write_text(
+            folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        )
     cost = CostMonitor()
     data, module, model_facts = build(settings)
     commit = record.commit()  # now: the files may change while the run goes on
-    with StopSignal() as stop:
-        last = folder / "checkpoints" / "last.ckpt"
-        checkpoint = RunCheckpoint(last.parent, 60 * settings["checkpoint_minutes"], stop)
-        trainer = build_trainer(settings, folder, last, [checkpoint, cost])
-        before = _scores_before(settings, data, model_facts)
-        terminal.announce(
-            settings, folder, data.facts, model_facts, module.size, trainer, last.is_file(),
-            estimate(module, data, trainer, tests=1 if before else 2),
-        )  # fmt: skip
+    last = folder / "checkpoints" / "last.ckpt"
+    stop = StopSignal()
+    checkpoint = RunCheckpoint(last.parent, 60 * settings["checkpoint_minutes"], stop)
+    trainer = build_trainer(settings, folder, last, [checkpoint, cost])
+    with stop, connected(trainer):
+        _check_one_folder(folder)
+        data.deal(trainer.world_size, trainer.global_rank)
+        # What the first process finds holds for all: files may change between their looks.
+        before, resumed = trainer.strategy.broadcast(
+            (_scores_before(settings, data, model_facts), last.is_file())
+        )
+        seconds = estimate(module, data, trainer, tests=1 if before else 2)
+        if trainer.is_global_zero:
+            terminal.announce(
+                settings, folder, data.facts, model_facts, module.size, trainer, resumed, seconds
+            )
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
-            before = _scores(predictions)
-            record.write_json(_before_file(settings, data, model_facts), before)
-        trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+            if trainer.is_global_zero:
+                before = _scores(predictions)
+                record.write_json(_before_file(settings, data, model_facts), before)
+        trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
         if not module.epochs:
             raise UserError("No epoch came to its end: there is nothing to score. Check trainer.*")
         parts = anatomy(module, data, trainer)
         module.load_trained(checkpoint.best)
-        exported = module.export(folder)
         journal = folder / "predictions.partial.jsonl"
         predictions = _test(trainer, module, data, journal)
+        costs = cost.summary()
+        devices = Counter(gathered(_device_name(trainer.strategy.root_device)))
+    if not trainer.is_global_zero:
+        return {}
+    exported = module.export(folder)
     contexts = data.test.contexts["context"]
     record.write_json(
         folder / "contexts.json", {str(number): text for number, text in enumerate(contexts)}
@@ -91,14 +107,16 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         "best_epoch": min(module.epochs, key=lambda epoch: epoch["validation_loss"])["epoch"],
         "before": before,
         "test": _scores(predictions),
-        "cost": cost.summary()
+        "cost": costs
         | {
             "step": parts,
             "exported_bytes": sum(file.stat().st_size for file in exported.glob("*.safetensors")),
             "session_seconds": time.time() - began,
         },
         "exported": exported.name,
-        "environment": record.environment(_device_name(trainer.strategy.root_device), commit),
+        "environment": record.environment(
+            " + ".join(name if n == 1 else f"{n} x {name}" for name, n in devices.items()), commit
+        ),
     }
     wrong = [p for p in sorted(predictions, key=lambda p: p["id"]) if not p["exact_match"]]
     _log_results(trainer, results, wrong[:SHOWN])
@@ -177,11 +195,6 @@ def build_trainer(
     accepted = inspect.signature(L.Trainer).parameters
     if surplus := [key for key in arguments if key not in accepted]:
         raise unknown(f"trainer.{surplus[0]}", [f"trainer.{name}" for name in accepted])
-    if arguments["num_nodes"] != 1 or arguments["devices"] not in (1, "1", [0]):
-        raise UserError(
-            f"trainer.devices={arguments['devices']}, trainer.num_nodes={arguments['num_nodes']}: "
-            "a run uses one device so far. Give each run of a sweep a device of its own."
-        )
     step = 0
     if last.is_file():
         step = torch.load(last, weights_only=True, mmap=True, map_location="cpu")["global_step"]
@@ -189,7 +202,7 @@ def build_trainer(
         folder, name="", version="tb", default_hp_metric=False, purge_step=step or None
     )
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **arguments,
             default_root_dir=folder,
             logger=[tensorboard, MetricsFile(folder / "metrics.csv", step)],
@@ -200,18 +213,39 @@ def build_trainer(
         )
     except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"Lightning refuses trainer.*: {str(error).splitlines()[0]}") from None
+    shares = trainer.world_size * trainer.accumulate_grad_batches
+    if shares > settings["batch_size"]:
+        raise UserError(
+            f"trainer.devices={arguments['devices']}, trainer.num_nodes={arguments['num_nodes']}, "
+            f"trainer.accumulate_grad_batches={arguments['accumulate_grad_batches']}: a step of "
+            f"batch_size={settings['batch_size']} questions can't be dealt to {shares}."
+        )
+    return trainer
+
+
+def _check_one_folder(folder: Path) -> None:
+    """The processes of a run that are started apart may each have named it by their own clock."""
+    if len(folders := sorted({str(own) for own in gathered(folder)})) > 1:
+        raise UserError(
+            f"The processes of this run are in folders of their own ({', '.join(folders)}). Give "
+            "all of them one: hydra.run.dir=<folder>."
+        )
 
 
 def _test(
     trainer: L.Trainer, module: LitQuestionAnswering, data: SquadDataModule, file: Path
 ) -> list[Prediction]:
-    """The answers to all test questions; those that `file` holds already are not asked again."""
-    journal = Journal(file)
-    module.on_prediction = journal.add
-    loader = data.test_dataloader(skip=len(journal.batches))
+    """The answers to all test questions; those that `file` holds already are not asked again.
+
+    The process of the first device alone keeps them.
+    """
+    journal = Journal(file) if trainer.is_global_zero else None
+    if journal is not None:
+        module.on_prediction = journal.add
+    loader = data.test_dataloader(trainer.strategy.broadcast(journal and len(journal.batches)))
     if len(loader):
         trainer.test(module, loader, verbose=False)
-    return journal.predictions
+    return journal.predictions if journal else []
 
 
 def _scores(predictions: list[Prediction]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from devices import is_first
 from lit_module import LitQuestionAnswering, Prediction
 
 COLUMNS = (
@@ -31,6 +32,8 @@ class MetricsFile(Logger):
     def __init__(self, file: Path, step: int) -> None:
         super().__init__()
         self.file = file
+        if not is_first():
+            return
         rows = []
         if file.is_file():
             with file.open(newline="") as old:
@@ -49,6 +52,8 @@ class MetricsFile(Logger):
         return ""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if not is_first():
+            return
         with self.file.open("a", newline="") as out:
             csv.DictWriter(out, COLUMNS).writerow({**metrics, "step": step})
 
