@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lit_module import LitQuestionAnswering, Prediction
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(Exception):  # noqa: N818  # it is no error
     """The run was asked to stop (Ctrl-C, SIGTERM), and did so where it can go on."""
@@ -27,8 +29,14 @@ class StopSignal:
         self.received = False
 
     def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.getsignal(number) for number in STOPS}
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Take the signals, from whoever has them now."""
+        for number in STOPS:
+            signal.signal(number, self._note)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -54,6 +62,11 @@ class RunCheckpoint(Checkpoint):
         self.interval, self.stop = interval, stop
         self.saved_at = time.monotonic()
         self.saved_to_stop = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # From Lightning: on SIGTERM it would end a fit without a word, and talk to other devices in
+        # the middle of what they compute together.
+        self.stop.listen()
 
     def on_train_batch_end(
         self,
