@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from errors import UserError
+
 if TYPE_CHECKING:
     import lightning as L  # seconds, which run.py spends only when a run begins
 
@@ -25,13 +27,19 @@ def connected(trainer: "L.Trainer") -> Iterator[None]:
     """The processes of all devices, started and connected as Lightning does at its first use.
 
     None is left alone if one fails.
+
+    Raises:
+        UserError: their number is not that of the processes that the cluster started.
     """
     launcher = trainer.strategy.launcher
     if trainer.world_size > 1:
         print(f"Waiting for the processes of {trainer.world_size} devices.", flush=True)
     try:
-        if launcher is not None:
-            launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
+        try:
+            if launcher is not None:
+                launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
+        except ValueError as error:
+            raise UserError(f"Lightning refuses trainer.*: {error}") from None
         yield
     except BaseException:
         if not trainer.is_global_zero:

@@ -66,7 +66,8 @@ def job(config: DictConfig) -> None:
             record.set_status(folder, state, identity, **facts)
 
     try:
-        identity = identity or identity_of(settings)
+        if is_first():
+            identity = identity or identity_of(settings)
         note("running", process=os.getpid())
         results = run(settings, folder)
     except UserError as error:
