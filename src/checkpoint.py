@@ -24,6 +24,8 @@ from study import record
 
 LAST, BEFORE, BEST = "last.ckpt", "before.ckpt", "best.safetensors"
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(Exception):  # noqa: N818  # it is no error
     """The run was asked to stop (Ctrl-C, SIGTERM), and did so where it can go on."""
@@ -39,8 +41,14 @@ class StopSignal:
         self.received = False
 
     def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.getsignal(number) for number in STOPS}
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Take the signals, from whoever has them now."""
+        for number in STOPS:
+            signal.signal(number, self._note)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -148,7 +156,7 @@ class RunCheckpoint(Checkpoint):
 
     The first is written at each epoch's end, before the last step of an epoch, every `interval`
     seconds and on a stop signal, always between two optimizer steps; the second whenever the
-    validation loss is the lowest so far.
+    validation loss is the lowest so far. The processes of all devices do this together.
     """
 
     def __init__(self, folder: Path, interval: float, stop: StopSignal) -> None:
@@ -156,6 +164,11 @@ class RunCheckpoint(Checkpoint):
         self.interval, self.stop = interval, stop
         self.saved_at = time.monotonic()
         self.saved_to_stop = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # From Lightning: on SIGTERM it would end a fit without a word, and talk to other devices in
+        # the middle of what they compute together.
+        self.stop.listen()
 
     def on_train_batch_end(
         self,
@@ -170,8 +183,10 @@ class RunCheckpoint(Checkpoint):
         # Behind an epoch's last step its validation comes: Lightning would skip that on a resume.
         if left == 0 or left % parts:
             return
+        self._heed_all(trainer)
+        late = time.monotonic() - self.saved_at > self.interval
         # A validation can be long: what was trained before it is kept but for one step.
-        due = left == parts or time.monotonic() - self.saved_at > self.interval
+        due = left == parts or trainer.strategy.reduce_boolean_decision(late, all=False)
         if due or self.stop.received:
             self._save(trainer)
             self.saved_to_stop = self.stop.received
@@ -180,22 +195,29 @@ class RunCheckpoint(Checkpoint):
         if self.saved_to_stop:  # here, not where it was saved: now that step is logged too
             raise Interrupted
 
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self._heed_all(trainer)
         if self.stop.received:
             raise Interrupted
 
-    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
+    def on_test_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self._heed_all(trainer)
         if self.stop.received:
             raise Interrupted
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitQuestionAnswering)
         losses = [epoch["validation_loss"] for epoch in pl_module.epochs]
-        if losses[-1] <= min(losses):
+        if losses[-1] <= min(losses) and trainer.is_global_zero:
             pl_module.save_trained(self.best)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
+
+    def _heed_all(self, trainer: L.Trainer) -> None:
+        """A stop signal to the process of one device is one to all."""
+        stop = self.stop
+        stop.received = trainer.strategy.reduce_boolean_decision(stop.received, all=False)
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.last)

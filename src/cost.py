@@ -16,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodule import SquadDataModule
+from devices import gathered, is_first
 from lit_module import LitQuestionAnswering
 from qa.kernels import onednn_is_faster
 
@@ -69,7 +70,11 @@ class PeakMemory:
 
 
 class CostMonitor(L.Callback):
-    """Measures training and evaluation apart, and keeps what it measured over an interruption."""
+    """Measures training and evaluation apart, and keeps what it measured over an interruption.
+
+    Of several devices, the questions and tokens of all, and the largest peak of one; seconds are
+    the first one's, with which the others keep step.
+    """
 
     def __init__(self) -> None:
         self.steps: list[float] = []  # seconds of each part of a step, validation not in it
@@ -119,32 +124,38 @@ class CostMonitor(L.Callback):
         self._read("evaluation")
 
     def state_dict(self) -> dict[str, Any]:
+        shares = gathered((self.samples, self.tokens, self.peak))
         return {
             "steps": self.steps,
-            "samples": self.samples,
-            "tokens": self.tokens,
+            "samples": sum(samples for samples, _, _ in shares),
+            "tokens": sum(tokens for _, tokens, _ in shares),
             "seconds": self.seconds,
-            "peak": self.peak,
+            "peak": {phase: max(peak[phase] for *_, peak in shares) for phase in self.peak},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
+        if not is_first():  # which goes on counting for all
+            self.samples = self.tokens = 0
 
     def summary(self) -> dict[str, Any]:
         """Seconds, rates and peaks; the first part of a step counts as warm-up."""
+        of_all = self.state_dict()
         busy = sum(self.steps[1:])
+        devices = len(gathered(None))
+        of_one = f", the largest of {devices} processes" if devices > 1 else ""
         rate = (len(self.steps) - 1) / len(self.steps) / busy if busy else 0.0
         return {
-            "samples": self.samples,
-            "tokens": self.tokens,
+            "samples": of_all["samples"],
+            "tokens": of_all["tokens"],
             "train_seconds": self.seconds["train"],
             "validation_seconds": self.seconds["evaluation"],
             "seconds_per_batch": statistics.median(self.steps[1:] or self.steps or [0.0]),
-            "samples_per_second": self.samples * rate,
-            "tokens_per_second": self.tokens * rate,
-            "peak_memory_bytes": self.peak,
-            "peak_memory_is": self.how,
+            "samples_per_second": of_all["samples"] * rate,
+            "tokens_per_second": of_all["tokens"] * rate,
+            "peak_memory_bytes": of_all["peak"],
+            "peak_memory_is": self.how + of_one,
             "imports_bytes": self.imports if self.how != ON_CUDA else 0,
         }
 
@@ -245,7 +256,7 @@ def estimate(
     module.zero_grad()
     step = statistics.mean(seconds[1:] or seconds)
     module.eval()
-    middle = next(iter(data.test_dataloader(skip=len(test) // 2)))
+    middle = next(iter(data.test_dataloader(skip=data.devices * (len(test) // 2))))
     with torch.no_grad():
         answer = timed(middle, module.predict)
     module.train()

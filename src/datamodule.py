@@ -39,11 +39,11 @@ class Asked(NamedTuple):
 class SquadDataModule(L.LightningDataModule):
     """The questions of `splits` as batches.
 
-    `batch_size` questions make an optimizer step, dealt to `parts`. `max_length` is the most tokens
-    of a question with its context and answer in training, `max_prompt_length` of a prompt that is
-    evaluated, `positions` of all that the model can read. The questions of a batch share equal
-    contexts in blocks of `packed_length` tokens; None gives each a row of its own, and so does
-    training without `mask_prompt`, where a shared context would count once.
+    `batch_size` questions make an optimizer step, dealt to `parts` on each device. `max_length` is
+    the most tokens of a question with its context and answer in training, `max_prompt_length` of a
+    prompt that is evaluated, `positions` of all that the model can read. The questions of a batch
+    share equal contexts in blocks of `packed_length` tokens; None gives each a row of its own, and
+    so does training without `mask_prompt`, where a shared context would count once.
 
     After `setup`, `train`, `validation` and `test` hold rows, and `facts` counts and fingerprints.
     """
@@ -67,6 +67,7 @@ class SquadDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.parts = batch_size, eval_batch_size, parts
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.positions, self.mask_prompt, self.packed_length = positions, mask_prompt, packed_length
+        self.devices, self.device = 1, 0
         self.head = prompt.head_ids(tokenizer)
         self.train: Rows
         self.validation: Rows
@@ -96,6 +97,10 @@ class SquadDataModule(L.LightningDataModule):
             setattr(self, name, table)
         self.facts = facts
 
+    def deal(self, devices: int, device: int) -> None:
+        """Share each step and the batches to evaluate among `devices`, of which this is one."""
+        self.devices, self.device = devices, device
+
     @property
     def steps(self) -> int:
         """Optimizer steps an epoch."""
@@ -114,6 +119,8 @@ class SquadDataModule(L.LightningDataModule):
             self.batch_size,
             self.parts,
             self.splits.seed,
+            self.devices,
+            self.device,
         )
         dataset = _Parts(self.train, self.collate_training)
         return ResumableLoader(dataset, sampler=sampler, batch_size=None)
@@ -165,7 +172,11 @@ class SquadDataModule(L.LightningDataModule):
         order = sorted(range(len(table)), key=lambda n: (-longest[paragraphs[n]], paragraphs[n]))
         size = self.eval_batch_size
         batches = [order[start : start + size] for start in range(0, len(order), size)][skip:]
-        return DataLoader(table, batch_sampler=batches, collate_fn=self.collate_evaluation)
+        # Devices answer in step, so that each gets as many; which batch a question is in does not
+        # depend on their number, and so its answer does not.
+        batches += [[] for _ in range(-len(batches) % self.devices)]
+        own = batches[self.device :: self.devices]
+        return DataLoader(table, batch_sampler=own, collate_fn=self.collate_evaluation)
 
     def _place(self, name: str, source: str) -> Path:
         """Where the rows of a split are cached: named by all that they depend on."""

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from checkpoint import (
 )
 from cost import CostMonitor, anatomy, estimate
 from datamodule import SquadDataModule
+from devices import connected, gathered, is_first
 from errors import UserError
 from hub import folder_of
 from identity import weights_fingerprint
@@ -50,7 +52,8 @@ SCORES = "scores.json"
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
     """Fine-tune and score as `settings` (conf/) say, into `folder`; go on where it was interrupted.
 
-    Gives what results.json holds.
+    Gives what results.json holds. Of several devices each has a process that calls this; all but
+    the first write nothing and get nothing.
 
     Raises:
         UserError: something asked for can't be done; known before training where it can be.
@@ -59,39 +62,53 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     began = time.time()
     _quiet()
     settings["trainer"]["precision"] = precision_of(settings["trainer"])
-    record.write_text(
-        folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    )
+    if is_first():
+        record.write_text(
+            folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        )
     cost = CostMonitor()
     data, module, model_facts = build(settings)
     written = module.size["trainable" if settings["lora"] else "total"]
     check_room(folder, int(module.size["trainable"]), int(written))
     commit = record.commit()  # now: the files may change while the run goes on
-    with StopSignal() as stop:
-        states, journal = folder / "checkpoints", folder / "predictions.partial.jsonl"
-        last, step = resume_point(states)
-        checkpoint = RunCheckpoint(states, 60 * settings["checkpoint_minutes"], stop)
-        trainer = build_trainer(settings, folder, step, [checkpoint, cost])
-        before = _scores_before(settings, data, model_facts)
-        terminal.announce(
-            settings, folder, data.facts, model_facts, module.size, trainer, last is not None,
-            estimate(module, data, trainer, tests=1 if before else 2),
-        )  # fmt: skip
+    states, journal = folder / "checkpoints", folder / "predictions.partial.jsonl"
+    # What the first process finds holds for all: files may change between their looks.
+    last, step = resume_point(states) if is_first() else (None, 0)
+    stop = StopSignal()
+    checkpoint = RunCheckpoint(states, 60 * settings["checkpoint_minutes"], stop)
+    trainer = build_trainer(settings, folder, step, [checkpoint, cost])
+    with stop, connected(trainer):
+        _check_one_folder(folder)
+        data.deal(trainer.world_size, trainer.global_rank)
+        before, last, step = trainer.strategy.broadcast(
+            (_scores_before(settings, data, model_facts), last, step)
+        )
+        seconds = estimate(module, data, trainer, tests=1 if before else 2)
+        if trainer.is_global_zero:
+            terminal.announce(
+                settings, folder, data.facts, model_facts, module.size, trainer, last is not None,
+                seconds,
+            )  # fmt: skip
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
-            before = _scores(predictions)
-            place = _before_place(settings, data, model_facts)
-            record.write_json(place / SCORES, before)
-            record.seal(place, {SCORES: place / SCORES})
+            if trainer.is_global_zero:
+                before = _scores(predictions)
+                place = _before_place(settings, data, model_facts)
+                record.write_json(place / SCORES, before)
+                record.seal(place, {SCORES: place / SCORES})
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
-        if trainer.global_step > step:
+        if trainer.global_step > step and trainer.is_global_zero:
             journal.unlink(missing_ok=True)  # its answers are those of weights before
         if not module.epochs:
             raise UserError("No epoch came to its end: there is nothing to score. Check trainer.*")
         parts = anatomy(module, data, trainer)
         module.load_trained(checkpoint.best)
-        exported = module.export(folder)
         predictions = _test(trainer, module, data, journal)
+        costs = cost.summary()
+        devices = Counter(gathered(_device_name(trainer.strategy.root_device)))
+    if not trainer.is_global_zero:
+        return {}
+    exported = module.export(folder)
     contexts = data.test.contexts["context"]
     record.write_json(
         folder / "contexts.json", {str(number): text for number, text in enumerate(contexts)}
@@ -107,14 +124,16 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         "best_epoch": min(module.epochs, key=lambda epoch: epoch["validation_loss"])["epoch"],
         "before": before,
         "test": _scores(predictions),
-        "cost": cost.summary()
+        "cost": costs
         | {
             "step": parts,
             "exported_bytes": sum(file.stat().st_size for file in exported.glob("*.safetensors")),
             "session_seconds": time.time() - began,
         },
         "exported": exported.name,
-        "environment": record.environment(_device_name(trainer.strategy.root_device), commit),
+        "environment": record.environment(
+            " + ".join(name if n == 1 else f"{n} x {name}" for name, n in devices.items()), commit
+        ),
     }
     wrong = [p for p in sorted(predictions, key=lambda p: p["id"]) if not p["exact_match"]]
     _log_results(trainer, results, wrong[:SHOWN])
@@ -195,16 +214,11 @@ def build_trainer(
     accepted = inspect.signature(L.Trainer).parameters
     if surplus := [key for key in arguments if key not in accepted]:
         raise unknown(f"trainer.{surplus[0]}", [f"trainer.{name}" for name in accepted])
-    if arguments["num_nodes"] != 1 or arguments["devices"] not in (1, "1", [0]):
-        raise UserError(
-            f"trainer.devices={arguments['devices']}, trainer.num_nodes={arguments['num_nodes']}: "
-            "a run uses one device so far. Give each run of a sweep a device of its own."
-        )
     tensorboard = TensorBoardLogger(
         folder, name="", version="tb", default_hp_metric=False, purge_step=step
     )
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **arguments,
             default_root_dir=folder,
             logger=[tensorboard, MetricsFile(folder / "metrics.csv", step)],
@@ -216,18 +230,39 @@ def build_trainer(
         )
     except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"Lightning refuses trainer.*: {str(error).splitlines()[0]}") from None
+    shares = trainer.world_size * trainer.accumulate_grad_batches
+    if shares > settings["batch_size"]:
+        raise UserError(
+            f"trainer.devices={arguments['devices']}, trainer.num_nodes={arguments['num_nodes']}, "
+            f"trainer.accumulate_grad_batches={arguments['accumulate_grad_batches']}: a step of "
+            f"batch_size={settings['batch_size']} questions can't be dealt to {shares}."
+        )
+    return trainer
+
+
+def _check_one_folder(folder: Path) -> None:
+    """The processes of a run that are started apart may each have named it by their own clock."""
+    if len(folders := sorted({str(own) for own in gathered(folder)})) > 1:
+        raise UserError(
+            f"The processes of this run are in folders of their own ({', '.join(folders)}). Give "
+            "all of them one: hydra.run.dir=<folder>."
+        )
 
 
 def _test(
     trainer: L.Trainer, module: LitQuestionAnswering, data: SquadDataModule, file: Path
 ) -> list[Prediction]:
-    """The answers to all test questions; those that `file` holds already are not asked again."""
-    journal = Journal(file)
-    module.on_prediction = journal.add
-    loader = data.test_dataloader(skip=len(journal.batches))
+    """The answers to all test questions; those that `file` holds already are not asked again.
+
+    The process of the first device alone keeps them.
+    """
+    journal = Journal(file) if trainer.is_global_zero else None
+    if journal is not None:
+        module.on_prediction = journal.add
+    loader = data.test_dataloader(trainer.strategy.broadcast(journal and len(journal.batches)))
     if len(loader):
         trainer.test(module, loader, verbose=False)
-    return journal.predictions
+    return journal.predictions if journal else []
 
 
 def _scores(predictions: list[Prediction]) -> dict[str, Any]:

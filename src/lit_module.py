@@ -1,7 +1,9 @@
 """GPT-2 with LoRA or for full fine-tuning: loss, answers, scores, optimizer, checkpoint."""
 
 import hashlib
+import math
 import random
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from datamodule import Asked
+from devices import gathered
 from errors import UserError
 from qa.decoding import Answer, greedy, shares_context, stop_ids
 from qa.kernels import speed_up_full
@@ -44,7 +47,8 @@ class LitQuestionAnswering(L.LightningModule):
 
     `epochs` holds a dict for each epoch that ended: train_loss and validation_loss (means over
     label tokens, nats), exact_match and f1 (percent, on the validation split). Each prediction of
-    the test goes to `on_prediction` as soon as its batch is answered.
+    the test goes to `on_prediction` as soon as its batch is answered. All of this is the same in
+    the process of each device.
 
     Raises:
         UserError: the model can't be loaded, or the loss is not finite.
@@ -96,8 +100,9 @@ class LitQuestionAnswering(L.LightningModule):
         self.total_steps = total_steps
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.epochs: list[dict[str, float]] = []
-        self.train_loss, self.validation_loss = MeanMetric(), MeanMetric()
-        self.exact_match, self.f1 = MeanMetric(), MeanMetric()
+        self.train_loss = MeanMetric(sync_on_compute=False)  # it counts all devices at each step
+        # of this validation: sums of the loss with their label tokens, a batch each; the answers
+        self.losses: list[tuple[float, int]] = []
         self.samples: list[Prediction] = []
         self.on_prediction: Callable[[list[Prediction]], None] = lambda predictions: None
         # A checkpoint holds the trained weights only; `on_load_checkpoint` checks that it has them.
@@ -126,15 +131,19 @@ class LitQuestionAnswering(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         loss, count = self.loss_sum(batch["sequences"])
-        if not torch.isfinite(loss):
+        # of all devices: what is wrong with one stops all of them, and what is told is of all
+        total, tokens = self.trainer.strategy.reduce(
+            torch.stack([loss.detach(), count.to(loss)]), reduce_op="sum"
+        )
+        if not torch.isfinite(total):
             raise UserError(
-                f"The loss is {loss.item()} at step {self.global_step} of epoch "
+                f"The loss is {total.item()} at step {self.global_step} of epoch "
                 f"{self.current_epoch + 1}. The last good checkpoint is kept. A smaller lr, "
                 "more optimizer.warmup_steps or trainer.precision=32-true may help."
             )
-        if count > 0:
-            self.train_loss.update(loss.detach() / count, weight=count)
-            self.log("train/loss", loss.detach() / count, prog_bar=True)
+        if tokens > 0:
+            self.train_loss.update(total / tokens, weight=tokens)
+            self.log("train/loss", total / tokens, prog_bar=True)
         # Lightning divides by the parts of a step and averages over devices: undone here, since
         # a token weighs the same in whichever part it is.
         share = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -143,33 +152,35 @@ class LitQuestionAnswering(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self.epochs[-1]["train_loss"] = self.train_loss.compute().item()
         self.train_loss.reset()
-        self.log("train/epoch_loss", self.epochs[-1]["train_loss"])
+        self.log("train/epoch_loss", self.epochs[-1]["train_loss"], sync_dist=True)
 
     def validation_step(self, batch: Asked, batch_idx: int) -> None:
         if batch.labelled is not None:
             loss, count = self.loss_sum(batch.labelled)
-            self.validation_loss.update(loss / count, weight=count)
-        predictions = self.predict(batch)
-        for prediction in predictions:
-            self.exact_match.update(prediction["exact_match"])
-            self.f1.update(prediction["f1"])
-        self.samples += predictions
+            self.losses.append((loss.item(), int(count)))
+        self.samples += self.predict(batch)
 
     def on_validation_epoch_end(self) -> None:
-        means = {
-            "validation_loss": self.validation_loss,
-            "exact_match": self.exact_match,
-            "f1": self.f1,
+        shares = gathered((self.losses, self.samples))
+        losses = [loss for own, _ in shares for loss in own]
+        self.losses, self.samples = [], [sample for _, own in shares for sample in own]
+        # Sums that are rounded once do not depend on which device had which batch.
+        tokens = sum(count for _, count in losses)
+        loss = math.fsum(total for total, _ in losses) / tokens if tokens else math.nan
+        scores = {
+            "validation_loss": loss,
+            "exact_match": statistics.fmean(sample["exact_match"] for sample in self.samples),
+            "f1": statistics.fmean(sample["f1"] for sample in self.samples),
         }
-        scores = {name: metric.compute().item() for name, metric in means.items()}
-        for metric in means.values():
-            metric.reset()
         self.epochs.append({"epoch": self.current_epoch + 1, **scores})
         for name, value in scores.items():
-            self.log(f"validation/{name.removeprefix('validation_')}", value, prog_bar=True)
+            name = f"validation/{name.removeprefix('validation_')}"
+            self.log(name, value, prog_bar=True, sync_dist=True)
 
     def test_step(self, batch: Asked, batch_idx: int) -> None:
-        self.on_prediction(self.predict(batch))
+        for predictions in gathered(self.predict(batch)):
+            if predictions:
+                self.on_prediction(predictions)
 
     def predict(self, batch: Asked) -> list[Prediction]:
         """The answer to each row of the batch, scored; nothing where the prompt is too long."""

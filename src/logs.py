@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from devices import is_first
 from lit_module import LitQuestionAnswering, Prediction
 from study import record
 
@@ -33,6 +34,8 @@ class MetricsFile(Logger):
     def __init__(self, file: Path, step: int) -> None:
         super().__init__()
         self.file = file
+        if not is_first():
+            return
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
@@ -48,6 +51,8 @@ class MetricsFile(Logger):
         return ""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if not is_first():
+            return
         with self.file.open("a", newline="") as out:
             csv.DictWriter(out, COLUMNS).writerow({**metrics, "step": step})
 

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -22,10 +23,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from devices import is_first
 from errors import UserError, in_words
 from settings import GROUPS, OF_LORA, SETTINGS, check, explained, unknown
 from study import record
@@ -35,34 +36,25 @@ PROJECT = Path(__file__).resolve().parents[1]
 CONF = str(PROJECT / "conf")
 
 OmegaConf.register_new_resolver("project_dir", lambda: str(PROJECT), replace=True)
-sweep = Sweep()
 
 
 def job(config: DictConfig) -> None:
-    """One run, in this process; or one job of a sweep, in a process of its own."""
+    """One run. Of several devices each has a process of its own; the first keeps the record."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     settings = to_dict(config)
+    with told(folder):
+        single(settings, folder)
+
+
+@contextlib.contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Say what a person can mend of what fails inside in one line, and end."""
     try:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            job_of_sweep(settings, folder)
-        else:
-            single(settings, folder)
+        yield
     except Exception as error:
         if problem := in_words(error, folder):
             refuse(problem)
         raise
-
-
-def job_of_sweep(settings: dict[str, Any], place: Path) -> None:
-    """Have the sweep in `place` run the job of these settings."""
-    of_sweep = ["study"]
-    if settings["mode"] == "full":  # these are swept for the other mode
-        settings |= dict.fromkeys(OF_LORA)
-        of_sweep += OF_LORA
-    words = [
-        word for word in HydraConfig.get().overrides.task if word.partition("=")[0] not in of_sweep
-    ]
-    sweep.run(settings, words, place)
 
 
 def single(settings: dict[str, Any], folder: Path) -> None:
@@ -73,7 +65,7 @@ def single(settings: dict[str, Any], folder: Path) -> None:
     """
     identity = None
     if settings["resume"] is None:
-        if (folder / "config.yaml").exists():
+        if is_first() and (folder / "config.yaml").exists():
             raise UserError(f"{folder} holds a run already: choose another hydra.run.dir.")
     else:
         settings = _saved(folder)
@@ -84,10 +76,14 @@ def single(settings: dict[str, Any], folder: Path) -> None:
             print(words, file=sys.stderr)
     lock = record.lock(folder)
     try:
-        lock.acquire(blocking=False)
+        if is_first():
+            lock.acquire(blocking=False)
+        else:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
     except Timeout:
         raise UserError(f"{folder}: another process is at work on this run.") from None
-    record.clear(folder)
+    if is_first():
+        record.clear(folder)
     threading.excepthook = _in_thread
     # Only now, since they take seconds: torch and all that stands on it.
     import terminal
@@ -96,10 +92,12 @@ def single(settings: dict[str, Any], folder: Path) -> None:
     from identity import identity_of
 
     try:
-        identity = identity or identity_of(settings)
-        record.set_status(folder, "running", identity, process=os.getpid())
+        if is_first():
+            identity = identity or identity_of(settings)
+            record.set_status(folder, "running", identity, process=os.getpid())
         results = run(settings, folder)
-        record.set_status(folder, "finished", identity)
+        if is_first():
+            record.set_status(folder, "finished", identity)
     except (Interrupted, KeyboardInterrupt):
         _note(folder, "interrupted", identity)
         print(f"Stopped. To go on: python src/run.py resume='{folder}'", file=sys.stderr)
@@ -108,7 +106,8 @@ def single(settings: dict[str, Any], folder: Path) -> None:
         reason = in_words(error, folder) or f"{type(error).__name__}: {error}"
         _note(folder, "failed", identity, error=str(reason))
         raise
-    terminal.close(results, folder)
+    if is_first():
+        terminal.close(results, folder)
 
 
 def _in_thread(raised: threading.ExceptHookArgs) -> None:
@@ -119,12 +118,30 @@ def _in_thread(raised: threading.ExceptHookArgs) -> None:
 
 def _note(folder: Path, state: str, identity: str | None, **facts: Any) -> None:
     """Set the status of a run that ends, if a full disk lets it: what ended it is told anyway."""
-    with contextlib.suppress(OSError):
-        record.set_status(folder, state, identity, **facts)
+    if is_first():
+        with contextlib.suppress(OSError):
+            record.set_status(folder, state, identity, **facts)
 
 
-def prepare(args: Namespace) -> list[str]:
-    """Check the whole command line, every job of a sweep; what to add to it for Hydra.
+def job_of(sweep: Sweep) -> Callable[[DictConfig], None]:
+    """What Hydra's launcher runs for each job of a sweep, in this process or in a worker."""
+
+    def start(config: DictConfig) -> None:
+        hydra_config = HydraConfig.get()
+        number = hydra_config.job.num
+        of_sweep = ["study"]
+        if sweep.jobs[number]["mode"] == "full":  # these are swept for the other mode
+            of_sweep += OF_LORA
+        words = [w for w in hydra_config.overrides.task if w.partition("=")[0] not in of_sweep]
+        with told(sweep.place):
+            sweep.run(number, words)
+
+    return start
+
+
+def prepare(args: Namespace) -> tuple[list[str], Sweep | None]:
+    """Check the whole command line, every job of a sweep; what to add to it for Hydra, and the
+    sweep if it is one.
 
     Raises:
         UserError: with what is wrong.
@@ -135,22 +152,21 @@ def prepare(args: Namespace) -> list[str]:
         raise UserError(_first_line(error)) from None
     preset = _swept_by_preset(args, overrides)
     overrides += OverridesParser.create().parse_overrides(preset)
-    values = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+    values = {  # as in Hydra, of two words for one key the last counts
+        o.get_key_element(): [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
         if o.is_discrete_sweep()
         else [str(o.input_line)]
         for o in overrides
-    ]
+    }
     swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
     if swept and not args.multirun:
         raise UserError(f"{swept[0]} has several values: a sweep, which needs -m.")
-    jobs = [compose(list(words), overrides) for words in itertools.product(*values)]
+    jobs = [compose(list(words), overrides) for words in itertools.product(*values.values())]
     modes = {settings["mode"] for settings in jobs}
     for settings in jobs:
-        if settings["mode"] == "full" and len(modes) > 1:
+        if settings["mode"] == "full" and len(modes) > 1:  # these are swept for the other mode
             settings |= dict.fromkeys(OF_LORA)
         check(settings)
-    sweep.plan(jobs)
     for key in ("output_dir", "cache_dir"):
         _check_writable(key, Path(jobs[0][key]))
     for override in overrides:
@@ -159,17 +175,23 @@ def prepare(args: Namespace) -> list[str]:
     if args.multirun:
         if jobs[0]["resume"] is not None:
             raise UserError("resume goes on with one run: leave -m out.")
-        # What the preset sweeps is among the words now: Hydra is not to add it again.
-        words = ["hydra.sweeper.params=null", *preset]
-        if jobs[0]["study"] is not None:
+        if not is_first() or any(settings["trainer"]["num_nodes"] > 1 for settings in jobs):
+            raise UserError(
+                "-m: a sweep is started once, and each of its jobs runs on one machine. For a run "
+                "on several machines see docs/slurm.sh; for jobs on several, hydra/launcher."
+            )
+        if jobs[0]["study"] is None:
+            place = _sweep_dir([first for first, *_ in values.values()])
+        else:
             place = Path(jobs[0]["output_dir"], jobs[0]["study"])
-            words.append(f"hydra.sweep.dir='{place}'")
-        return words
+        # What the preset sweeps is among the words now: Hydra is not to add it again.
+        words = ["hydra.sweeper.params=null", *preset, f"hydra.sweep.dir='{place}'"]
+        return words, Sweep(jobs, place)
     if jobs[0]["study"] is not None:
         raise UserError("study names the folder of a sweep, which needs -m.")
     if jobs[0]["resume"] is None:
-        return []
-    return _resume(Path(jobs[0]["resume"]), overrides, jobs[0])
+        return [], None
+    return _resume(Path(jobs[0]["resume"]), overrides, jobs[0]), None
 
 
 def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
@@ -181,6 +203,11 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
             problem = str(error)
     for override in overrides:
         key = override.key_or_group
+        if key == "hydra/launcher" and key in problem:
+            raise UserError(
+                f"{key}={override.value()}: there is no such launcher. pip install "
+                "-c constraints.txt -e '.[joblib]' or '.[submitit]' brings one."
+            )
         if key in GROUPS:
             options, swept = _options(key), override.is_sweep_override()
             given = list(override.sweep_string_iterator()) if swept else [str(override.value())]
@@ -191,6 +218,11 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
         elif key not in SETTINGS and not key.startswith(("hydra.", "hydra/", "model.config.")):
             raise unknown(key)
     raise UserError(problem)
+
+
+def _sweep_dir(words: list[str]) -> Path:
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return Path(hydra.compose("config", words, return_hydra_config=True).hydra.sweep.dir)
 
 
 def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
@@ -307,15 +339,19 @@ def main() -> None:
         if args.help:
             show_help()
             return
+        sweep = None
         if not (args.hydra_help or args.cfg or args.info or args.shell_completion):
-            sys.argv += prepare(args)
+            words, sweep = prepare(args)
+            sys.argv += words
     except UserError as error:
         refuse(error)
+    task = job_of(sweep) if sweep else job
     try:
-        hydra.main(version_base="1.3", config_path=CONF, config_name="config")(job)()
-        sweep.close()
-    except UserError as error:
-        refuse(error)
+        with contextlib.ExitStack() as stack:
+            if sweep:
+                stack.enter_context(told(sweep.place))
+                stack.enter_context(sweep.told())
+            hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
     except KeyboardInterrupt:  # before a run could listen to it
         print("Stopped.", file=sys.stderr)
         sys.exit(INTERRUPTED)

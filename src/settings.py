@@ -118,9 +118,13 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "optimizer.eps": (POSITIVE, "of AdamW"),
     "optimizer.warmup_steps": (WHOLE, "steps in which the learning rate rises from zero"),
     "trainer.accelerator": (TEXT, "auto, cpu, cuda or mps"),
-    "trainer.devices": (ANY, "how many devices, or which"),
-    "trainer.num_nodes": (COUNT, "machines"),
-    "trainer.strategy": (TEXT, "auto, ddp, fsdp, ..."),
+    "trainer.devices": (ANY, "how many devices, or which; they share the questions of each step"),
+    "trainer.num_nodes": (COUNT, "machines, on each of which the command is started"),
+    "trainer.strategy": (
+        # What splits the weights over devices, as fsdp does, needs other checkpoints than ours.
+        one_of("auto", "ddp"),
+        "how several devices work together: ddp, each with the whole model; auto is that too",
+    ),
     "trainer.precision": (
         ANY,
         "32-true, bf16-mixed, ...; auto: bf16-mixed where the hardware has it, else 32-true",

@@ -9,10 +9,11 @@ from torch.utils.data import DataLoader, Sampler
 class StepSampler(Sampler[tuple[list[int], int]]):
     """The parts of each optimizer step: row numbers, and the label count of the whole step.
 
-    A step is `batch_size` rows of a shuffle that (seed, epoch) fixes, dealt to `parts`; in the last
-    step of an epoch a part may be left without a row. With `paragraphs` (each row's) a step holds
-    the rows of as few paragraphs as can be. It knows its `position`, so that an interrupted epoch
-    can go on where it was. `labels` holds each row's number of label tokens.
+    A step is `batch_size` rows of a shuffle that (seed, epoch) fixes, dealt to `devices` in `parts`
+    each, of which these are those of device number `device`; in the last step of an epoch a part
+    may be left without a row. With `paragraphs` (each row's) a step holds the rows of as few
+    paragraphs as can be. It knows its `position`, so that an interrupted epoch can go on where it
+    was. `labels` holds each row's number of label tokens.
     """
 
     def __init__(
@@ -22,9 +23,12 @@ class StepSampler(Sampler[tuple[list[int], int]]):
         batch_size: int,
         parts: int,
         seed: int,
+        devices: int,
+        device: int,
     ) -> None:
         self.labels, self.paragraphs = labels, paragraphs
         self.batch_size, self.parts, self.seed = batch_size, parts, seed
+        self.devices, self.device = devices, device
         self.epoch = self.position = 0
 
     def __len__(self) -> int:
@@ -46,7 +50,8 @@ class StepSampler(Sampler[tuple[list[int], int]]):
             self.position = number + 1
             step, part = divmod(number, self.parts)
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            first, stop = (len(rows) * n // self.parts for n in (part, part + 1))
+            share, shares = self.device * self.parts + part, self.devices * self.parts
+            first, stop = (len(rows) * n // shares for n in (share, share + 1))
             yield rows[first:stop], sum(self.labels[row] for row in rows)
 
 

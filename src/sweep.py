@@ -1,17 +1,24 @@
-"""A sweep's jobs: each in a process of its own, and what finished as the same run not again."""
+"""A sweep's jobs: each in a process of its own, and what finished as the same run not again.
+
+Hydra's launcher says where a job runs and when: here one after another, or in workers, several at
+once and on other machines. They have nothing in common but the sweep's folder.
+"""
 
 import json
+import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from errors import UserError
 from study import record
@@ -22,51 +29,67 @@ INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 
 class Sweep:
-    """So many `jobs`, told as they go, and all of them at the end; none of a single run."""
+    """`jobs` (the settings of each) in folders of their own in `place`.
 
-    def __init__(self) -> None:
-        self.jobs = self.number = 0
-        self.names: list[str] = []  # of the runs that differ
-        self.folders: dict[str, Path] = {}  # of each run, by its identity
-        self.failed: list[tuple[str, str]] = []  # which, and why
-        self.seconds: list[float] = []
+    They are told as they go, and all of them at the end. A worker gets a copy of this.
+    """
 
-    def plan(self, jobs: Sequence[dict[str, Any]]) -> None:
-        """Take the settings of all jobs that will come."""
-        self.jobs = len(jobs)
-        self.names = list({json.dumps(job): str(job["run_name"]) for job in jobs}.values())
+    def __init__(self, jobs: Sequence[dict[str, Any]], place: Path) -> None:
+        self.jobs, self.place = list(jobs), place.absolute()
+        self.notes = self.place / f".jobs-{time.time_ns()}-{os.getpid()}"  # how each of them ended
+        self.seconds: list[float] = []  # of the jobs that ran in this process
 
-    def run(self, settings: dict[str, Any], overrides: list[str], place: Path) -> None:
-        """Run a job in a folder of its own in `place`, unless the same run is there, finished.
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Note which runs are to come, so that the report can name what is missing; at the end show
+        the results of all.
 
-        One that fails is told, here and at the end.
+        Raises:
+            UserError: some failed.
         """
+        names = [self.jobs[number]["run_name"] for number in self._different()]
+        record.write_json(self.place / record.PLAN, {"runs": names})
+        try:
+            yield
+            self._close()
+        finally:
+            shutil.rmtree(self.notes, ignore_errors=True)
+
+    def run(self, number: int, overrides: list[str]) -> None:
+        """Run a job, unless the same run is there, finished. One that fails is told, here and at
+        the end."""
+        settings = self.jobs[number]
+        title = f"Job {number + 1} of {len(self.jobs)}"
+        if (first := self.jobs.index(settings)) != number:
+            print(f"{title} is job {first + 1} again: run once.", flush=True)
+            return
         from identity import identity_of  # only now: it takes seconds
 
-        if not self.number:
-            # For the report, to name the runs that a killed sweep did not begin.
-            record.write_json(place / record.PLAN, {"runs": self.names})
-        self.number += 1
-        title = f"Job {self.number} of {self.jobs}"
         try:
             identity = identity_of(settings)
         except UserError as error:
-            folder = _folder(place, settings["run_name"], "")
-            record.set_status(folder, "failed", None, error=str(error))
-            self._fail(title, folder.name, str(error))
+            with record.lock(self.place):
+                folder = _folder(self.place, settings["run_name"], "")
+                record.set_status(folder, "failed", None, error=str(error))
+            self._note(number, folder, str(error))
             return
-        if identity in self.folders:
-            print(f"{title} is the one in {self.folders[identity].name} again: run once.")
-            return
-        folder = _folder(place, settings["run_name"], identity)
-        self.folders[identity] = folder
-        self._wait(title, folder)
+        with record.lock(self.place):  # two jobs of one name do not choose the same folder
+            folder = _folder(self.place, settings["run_name"], identity)
+            if record.status(folder).get("identity") != identity:
+                record.set_status(folder, "waiting", identity)
+        with _alone(title, FileLock(self.place / f".{folder.name}.lock")):
+            self._note(number, folder, self._run_in(folder, number, title, overrides))
+
+    def _run_in(self, folder: Path, number: int, title: str, overrides: list[str]) -> str | None:
+        """Run a job that no other process runs; gives why it failed."""
+        with _alone(title, record.lock(folder)):
+            pass  # what a killed sweep left running has ended now
         if record.finished(folder):
-            print(f"{title} finished before: {folder}")
-            return
+            print(f"{title} finished before: {folder}", flush=True)
+            return None
         left = ""
         if self.seconds:
-            rest = len(self.names) - len(self.folders) + 1
+            rest = sum(other >= number for other in self._different())
             left = f", about {duration(statistics.mean(self.seconds) * rest)} left"
         print(f"\n{title}{left}: {' '.join(overrides)}", flush=True)
         # The preset's own sweep is this one: a job of it has one value of each.
@@ -75,54 +98,65 @@ class Sweep:
             words = [f"resume='{folder}'"]
         began = time.monotonic()
         code = _run_child(words)
-        if code:
-            ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            told = record.status(folder).get("error") if code > 0 else None
-            self._fail(title, folder.name, told or ended)
-        else:
+        if not code:
             self.seconds.append(time.monotonic() - began)
+            return None
+        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        told = record.status(folder).get("error") if code > 0 else None
+        return told or ended
 
-    def _wait(self, title: str, folder: Path) -> None:
-        """Wait for another process that works on the run, such as one that a killed sweep left."""
-        lock = record.lock(folder)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            print(f"{title} is at work in another process: waiting for it.", flush=True)
-            lock.acquire()
-        lock.release()
+    def _different(self) -> list[int]:
+        """The numbers of the jobs without those that are another one again."""
+        return [n for n, settings in enumerate(self.jobs) if self.jobs.index(settings) == n]
 
-    def _fail(self, title: str, name: str, reason: str) -> None:
-        self.failed.append((name, reason))
-        print(f"{title} failed: {reason}. The sweep goes on.", file=sys.stderr)
+    def _note(self, number: int, folder: Path, failed: str | None) -> None:
+        if failed:
+            title = f"Job {number + 1} of {len(self.jobs)}"
+            print(f"{title} failed: {failed}. The sweep goes on.", file=sys.stderr, flush=True)
+        note = {"folder": folder.name, "failed": failed}
+        record.write_json(self.notes / f"{number}.json", note)
 
-    def close(self) -> None:
-        """Show the results of all jobs.
-
-        Raises:
-            UserError: some failed.
-        """
-        if not self.number:
-            return
-        results: dict[str, dict[str, Any] | None] = {name: None for name, _ in self.failed}
-        for folder in self.folders.values():
-            done = record.finished(folder)
+    def _close(self) -> None:
+        results: dict[str, dict[str, Any] | None] = {}
+        failed = []
+        for number in self._different():
+            note = {"folder": self.jobs[number]["run_name"], "failed": "its worker was lost"}
+            if (file := self.notes / f"{number}.json").is_file():
+                note = json.loads(file.read_text(encoding="utf-8"))
+            name, reason = note["folder"], note["failed"]
+            if reason:
+                failed.append(f"\n  {name}: {reason}")
+            done = record.finished(folder := self.place / name)
             text = (folder / record.RESULTS).read_text(encoding="utf-8") if done else "null"
-            results[folder.name] = json.loads(text)
+            results[name] = json.loads(text)
         sweep_table(results)
-        if self.failed:
-            lines = [f"\n  {name}: {reason}" for name, reason in self.failed]
+        if failed:
             raise UserError(
-                f"{len(self.failed)} of {self.jobs} jobs failed. The same command, with the same "
-                f"study=<name>, redoes these alone.{''.join(lines)}"
+                f"{len(failed)} of {len(self.jobs)} jobs failed. The same command, with the same "
+                f"study=<name>, redoes these alone.{''.join(failed)}"
             )
 
 
+@contextmanager
+def _alone(title: str, lock: FileLock) -> Iterator[None]:
+    """Hold `lock`; where another process does, say so and wait for it."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{title} is at work in another process: waiting for it.", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _folder(place: Path, name: str, identity: str) -> Path:
-    """Where the run is already, else a folder in which none ever began."""
+    """Where the run is already, else a folder that is no other run's."""
     for folder in (place / name, *(place / f"{name}-{number}" for number in range(2, 10_000))):
+        owner = record.status(folder).get("identity")
         begun = (folder / "config.yaml").is_file() or (folder / "results.json").is_file()
-        if not begun or record.status(folder).get("identity") == identity:
+        if owner == identity or not (owner or begun):
             return folder
     raise UserError(f"{place} is full of runs called {name}.")
 

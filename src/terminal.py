@@ -40,6 +40,12 @@ def announce(
     )
     table.add_row("packing", _packing(settings, model))
     table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
+    if trainer.world_size > 1:
+        table.add_row(
+            "devices",
+            f"{trainer.world_size}, which share the {settings['batch_size']} questions of a step: "
+            f"the effective batch stays {settings['batch_size']}, lr {settings['lr']:g}",
+        )
     table.add_row("time", f"about {duration(seconds)} (an estimate from a few batches)")
     Console().print(table)
     print(f"folder: {folder}", flush=True)

@@ -413,6 +413,21 @@ def test_skipped_test_batches_are_the_first(make: Make) -> None:
         assert ids(skip) == ids(0)[skip:]
 
 
+@pytest.mark.parametrize("skip", [0, 1, 4])
+@pytest.mark.parametrize("devices", [2, 3, 5])
+def test_devices_share_the_batches_that_one_has(devices: int, skip: int, make: Make) -> None:
+    module = _ready(make())
+
+    def ids(device: int, devices: int) -> list[list[str]]:
+        module.deal(devices, device)
+        return [[row["id"] for row in batch.rows] for batch in module.test_dataloader(skip)]
+
+    whole = ids(0, 1)
+    shares = [ids(device, devices) for device in range(devices)]
+    assert {len(own) for own in shares} == {-(-len(whole) // devices)}  # they answer in step
+    assert [batch for step in zip(*shares, strict=True) for batch in step if batch] == whole
+
+
 @pytest.mark.parametrize(
     ("mask_prompt", "packed_length"), [(True, None), (True, 300), (False, None), (False, 300)]
 )

@@ -146,6 +146,11 @@ def test_the_same_settings_give_the_same_run_and_another_seed_another(
     ]
     assert runs[0]["epochs"] == runs[1]["epochs"]
     assert runs[0]["epochs"] != runs[2]["epochs"]
+    weights = [
+        (tmp_path / str(number) / "adapter" / "adapter_model.safetensors").read_bytes()
+        for number in range(3)
+    ]
+    assert weights[0] == weights[1] != weights[2]
     fingerprints = [run["data"]["train"]["fingerprint"] for run in runs]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     assert len({run["data"]["test"]["fingerprint"] for run in runs}) == 1
@@ -246,7 +251,8 @@ def test_lengths_over_the_models_are_refused(
         ({"max_epoch": 3}, "no key 'trainer.max_epoch'. Did you mean trainer.max_epochs"),
         ({"accelerator": "gpu2"}, "Lightning refuses"),
         ({"precision": "12-true"}, "Lightning refuses"),
-        ({"devices": 2}, "one device"),
+        ({"devices": 5}, "batch_size=4 questions can't be dealt to 5"),
+        ({"devices": 2, "accumulate_grad_batches": 3}, "can't be dealt to 6"),
     ],
 )
 def test_what_the_trainer_does_not_take_is_refused(

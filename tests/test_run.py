@@ -150,6 +150,33 @@ def test_a_sweep_again_does_what_is_missing_alone(words: list[str], tmp_path: Pa
     assert (second / "results.json").stat().st_mtime_ns == finished
 
 
+@pytest.mark.slow
+def test_a_launchers_workers_do_a_sweep_as_one_process_does(
+    words: list[str], tmp_path: Path
+) -> None:
+    sweep = [
+        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "study=mine", "lr=1e-4,1e30",
+        "mode=lora,full", "trainer.gradient_clip_val=null", *words,
+    ]  # fmt: skip
+    done = command(*sweep, folder=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("The sweep goes on.") == done.stderr.count("\n  ") == 2
+    assert "2 of 4 jobs failed" in done.stderr
+    place = tmp_path / "runs" / "mine"
+    states = {f.parent.name: record.status(f.parent)["state"] for f in place.glob("*/status.json")}
+    assert states == {
+        "lora_r8_lr0.0001_seed1": "finished", "full_lr0.0001_seed1": "finished",
+        "lora_r8_lr1e+30_seed1": "failed", "full_lr1e+30_seed1": "failed",
+    }  # fmt: skip
+    table = done.stdout[done.stdout.rindex("Sweep") :]
+    assert all(name in table for name in states)
+    assert not list(place.glob(".jobs-*"))
+    done = command(*sweep, folder=tmp_path)
+    assert done.stdout.count("finished before") == 2
+    assert "2 of 4 jobs failed" in done.stderr
+
+
 def test_a_preset_may_be_a_sweep_and_the_command_line_wins(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -243,6 +270,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["cache_dir=/dev/null/cache"], "cache_dir=/dev/null/cache can't be written"),
         (["hydra.run.dir=/dev/null/run"], "hydra.run.dir=/dev/null/run can't be written"),
         (["-m", "resume=nowhere,elsewhere"], "leave -m out"),
+        (["-m", "seed=1,2", "trainer.num_nodes=2"], "each of its jobs runs on one machine"),
+        (["-m", "hydra/launcher=slurmy"], "hydra/launcher=slurmy: there is no such launcher"),
+        (["trainer.strategy=fsdp"], "trainer.strategy=fsdp: must be auto or ddp"),
         (["data.path=nowhere.json", "model=builtin"], "no file nowhere.json"),
         (["model.name=./nowhere"], "no such folder"),
     ],

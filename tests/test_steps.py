@@ -22,10 +22,12 @@ def sampler(
     parts: int = 2,
     seed: int = 0,
     paragraphs: Sequence[int] | None = None,
+    devices: int = 1,
+    device: int = 0,
 ) -> StepSampler:
     rng = random.Random(rows)
     labels = [rng.randrange(2, 30) for _ in range(rows)]
-    return StepSampler(labels, paragraphs, batch_size, parts, seed)
+    return StepSampler(labels, paragraphs, batch_size, parts, seed, devices, device)
 
 
 def by_paragraph(sizes: Sequence[int], batch_size: int, **more: int) -> StepSampler:
@@ -104,6 +106,26 @@ def test_parts_are_a_step_cut_where_it_stands_whatever_their_number() -> None:
         ]
 
     assert steps(1) == steps(2) == steps(3) == steps(4)
+
+
+@pytest.mark.parametrize("paragraphs", [None, [n // 3 for n in range(13)]])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("devices", [2, 3, 5])
+def test_devices_share_the_steps_that_one_has(
+    devices: int, parts: int, paragraphs: list[int] | None
+) -> None:
+    def dealt(devices: int, device: int, parts: int) -> list[list[Part]]:
+        """The parts of each step."""
+        own = epoch(sampler(13, 4, parts, 7, paragraphs, devices, device), 2)
+        return [own[n : n + parts] for n in range(0, len(own), parts)]
+
+    shares = [dealt(devices, device, parts) for device in range(devices)]
+    assert [len(own) for own in shares] == [4] * devices  # all step as often: they wait for others
+    for [(rows, labels)], step in zip(dealt(1, 0, 1), zip(*shares, strict=True), strict=True):
+        assert [row for own in step for part, _ in own for row in part] == rows
+        assert {total for own in step for _, total in own} == {labels}
+        sizes = [len(part) for own in step for part, _ in own]
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_a_ragged_last_step_leaves_parts_without_a_row() -> None:

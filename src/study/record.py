@@ -121,7 +121,7 @@ def lock(folder: Path) -> FileLock:
 
 
 def set_status(folder: Path, state: str, identity: str | None, **facts: Any) -> None:
-    """Note in status.json that a run is 'running', 'interrupted', 'failed' or 'finished'.
+    """Note in status.json what a run is: waiting, running, interrupted, failed or finished.
 
     `identity` tells the same run again."""
     write_json(folder / "status.json", {"state": state, "identity": identity, **facts})
