@@ -259,7 +259,9 @@ def _test(
     journal = Journal(file) if trainer.is_global_zero else None
     if journal is not None:
         module.on_prediction = journal.add
-    loader = data.test_dataloader(trainer.strategy.broadcast(journal and len(journal.batches)))
+    loader = data.test_dataloader(
+        trainer.strategy.broadcast(len(journal.batches) if journal else 0)
+    )
     if len(loader):
         trainer.test(module, loader, verbose=False)
     return journal.predictions if journal else []
