@@ -1,5 +1,6 @@
 """GPT-2 with LoRA or for full fine-tuning: loss, answers, scores, optimizer, checkpoint."""
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -158,6 +159,12 @@ class LitQuestionAnswering(L.LightningModule):
             "f1": self.f1,
         }
         scores = {name: metric.compute().item() for name, metric in means.items()}
+        if not math.isfinite(scores["validation_loss"]):
+            raise UserError(
+                f"The validation loss is {scores['validation_loss']} in epoch "
+                f"{self.current_epoch + 1}. The last good checkpoint is kept. A smaller lr may "
+                "help, or a larger max_length, if no validation question fits into it."
+            )
         for metric in means.values():
             metric.reset()
         self.epochs.append({"epoch": self.current_epoch + 1, **scores})

@@ -1,6 +1,8 @@
 """What a run logs beside Lightning's TensorBoard scalars: metrics.csv, and answers as text."""
 
 import csv
+import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ class SampleAnswers(L.Callback):
 
 
 def answers_table(predictions: list[Prediction]) -> str:
-    """Questions, gold answers and predictions as Markdown."""
+    """Questions, gold answers and predictions as Markdown, their own markup shown as it is."""
     lines = ["| question | answers | prediction | F1 |", "|---|---|---|---|"]
     for p in predictions:
         cells = [
@@ -79,5 +81,10 @@ def answers_table(predictions: list[Prediction]) -> str:
             p["prediction"],
             f"{p['f1']:.0f}",
         ]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)

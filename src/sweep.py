@@ -1,6 +1,7 @@
 """A sweep's jobs: each in a process of its own, and what finished as the same run not again."""
 
 import json
+import re
 import shutil
 import signal
 import statistics
@@ -48,18 +49,18 @@ class Sweep:
             # For the report, to name the runs that a killed sweep did not begin.
             record.write_json(place / record.PLAN, {"runs": self.names})
         self.number += 1
-        title = f"Job {self.number} of {self.jobs}"
+        title, name = f"Job {self.number} of {self.jobs}", str(settings["run_name"])
         try:
             identity = identity_of(settings)
         except UserError as error:
-            folder = _folder(place, settings["run_name"], "")
+            folder = _folder(place, name, "")
             record.set_status(folder, "failed", None, error=str(error))
             self._fail(title, folder.name, str(error))
             return
         if identity in self.folders:
             print(f"{title} is the one in {self.folders[identity].name} again: run once.")
             return
-        folder = _folder(place, settings["run_name"], identity)
+        folder = _folder(place, name, identity)
         self.folders[identity] = folder
         self._wait(title, folder)
         if (folder / "results.json").is_file():
@@ -71,9 +72,9 @@ class Sweep:
             left = f", about {duration(statistics.mean(self.seconds) * rest)} left"
         print(f"\n{title}{left}: {' '.join(overrides)}", flush=True)
         # The preset's own sweep is this one: a job of it has one value of each.
-        words = [*overrides, "hydra.sweeper.params=null", f"hydra.run.dir='{folder}'"]
+        words = [*overrides, "hydra.sweeper.params=null", word("hydra.run.dir", folder)]
         if (folder / "checkpoints" / "last.ckpt").is_file():
-            words = [f"resume='{folder}'"]
+            words = [word("resume", folder)]
         elif (folder / "config.yaml").is_file():
             shutil.rmtree(folder)
         began = time.monotonic()
@@ -117,6 +118,12 @@ class Sweep:
                 f"{len(self.failed)} of {self.jobs} jobs failed. The same command, with the same "
                 f"study=<name>, redoes these alone.{''.join(lines)}"
             )
+
+
+def word(key: str, place: Path) -> str:
+    """A path on Hydra's command line, whatever characters it has."""
+    text = re.sub(r"(\\*)('|$)", r"\1\1\2", str(place)).replace("'", "\\'")
+    return f"{key}='{text}'"
 
 
 def _folder(place: Path, name: str, identity: str) -> Path:

@@ -254,7 +254,6 @@ def test_a_loader_restored_at_the_end_of_an_epoch_starts_the_next_at_its_first_s
 
 
 def test_an_epoch_that_was_cut_short_leaves_the_next_one_whole() -> None:
-    """As +trainer.limit_train_batches does."""
     given = loader()
     next(iter(given))
     given.sampler.set_epoch(1)

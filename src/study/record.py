@@ -24,10 +24,12 @@ PLACES = frozenset({
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` so that the file is the old one or the new one, never a part."""
+    """Write `text` so that the file is the old one or the new one, never a part.
+
+    Half a character (a lone surrogate) is written as its escape, which JSON reads as the same."""
     file.parent.mkdir(parents=True, exist_ok=True)
     made = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with made.open("w", encoding="utf-8") as out:
+    with made.open("w", encoding="utf-8", errors="backslashreplace") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
@@ -61,7 +63,7 @@ def status(folder: Path) -> dict[str, Any]:
     """What status.json says; nothing where there is none that can be read."""
     try:
         content = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
