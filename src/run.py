@@ -246,7 +246,7 @@ def _saved(folder: Path) -> dict[str, Any]:
     settings = {str(key): value for key, value in content.items()}
     try:
         check(settings)
-    except UserError as error:
+    except (UserError, ValueError) as error:  # ValueError: a number of too many digits
         raise UserError(f"{file} is not as a run writes it: {error}") from None
     return settings
 
