@@ -150,9 +150,9 @@ def _values(override: Override) -> list[str]:
             if not abs(sweep.stop - sweep.start) <= MOST_JOBS * abs(sweep.step):
                 raise UserError(f"{override.input_line}: a sweep has up to {MOST_JOBS:,} jobs.")
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    except (HydraException, ArithmeticError, ValueError) as error:
+    except (HydraException, ArithmeticError, ValueError):
         raise UserError(
-            f"{override.input_line}: {first_line(error)}. Name the values, with commas."
+            f"{override.input_line}: no values that could be counted. Name them, with commas."
         ) from None
 
 

@@ -187,9 +187,10 @@ def check(config: Mapping[str, Any]) -> None:
     elif values["rank"] is None:
         problems.append("rank=null: mode=lora needs a rank.")
     elif values["lora.r"] != values["rank"]:
-        problems.append(f"lora.r={values['lora.r']}: it is rank, which is {values['rank']}.")
+        problems.append(f"lora.r={values['lora.r']}: rank={values['rank']} sets it; leave it out.")
     problems += [
-        f"trainer.{key}: a run sets it itself. Fewer questions: data.train_size, .test_size, ..."
+        f"trainer.{key}: a run sets this itself. Fewer questions: data.train_size, "
+        "data.validation_size, data.test_size; fewer epochs: trainer.max_epochs."
         for key in config["trainer"]
         if key in RESERVED
     ]

@@ -1,5 +1,5 @@
-"""Nothing that is loaded is run: a pickle in disguise, code in the folder of a model or data set; and
-what data is called stays within its place."""
+"""Nothing that is loaded is run: a pickle in disguise, code in the folder of a model or data set;
+and what data is called stays within its place."""
 
 import io
 import json
