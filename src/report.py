@@ -36,6 +36,8 @@ def main() -> None:
         help="percentage points within which two modes count as equivalent (1)",
     )  # fmt: skip
     args = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         folder = write(args.runs, args.output or args.runs[0] / "report", args.margin)
     except UserError as error:

@@ -4,6 +4,7 @@ python src/run.py mode=lora
 python src/run.py -m mode=lora,full seed=1,2,3
 """
 
+import io
 import itertools
 import math
 import os
@@ -291,6 +292,8 @@ def refuse(error: UserError) -> None:
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = get_args_parser().parse_args()
     try:
         if args.help:

@@ -158,6 +158,11 @@ def test_steps_hold_nearly_as_few_paragraphs_as_can_be() -> None:
         assert fewest <= given < 1.05 * fewest
 
 
+def test_a_step_of_any_size_takes_no_more_memory_than_there_are_rows() -> None:
+    [(rows, _)] = epoch(by_paragraph([3, 2], batch_size=10**12, parts=1), 0)
+    assert sorted(rows) == [0, 1, 2, 3, 4]
+
+
 def test_the_steps_of_paragraphs_come_in_another_order_each_epoch() -> None:
     orders = [epoch(by_paragraph([5] * 8, batch_size=5, parts=1), number) for number in range(4)]
     steps = [[tuple(part) for part, _ in dealt] for dealt in orders]

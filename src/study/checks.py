@@ -1,5 +1,6 @@
 """Whether the files of a run hold what a report needs."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from operator import eq
@@ -100,8 +101,6 @@ def at(content: Any, path: str) -> Any:
 
 def lacking(results: Any) -> str | None:
     """What a record lacks that a report needs, or has in another way than a run writes it."""
-    if _nested(results, DEEPEST):
-        return f"results.json is more than {DEEPEST} levels deep"
     missing = _amiss(results, RECORD)
     if not missing:
         missing = _amiss(results, OF_MODE[results["config"]["mode"]])
@@ -118,7 +117,11 @@ def lacking(results: Any) -> str | None:
     if not missing and results["best_epoch"] > len(results["epochs"]):
         missing = ["the epoch named by best_epoch"]
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return f"results.json lacks {', '.join(missing[:3])}{more}" if missing else None
+    if missing:
+        return f"results.json lacks {', '.join(missing[:3])}{more}"
+    if not _is_plain(results, DEEPEST):
+        return f"results.json holds NaN, infinity or more than {DEEPEST} levels"
+    return None
 
 
 def _amiss(content: Any, wanted: dict[str, Callable[[Any], bool]]) -> list[str]:
@@ -133,12 +136,13 @@ def _amiss(content: Any, wanted: dict[str, Callable[[Any], bool]]) -> list[str]:
     return [path for path, kind in wanted.items() if not fits(path, kind)]
 
 
-def _nested(value: Any, levels: int) -> bool:
-    """Whether there is anything so many levels below."""
-    inner = list(value.values()) if isinstance(value, dict) else value
-    if not isinstance(inner, list):
-        inner = []
-    return levels == 0 or any(_nested(item, levels - 1) for item in inner)
+def _is_plain(value: Any, levels: int) -> bool:
+    """Whether it is of up to so many levels, and its numbers are such."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return levels > 0 and all(_is_plain(item, levels - 1) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def odd(predictions: list[dict[str, Any]], contexts: Any) -> str | None:
