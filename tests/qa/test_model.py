@@ -191,7 +191,7 @@ def test_an_unknown_setting_is_refused_with_those_that_there_are(gpt2_folder: Pa
     ],
 )
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(
-    config: dict[str, Any], message: str, gpt2_folder: Path
+    config: dict[str, object], message: str, gpt2_folder: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_model(gpt2_folder, "name", config)
