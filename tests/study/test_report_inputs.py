@@ -127,14 +127,14 @@ def reported(place: Path) -> bool:
     return True
 
 
-@examples(0.1)
+@examples(0.025)
 @given(st.data())
 def test_a_report_of_any_content_is_well_formed(place: Path, data: st.DataObject) -> None:
     spoil(place, data, faults=3)
     assert reported(place)
 
 
-@examples(0.1)
+@examples(0.025)
 @given(st.dictionaries(texts(2), any_json() | texts(), max_size=3), st.lists(texts(), min_size=4))
 def test_any_texts_and_settings_are_shown_as_they_are(
     place: Path, config: dict[str, Any], said: list[str]
