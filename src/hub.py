@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import huggingface_hub
@@ -14,7 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from errors import UserError
+from errors import UserError, first_line
 from study import record
 
 TIMEOUT = 5  # seconds until a hub counts as out of reach
@@ -39,8 +40,9 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
     Raises:
         UserError: the name is neither, the hub has no such id, or it is out of reach.
     """
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().resolve()
+    # Not by a Path, which raises on names that are too long and on homes that are not there.
+    if os.path.isdir(local := os.path.expanduser(name)):
+        return Path(local).resolve()
     key = "model.name" if repo_type == "model" else "data.path"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{key}={name}: there is no such folder.")
@@ -72,9 +74,8 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
             "then `hf auth login`."
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{key}={name} could not be fetched from {constants.ENDPOINT}: {reason}"
+            f"{key}={name} could not be fetched from {constants.ENDPOINT}: {first_line(error)}"
         ) from None
     record.write_json(note, {"name": name, "type": repo_type, "folder": str(folder)})
     return folder

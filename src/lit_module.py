@@ -172,6 +172,12 @@ class LitQuestionAnswering(L.LightningModule):
             "exact_match": statistics.fmean(sample["exact_match"] for sample in self.samples),
             "f1": statistics.fmean(sample["f1"] for sample in self.samples),
         }
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The validation loss is {loss} in epoch {self.current_epoch + 1}. The last good "
+                "checkpoint is kept. A smaller lr may help, or a larger max_length, if no "
+                "validation question fits into it."
+            )
         self.epochs.append({"epoch": self.current_epoch + 1, **scores})
         for name, value in scores.items():
             name = f"validation/{name.removeprefix('validation_')}"

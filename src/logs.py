@@ -1,7 +1,9 @@
 """What a run logs beside Lightning's TensorBoard scalars: metrics.csv, and answers as text."""
 
 import csv
+import html
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def answers_table(predictions: list[Prediction]) -> str:
-    """Questions, gold answers and predictions as Markdown."""
+    """Questions, gold answers and predictions as Markdown, their own markup shown as it is."""
     lines = ["| question | answers | prediction | F1 |", "|---|---|---|---|"]
     for p in predictions:
         cells = [
@@ -92,5 +94,10 @@ def answers_table(predictions: list[Prediction]) -> str:
             p["prediction"],
             f"{p['f1']:.0f}",
         ]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)

@@ -7,6 +7,7 @@ file, with its figures), figures/, report.csv (a line a run) and report.json int
 import argparse
 import csv
 import io
+import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -35,6 +36,8 @@ def main() -> None:
         help="percentage points within which two modes count as equivalent (1)",
     )  # fmt: skip
     args = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         folder = write(args.runs, args.output or args.runs[0] / "report", args.margin)
     except UserError as error:
@@ -52,7 +55,7 @@ def write(places: list[Path], folder: Path, margin: float) -> Path:
     Raises:
         UserError: there is no run that a report could be made of, or an argument can't be.
     """
-    if missing := [place for place in places if not place.is_dir()]:
+    if missing := [place for place in places if not os.path.isdir(place)]:
         raise UserError(f"There is no folder {missing[0]}.")
     if not 0 < margin < 100:
         raise UserError(f"--margin={margin:g}: must be a number between 0 and 100.")

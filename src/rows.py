@@ -181,7 +181,9 @@ def _windows(length: int, rooms: list[int], golds: list[tuple[int, int]]) -> lis
 
 
 def _tokens_of(start: int, stop: int, offsets: list[tuple[int, int]]) -> tuple[int, int]:
-    """The first token of the characters `start` to `stop` of a context, and one past the last."""
+    """The first token of the characters `start` to `stop` of a context, and one past the last; the
+    place between two, if the tokenizer drops these characters."""
     start, stop = start + 1, stop + 1  # behind the space that context_text begins with
     touched = [n for n, (first, end) in enumerate(offsets) if first < stop and end > start]
-    return touched[0], touched[-1] + 1
+    before = sum(end <= start for _, end in offsets)
+    return (touched[0], touched[-1] + 1) if touched else (before, before)

@@ -5,7 +5,9 @@ python src/run.py -m mode=lora,full seed=1,2,3
 """
 
 import contextlib
+import io
 import itertools
+import math
 import os
 import sys
 import threading
@@ -21,19 +23,20 @@ from filelock import Timeout
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from devices import is_first
-from errors import UserError, in_words
+from errors import UserError, first_line, in_words
 from settings import GROUPS, OF_LORA, SETTINGS, check, explained, unknown
 from study import record
-from sweep import INTERRUPTED, Sweep
+from sweep import INTERRUPTED, Sweep, word
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONF = str(PROJECT / "conf")
+MOST_JOBS = 1000  # of a sweep: more are a slip, and checking them would take minutes
 
 OmegaConf.register_new_resolver("project_dir", lambda: str(PROJECT), replace=True)
 
@@ -148,30 +151,30 @@ def prepare(args: Namespace) -> tuple[list[str], Sweep | None]:
     """
     try:
         overrides = OverridesParser.create().parse_overrides(args.overrides)
-    except HydraException as error:
-        raise UserError(_first_line(error)) from None
+    except (HydraException, ValueError) as error:  # ValueError: a number of too many digits
+        raise UserError(first_line(error)) from None
     preset = _swept_by_preset(args, overrides)
     overrides += OverridesParser.create().parse_overrides(preset)
-    values = {  # as in Hydra, of two words for one key the last counts
-        o.get_key_element(): [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
-        if o.is_discrete_sweep()
-        else [str(o.input_line)]
-        for o in overrides
-    }
     swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
     if swept and not args.multirun:
         raise UserError(f"{swept[0]} has several values: a sweep, which needs -m.")
+    # as in Hydra, of two words for one key the last counts
+    values = {override.get_key_element(): _values(override) for override in overrides}
+    if (number := math.prod(map(len, values.values()))) > MOST_JOBS:
+        raise UserError(f"{number:,} jobs: a sweep has up to {MOST_JOBS:,}.")
     jobs = [compose(list(words), overrides) for words in itertools.product(*values.values())]
-    modes = {settings["mode"] for settings in jobs}
+    both = len({settings.get("mode") == "full" for settings in jobs}) > 1
     for settings in jobs:
-        if settings["mode"] == "full" and len(modes) > 1:  # these are swept for the other mode
+        if both and settings.get("mode") == "full":  # these are swept for the other mode
             settings |= dict.fromkeys(OF_LORA)
         check(settings)
     for key in ("output_dir", "cache_dir"):
         _check_writable(key, Path(jobs[0][key]))
     for override in overrides:
-        if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
-            _check_writable(override.key_or_group, Path(str(override.value())))
+        value = str(override.value())
+        # What refers to other keys is known to Hydra alone.
+        if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and "${" not in value:
+            _check_writable(override.key_or_group, Path(value))
     if args.multirun:
         if jobs[0]["resume"] is not None:
             raise UserError("resume goes on with one run: leave -m out.")
@@ -183,15 +186,34 @@ def prepare(args: Namespace) -> tuple[list[str], Sweep | None]:
         if jobs[0]["study"] is None:
             place = _sweep_dir([first for first, *_ in values.values()])
         else:
-            place = Path(jobs[0]["output_dir"], jobs[0]["study"])
+            place = Path(jobs[0]["output_dir"], str(jobs[0]["study"]))
         # What the preset sweeps is among the words now: Hydra is not to add it again.
-        words = ["hydra.sweeper.params=null", *preset, f"hydra.sweep.dir='{place}'"]
+        words = ["hydra.sweeper.params=null", *preset, word("hydra.sweep.dir", place)]
         return words, Sweep(jobs, place)
     if jobs[0]["study"] is not None:
         raise UserError("study names the folder of a sweep, which needs -m.")
     if jobs[0]["resume"] is None:
         return [], None
     return _resume(Path(jobs[0]["resume"]), overrides, jobs[0]), None
+
+
+def _values(override: Override) -> list[str]:
+    """The words that an override stands for, one for each job of a sweep over it."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key, sweep = override.get_key_element(), override.value()
+    try:
+        # Before it is taken apart, which a range of millions or without an end would not survive.
+        if isinstance(sweep, RangeSweep):
+            assert sweep.start is not None
+            assert sweep.stop is not None
+            if not abs(sweep.stop - sweep.start) <= MOST_JOBS * abs(sweep.step):
+                raise UserError(f"{override.input_line}: a sweep has up to {MOST_JOBS:,} jobs.")
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except (HydraException, ArithmeticError, ValueError):
+        raise UserError(
+            f"{override.input_line}: no values that could be counted. Name them, with commas."
+        ) from None
 
 
 def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
@@ -209,10 +231,14 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
                 "-c constraints.txt -e '.[joblib]' or '.[submitit]' brings one."
             )
         if key in GROUPS:
-            options, swept = _options(key), override.is_sweep_override()
-            given = list(override.sweep_string_iterator()) if swept else [str(override.value())]
-            if wrong := [value for value in given if value not in options]:
-                raise _no_option(key, wrong[0], options)
+            swept = override.is_sweep_override()
+            given = (
+                [w.partition("=")[2] for w in _values(override)]
+                if swept
+                else [str(override.value())]
+            )
+            if wrong := [value for value in given if value not in _options(key)]:
+                raise _no_option(key, wrong[0], _options(key))
         elif key.startswith("lora.") and "mode=full" in words:
             raise UserError(f"{key}: mode=full has no LoRA; it belongs to mode=lora.")
         elif key not in SETTINGS and not key.startswith(("hydra.", "hydra/", "model.config.")):
@@ -232,10 +258,10 @@ def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
         UserError: it is a sweep, and -m is missing.
     """
     presets = [str(o.value()) for o in overrides if o.key_or_group == "experiment"]
-    file = Path(CONF, "experiment", f"{presets[-1]}.yaml") if presets else None
-    if file is None or not file.is_file():
+    if not presets or presets[-1] not in _options("experiment"):
         return []
-    swept = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
+    file = OmegaConf.load(Path(CONF, "experiment", f"{presets[-1]}.yaml"))
+    swept = OmegaConf.select(file, "hydra.sweeper.params") or {}
     given = {o.get_key_element(): str(o.value()) for o in overrides}
     if "hydra.sweeper.params" in given:  # a job of that sweep
         return []
@@ -256,6 +282,8 @@ def _no_option(group: str, value: Any, options: list[str]) -> UserError:
 
 def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> list[str]:
     """Check that the run in `folder` can go on, and that what is asked for besides is the same."""
+    if not os.path.isfile(folder / "config.yaml"):
+        raise UserError(f"resume={folder}: there is no run (no config.yaml in it).")
     saved = record.flat(_saved(folder), SETTINGS)
     if record.finished(folder):
         raise UserError(f"resume={folder}: that run is finished; see its results.json.")
@@ -266,7 +294,7 @@ def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> l
         f"  {key}: the run has {saved.get(key)}, asked for is {value}"
         for key, value in new.items()
         if key in SETTINGS
-        and key != "resume"
+        and key not in ("resume", "run_name")
         and (value != plain.get(key) or any(key == n or key.startswith(f"{n}.") for n in named))
         and value != saved.get(key)
         and (key, value) != ("trainer.precision", "auto")  # the run has what auto was for it
@@ -274,20 +302,23 @@ def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> l
     if differ:
         lines = "\n".join(differ)
         raise UserError(f"resume={folder} is of another configuration:\n{lines}\nLeave these out.")
-    return [f"hydra.run.dir='{folder}'"]
+    return [word("hydra.run.dir", folder)]
 
 
 def _saved(folder: Path) -> dict[str, Any]:
     """The settings of the run in `folder`."""
     file = folder / "config.yaml"
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file} can't be read: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no configuration.")
+    settings = {str(key): value for key, value in content.items()}
+    try:
         check(settings)
-    except FileNotFoundError:
-        raise UserError(f"resume={folder}: there is no run (no config.yaml in it).") from None
-    except (yaml.YAMLError, UnicodeDecodeError, UserError, AttributeError, KeyError, TypeError):
-        problem = "is damaged, or of another version: begin the run anew in another folder."
-        raise UserError(f"{file} {problem}") from None
+    except (UserError, ValueError) as error:  # ValueError: a number of too many digits
+        raise UserError(f"{file} is not as a run writes it: {error}") from None
     return settings
 
 
@@ -329,11 +360,9 @@ def refuse(error: UserError) -> None:
     sys.exit(1)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = get_args_parser().parse_args()
     try:
         if args.help:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,8 +35,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or _is_int(value)
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value
+
+
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_name(value: Any) -> bool:
+    """Whether it can be a part of a path that stays in its folder; the system takes 255 bytes."""
+    name = str(value)
+    return re.fullmatch(r"[\w+-][\w.+-]*", name) is not None and len(os.fsencode(name)) <= 200
 
 
 COUNT = Kind("a whole number from 1", lambda v: _is_int(v) and v >= 1)
@@ -49,8 +60,9 @@ BETAS = Kind(
     lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE.takes, v)),
 )
 SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
-TEXT = Kind("a text", lambda v: isinstance(v, str) and bool(v))
+TEXT = Kind("a text", _is_text)
 TEXTS = Kind("a list of texts", _is_texts)
+NAME = Kind("a name of letters, digits, -, _, + and ., up to 200 bytes", _is_name)
 NULL = Kind("null", lambda v: v is None)
 ANY = Kind("what Lightning takes", lambda v: True)
 
@@ -71,9 +83,9 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "mask_prompt": (SWITCH, "loss on answer and end-of-text only; false: on every token"),
     "resume": (TEXT | NULL, "folder of an interrupted run that shall go on"),
     "checkpoint_minutes": (POSITIVE, "minutes of work that a kill may cost"),
+    "run_name": (NAME, "names the run's folder"),
     "study": (
-        Kind("a name of letters, digits, - and _", lambda v: bool(re.fullmatch(r"[\w-]+", str(v))))
-        | NULL,
+        NAME | NULL,
         "names a sweep's folder in output_dir; the same sweep again does only what is missing",
     ),
     "output_dir": (TEXT, "where run folders are made"),
@@ -136,9 +148,18 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "trainer.enable_progress_bar": (SWITCH, "show progress bars"),
     "trainer.deterministic": (SWITCH, "only deterministic kernels (GPU)"),
 }
+# Arguments of Lightning's Trainer that a run gives itself, or with which an epoch would not be all
+# of its questions and a validation, or the test not all of its questions.
+RESERVED = frozenset({
+    "logger", "callbacks", "default_root_dir", "num_sanity_val_steps", "enable_model_summary",
+    "use_distributed_sampler", "enable_checkpointing", "barebones", "fast_dev_run",
+    "overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches",
+    "limit_predict_batches", "val_check_interval", "check_val_every_n_epoch",
+    "reload_dataloaders_every_n_epochs", "max_steps", "max_time", "min_epochs", "min_steps",
+})  # fmt: skip
 GROUPS = ("mode", "model", "data", "trainer", "experiment")
 OF_LORA = ("rank", "frozen_dtype")  # keys that full fine-tuning leaves null
-DERIVED = ("run_name", "lr_by_mode", "project_dir")
+DERIVED = ("lr_by_mode", "project_dir")
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -152,26 +173,36 @@ def check(config: Mapping[str, Any]) -> None:
         # Lightning and PEFT know their own arguments better, and are asked.
         if key not in SETTINGS and not key.startswith((*DERIVED, "trainer.", "lora")):
             raise unknown(key)
-    if missing := [key for key in SETTINGS if key not in values and not key.startswith("lora.")]:
+    full = values.get("mode") == "full"
+    needed = [key for key in SETTINGS if not (full and key.startswith("lora."))] + ["lora"] * full
+    if missing := [key for key in needed if key not in values and key not in config]:
         raise UserError(f"These keys can't be left out: {', '.join(missing)}.")
     problems = [
         f"{key}={value}: must be {SETTINGS[key][0].words}."
         for key, value in values.items()
         if key in SETTINGS and not SETTINGS[key][0].takes(value)
     ]
-    if config["mode"] == "full":
+    if full:
         problems += [
             f"{key}={config[key]}: mode=full has no {key}; it belongs to mode=lora."
-            for key in OF_LORA
+            for key in (*OF_LORA, "lora")
             if config[key] is not None
         ]
-    if config["mode"] == "lora" and config["rank"] is None:
+    elif values["rank"] is None:
         problems.append("rank=null: mode=lora needs a rank.")
-    parts = config["trainer"]["accumulate_grad_batches"]
-    if not problems and parts > config["batch_size"]:
+    elif values["lora.r"] != values["rank"]:
+        problems.append(f"lora.r={values['lora.r']}: rank={values['rank']} sets it; leave it out.")
+    problems += [
+        f"trainer.{key}: a run sets this itself. Fewer questions: data.train_size, "
+        "data.validation_size, data.test_size; fewer epochs: trainer.max_epochs."
+        for key in config["trainer"]
+        if key in RESERVED
+    ]
+    parts, size = values["trainer.accumulate_grad_batches"], values["batch_size"]
+    if not problems and parts > size:
         problems.append(
-            f"trainer.accumulate_grad_batches={parts}: a step of batch_size={config['batch_size']} "
-            "questions can't be computed in more parts."
+            f"trainer.accumulate_grad_batches={parts}: a step of batch_size={size} questions "
+            "can't be computed in more parts."
         )
     if problems:
         raise UserError("\n".join(problems))

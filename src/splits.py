@@ -125,7 +125,7 @@ class Splits:
     def _files(self, path: str | Sequence[str] | None) -> Iterator[tuple[str, Path]]:
         for item in _items(path):
             if Path(item).suffix in FILES:
-                yield "", Path(item).expanduser()
+                yield "", _local(item)
                 continue
             folder = folder_of(item, "dataset", self.cache_dir)
             for file in sorted(folder.rglob("*")):
@@ -137,7 +137,7 @@ class Splits:
     def _load(self, path: str | Sequence[str]) -> tuple[list[Entry], list[Entry] | None]:
         items = _items(path)
         if all(Path(item).suffix in FILES for item in items):
-            return squad.read_files([Path(item).expanduser() for item in items]), None
+            return squad.read_files(map(_local, items)), None
         if len(items) > 1:
             raise UserError(
                 f"data: {', '.join(items)}: give one hub id or folder, or .json and .parquet files."
@@ -150,6 +150,10 @@ class Splits:
 
 def _items(path: str | Sequence[str] | None) -> list[str]:
     return [path] if isinstance(path, str) else list(path or [])
+
+
+def _local(item: str) -> Path:
+    return Path(os.path.expanduser(item))  # a Path's own raises on a home that is not there
 
 
 def _hold_out(

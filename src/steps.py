@@ -45,7 +45,7 @@ class StepSampler(Sampler[tuple[list[int], int]]):
         order = list(range(len(self.labels)))
         rng.shuffle(order)
         if self.paragraphs is not None:
-            order = _together(order, self.paragraphs, self.batch_size, rng)
+            order = _together(order, self.paragraphs, min(self.batch_size, len(order)), rng)
         for number in range(self.position % len(self), len(self)):
             self.position = number + 1
             step, part = divmod(number, self.parts)

@@ -6,6 +6,7 @@ once and on other machines. They have nothing in common but the sweep's folder.
 
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -47,7 +48,7 @@ class Sweep:
         Raises:
             UserError: some failed.
         """
-        names = [self.jobs[number]["run_name"] for number in self._different()]
+        names = [str(self.jobs[number]["run_name"]) for number in self._different()]
         record.write_json(self.place / record.PLAN, {"runs": names})
         try:
             yield
@@ -69,12 +70,12 @@ class Sweep:
             identity = identity_of(settings)
         except UserError as error:
             with record.lock(self.place):
-                folder = _folder(self.place, settings["run_name"], "")
+                folder = _folder(self.place, str(settings["run_name"]), "")
                 record.set_status(folder, "failed", None, error=str(error))
             self._note(number, folder, str(error))
             return
         with record.lock(self.place):  # two jobs of one name do not choose the same folder
-            folder = _folder(self.place, settings["run_name"], identity)
+            folder = _folder(self.place, str(settings["run_name"]), identity)
             if record.status(folder).get("identity") != identity:
                 record.set_status(folder, "waiting", identity)
         with _alone(title, FileLock(self.place / f".{folder.name}.lock")):
@@ -93,9 +94,9 @@ class Sweep:
             left = f", about {duration(statistics.mean(self.seconds) * rest)} left"
         print(f"\n{title}{left}: {' '.join(overrides)}", flush=True)
         # The preset's own sweep is this one: a job of it has one value of each.
-        words = [*overrides, "hydra.sweeper.params=null", f"hydra.run.dir='{folder}'"]
+        words = [*overrides, "hydra.sweeper.params=null", word("hydra.run.dir", folder)]
         if (folder / "config.yaml").is_file():
-            words = [f"resume='{folder}'"]
+            words = [word("resume", folder)]
         began = time.monotonic()
         code = _run_child(words)
         if not code:
@@ -120,7 +121,7 @@ class Sweep:
         results: dict[str, dict[str, Any] | None] = {}
         failed = []
         for number in self._different():
-            note = {"folder": self.jobs[number]["run_name"], "failed": "its worker was lost"}
+            note = {"folder": str(self.jobs[number]["run_name"]), "failed": "its worker was lost"}
             if (file := self.notes / f"{number}.json").is_file():
                 note = json.loads(file.read_text(encoding="utf-8"))
             name, reason = note["folder"], note["failed"]
@@ -149,6 +150,12 @@ def _alone(title: str, lock: FileLock) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def word(key: str, place: Path) -> str:
+    """A path on Hydra's command line, whatever characters it has."""
+    text = re.sub(r"(\\*)('|$)", r"\1\1\2", str(place)).replace("'", "\\'")
+    return f"{key}='{text}'"
 
 
 def _folder(place: Path, name: str, identity: str) -> Path:

@@ -47,13 +47,13 @@ def announce(
             f"the effective batch stays {settings['batch_size']}, lr {settings['lr']:g}",
         )
     table.add_row("time", f"about {duration(seconds)} (an estimate from a few batches)")
-    Console().print(table)
+    _console().print(table)
     print(f"folder: {folder}", flush=True)
 
 
 def close(results: dict[str, Any], folder: Path) -> None:
     """Say what came out, and where it is."""
-    console = Console()
+    console = _console()
     epochs = Table(title="Epochs", title_justify="left")
     for column in ("epoch", "train loss", "validation loss", "EM", "F1"):
         epochs.add_column(column, justify="right")
@@ -111,7 +111,11 @@ def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
             f"{cost['peak_memory_bytes']['train'] / 1e6:,.0f}",
             duration(cost["train_seconds"]),
         )
-    Console().print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    return Console(markup=False, emoji=False)  # a model's name may have any brackets and colons
 
 
 def _parameters(parameters: dict[str, float]) -> str:

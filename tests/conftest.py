@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -28,6 +29,23 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+
+# Of the property tests: the same few inputs each time; or many, by --hypothesis-profile=whole.
+hypothesis.settings.register_profile(
+    "short",
+    max_examples=40,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,  # it says how busy a machine is
+        hypothesis.HealthCheck.function_scoped_fixture,  # each example starts from what it made
+    ],
+)
+hypothesis.settings.register_profile(
+    "whole", hypothesis.settings.get_profile("short"), max_examples=2000, derandomize=False
+)
+hypothesis.settings.load_profile("short")
 
 torch.set_num_threads(1)  # the models are tiny, and the tests of two processes run at once
 

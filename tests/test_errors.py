@@ -1,4 +1,4 @@
-"""What the machine lacks is told in a line, however the libraries raise it."""
+"""What a person reads: one line of what is lacking, which data can't steer."""
 
 import errno
 import os
@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from errors import UserError, in_words
+import errors
+from errors import UserError, first_line, in_words, listed
 
 RUST = "Error while serializing: I/O error: No space left on device (os error 28)"
 # What torch raises where it writes to a file that Python opened.
@@ -66,3 +67,20 @@ def test_any_other_error_keeps_its_trace(tmp_path: Path) -> None:
 def test_what_a_person_asked_wrongly_is_told_as_it_is(tmp_path: Path) -> None:
     error = UserError("lr=0: must be a number above 0.")
     assert in_words(error, tmp_path) is error
+
+
+def test_a_message_keeps_its_lines_and_spells_out_what_is_not_printed() -> None:
+    message = str(UserError("one\ntwo \x1b[31m\u202e\ud800\x00 é 東京"))
+    assert message == "one\ntwo \\x1b[31m\\u202e\\ud800\\x00 é 東京"
+    message.encode()
+
+
+def test_the_first_line_is_one_that_says_something() -> None:
+    assert first_line(ValueError("\n \n what\nmore")) == " what"
+    assert first_line(ValueError()) == first_line(ValueError("\n")) == "ValueError"
+
+
+def test_of_many_or_long_names_a_few_are_listed() -> None:
+    assert listed(["a", 3, "b\n"]) == r"a, 3, 'b\n'"
+    assert listed(map(str, range(30))).endswith(f"19 and {30 - errors.MOST} more")
+    assert len(listed(["x" * 10**6])) == errors.LONGEST + len("...")

@@ -90,6 +90,25 @@ def test_all_problems_are_told_at_once() -> None:
     assert len(str(refusal.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lora=null"], "can't be left out: lora.r"),
+        (["lora.r=4"], "lora.r=4: rank=8 sets it"),
+        (["mode=full", "+lora.r=8"], "lora={'r': 8}: mode=full has no lora"),
+        (["run_name=../x"], "run_name=../x: must be a name"),
+        (["run_name=."], "run_name=.: must be a name"),
+        (["study=/x"], "study=/x: must be a name"),
+        ([f"study={'é' * 120}"], "must be a name of .* up to 200 bytes"),
+        (["+trainer.limit_test_batches=1"], "trainer.limit_test_batches: a run sets this itself"),
+        (["+trainer.max_steps=9"], "trainer.max_steps: a run sets this itself"),
+    ],
+)
+def test_what_contradicts_or_leads_elsewhere_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message).replace(r"\.\*", ".*")):
+        check(run.compose(words, []))
+
+
 @pytest.mark.parametrize(("key", "value"), [("rank", 8), ("frozen_dtype", "float32")])
 def test_what_belongs_to_lora_is_refused_in_full(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"{key}={value}: mode=full has no {key}"):

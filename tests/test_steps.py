@@ -180,6 +180,11 @@ def test_steps_hold_nearly_as_few_paragraphs_as_can_be() -> None:
         assert fewest <= given < 1.05 * fewest
 
 
+def test_a_step_of_any_size_takes_no_more_memory_than_there_are_rows() -> None:
+    [(rows, _)] = epoch(by_paragraph([3, 2], batch_size=10**12, parts=1), 0)
+    assert sorted(rows) == [0, 1, 2, 3, 4]
+
+
 def test_the_steps_of_paragraphs_come_in_another_order_each_epoch() -> None:
     orders = [epoch(by_paragraph([5] * 8, batch_size=5, parts=1), number) for number in range(4)]
     steps = [[tuple(part) for part, _ in dealt] for dealt in orders]
@@ -276,7 +281,6 @@ def test_a_loader_restored_at_the_end_of_an_epoch_starts_the_next_at_its_first_s
 
 
 def test_an_epoch_that_was_cut_short_leaves_the_next_one_whole() -> None:
-    """As +trainer.limit_train_batches does."""
     given = loader()
     next(iter(given))
     given.sampler.set_epoch(1)

@@ -11,15 +11,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
 
-from errors import UserError
+from errors import UserError, first_line
 from qa.kernels import speed_up, speed_up_dropout
 from qa.packing import ATTENTION
 
+# What a folder holds is read as data: code in it is refused, and nobody is asked to trust it.
+AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # the layers that PEFT's LoRA can sit on
 
 
@@ -30,9 +33,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         UserError: there is none, it is not a fast one, or it has no end-of-text token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"No tokenizer loads from {folder}: {_first_line(error)}") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, **AS_DATA)
+    except Exception as error:  # of many kinds, by which library reads what is wrong
+        raise UserError(f"No tokenizer loads from {folder}: {first_line(error)}") from None
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer in {folder} is not a fast one with an end-of-text token.")
     return tokenizer
@@ -49,24 +52,36 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
         UserError: the folder holds no causal language model that can be served here, its weights
             are not safetensors, or `config` does not fit it.
     """
-    try:
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
-        for key, value in config.items():
-            if not hasattr(settings, key):
-                raise UserError(
-                    f"model.config.{key}: a {settings.model_type} has no such setting; "
-                    f"it has {', '.join(sorted(settings.to_diff_dict()))}."
-                )
+    settings = _configuration(folder)
+    known = settings.to_dict() | settings.attribute_map  # the second: other names for the same
+    for key, value in config.items():
+        if key not in known:
+            raise UserError(
+                f"model.config.{key}: a {settings.model_type} has no such setting; "
+                f"it has {', '.join(sorted(settings.to_diff_dict()))}."
+            )
+        try:
             setattr(settings, key, value)
-        model = AutoModelForCausalLM.from_pretrained(
+        except Exception as error:  # its own checks, of kinds of their own
+            raise UserError(f"model.config.{key}={value}: {first_line(error)}") from None
+    loaded: Any  # transformers types it as a model, which with output_loading_info it is not
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=settings,
             dtype=torch.float32,
             use_safetensors=True,
-            local_files_only=True,
+            output_loading_info=True,
+            **AS_DATA,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # of many kinds, by which library reads what is wrong
         raise _no_model(folder, error) from None
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"{folder} lacks {len(missing)} weights of its model, the first: {missing[0]}. They "
+            "would be random. Check model.name and model.config."
+        )
     _check_served(model)
     model.config.name_or_path = model.name_or_path = name
     if model.config._attn_implementation == "sdpa":
@@ -81,10 +96,7 @@ def max_positions(folder: Path) -> int:
     Raises:
         UserError: its configuration can't be read or does not say.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _no_model(folder, error) from None
+    config = _configuration(folder)
     if not isinstance(getattr(config, "max_position_embeddings", None), int):
         raise UserError(
             f"The model type {config.model_type!r} can't be served: its configuration has no "
@@ -113,8 +125,8 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
         adapted = get_peft_model(
             model, LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **lora)
         )
-    except (ValueError, TypeError) as error:
-        raise UserError(f"PEFT refuses these values of lora.*: {_first_line(error)}") from None
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"PEFT refuses these values of lora.*: {first_line(error)}") from None
     speed_up_dropout(adapted)
     return adapted
 
@@ -161,11 +173,14 @@ def _check_served(model: PreTrainedModel) -> None:
         )
 
 
+def _configuration(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, **AS_DATA)
+    except Exception as error:  # of many kinds, by what is wrong with the file
+        raise _no_model(folder, error) from None
+
+
 def _no_model(folder: Path, error: Exception) -> UserError:
     return UserError(
-        f"{folder} holds no causal language model with safetensors weights: {_first_line(error)}"
+        f"{folder} holds no causal language model with safetensors weights: {first_line(error)}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
 """Questions from files in SQuAD v1.1's format: its JSON, or parquet with the hub's columns."""
 
-import glob
 import json
+import os
 import re
 import tempfile
 from collections import Counter
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
+from pyarrow.parquet import ParquetFile
 
-from errors import UserError
+from errors import UserError, first_line, listed
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell it, but no tokenizer can read it
 
@@ -53,7 +54,7 @@ def read_files(paths: Iterable[Path]) -> list[Entry]:
     """
     entries: list[Entry] = []
     for path in paths:
-        if not path.is_file():
+        if not os.path.isfile(path):  # a Path raises on names that are too long
             raise UserError(f"There is no file {path}. Check data.path and data.test_path.")
         if path.suffix == ".json":
             entries += _json_entries(path)
@@ -71,10 +72,12 @@ def read_folder(folder: Path) -> dict[str, list[Entry]]:
         UserError: the folder holds none, or not one with SQuAD's columns.
     """
     try:
-        splits = _load(str(folder))
+        # Without its cache, which takes a file of the same time as before for the same file.
+        with tempfile.TemporaryDirectory() as cache:
+            splits = load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
     except Exception as error:  # of many kinds: what a folder holds is read by many libraries
         raise UserError(
-            f"{folder} is not a data set in the hub's layout ({_first_line(error)}). "
+            f"{folder} is not a data set in the hub's layout ({_reason(error)}). "
             "For files in SQuAD's JSON format name the files: data.path=[train.json,more.json]"
         ) from None
     assert isinstance(splits, DatasetDict)
@@ -138,7 +141,7 @@ def _json_entries(path: Path) -> Iterator[Entry]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: UTF-8, JSON, huge numbers
-        raise UserError(f"{path} can't be read as JSON: {_first_line(error)}") from None
+        raise UserError(f"{path} can't be read as JSON: {first_line(error)}") from None
     for i, article in enumerate(_field(content, "data", list, f"{path.name}: ")):
         at = f"{path.name}: data[{i}]"
         title = _field(article, "title", str, at + ".")
@@ -168,7 +171,7 @@ def _json_entries(path: Path) -> Iterator[Entry]:
 def _field(holder: Any, name: str, kind: type, where: str) -> Any:
     if not isinstance(holder, dict) or name not in holder:
         has = (
-            f"it has {', '.join(map(str, holder)) or 'nothing'}"
+            f"it has {listed(holder) or 'nothing'}"
             if isinstance(holder, dict)
             else (f"what stands there is a {type(holder).__name__}")
         )
@@ -183,18 +186,10 @@ def _field(holder: Any, name: str, kind: type, where: str) -> Any:
 
 def _parquet(path: Path) -> Dataset:
     try:
-        table = _load("parquet", data_files=glob.escape(str(path)), split="train")
+        with ParquetFile(path) as file:  # not by `datasets`, which refuses one without rows
+            return Dataset(file.read())
     except Exception as error:  # of many kinds, by what is wrong with the file
-        raise UserError(f"{path} can't be read as parquet: {_first_line(error)}") from None
-    assert isinstance(table, Dataset)
-    return table
-
-
-def _load(*arguments: Any, **options: Any) -> Any:
-    """What `load_dataset` gives, without its cache: that takes a file of the same time as before
-    for the same file."""
-    with tempfile.TemporaryDirectory() as folder:
-        return load_dataset(*arguments, **options, cache_dir=folder, keep_in_memory=True)
+        raise UserError(f"{path} can't be read as parquet: {_reason(error)}") from None
 
 
 def _table_entries(table: Dataset, name: str) -> Iterator[Entry]:
@@ -202,7 +197,7 @@ def _table_entries(table: Dataset, name: str) -> Iterator[Entry]:
     if missing := [column for column in columns if column not in table.column_names]:
         raise UserError(
             f"Not SQuAD's format: {name} has no column {', '.join(missing)} "
-            f"(it has {', '.join(table.column_names)})."
+            f"(it has {listed(table.column_names)})."
         )
     for n, row in enumerate(_rows(table.select_columns(columns), name)):
         where = f"{name}[{n}]"
@@ -218,7 +213,7 @@ def _rows(table: Dataset, name: str) -> Iterator[dict[str, Any]]:
         yield from table
     except Exception as error:  # text that is no UTF-8, or a date that Python doesn't know
         raise UserError(
-            f"Not SQuAD's format: {name} holds a value that can't be read: {_first_line(error)}"
+            f"Not SQuAD's format: {name} holds a value that can't be read: {_reason(error)}"
         ) from None
 
 
@@ -259,6 +254,5 @@ def _nearest(context: str, text: str, start: int) -> int:
     return min(found, key=lambda offset: abs(offset - start)) if found else -1
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error.__cause__ or error).splitlines()  # `datasets` says least, its cause more
-    return next((line for line in lines if line.strip()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    return first_line(error.__cause__ or error)  # `datasets` says least, its cause more

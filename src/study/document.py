@@ -93,9 +93,11 @@ class Section:
 def write(folder: Path, title: str, sections: Sequence[Section]) -> None:
     """Write report.md, report.html and figures/ into `folder`, each file whole or not at all."""
     shown = {b.name for section in sections for b in section.blocks if isinstance(b, Figure)}
-    for old in (folder / "figures").glob("*.svg"):
-        if old.stem not in shown:
-            old.unlink()
+    before = folder / "report.md"
+    if before.is_file():  # whose pictures go, and none that is of something else
+        named = re.findall(r"\(figures/(\w+)\.svg\)", before.read_text("utf-8", errors="replace"))
+        for name in set(named) - shown:
+            (folder / "figures" / f"{name}.svg").unlink(missing_ok=True)
     for section in sections:
         for block in section.blocks:
             if isinstance(block, Figure):

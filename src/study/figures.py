@@ -1,13 +1,11 @@
 """The plots of a report, as SVG; a mode has the same colour in all of them."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,6 +26,7 @@ STYLE: Any = {
     "grid.alpha": 0.3, "svg.fonttype": "none", "svg.hashsalt": "report", "figure.dpi": 100,
     "font.family": ["DejaVu Sans", "sans-serif"], "text.parse_math": False,
 }  # fmt: skip
+matplotlib.rcParams.update(STYLE)
 
 
 def dynamics(arms: Sequence[Arm]) -> str:
@@ -199,11 +198,8 @@ def _interval(
 
 
 def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width, height), squeeze=False, layout="constrained"
-        )
-    return figure, list(axes.flat)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
@@ -215,8 +211,9 @@ def _legend(figure: Figure, axis: Axes) -> None:
 
 def _svg(figure: Figure) -> str:
     out = io.StringIO()
-    with plt.rc_context(STYLE):
+    with warnings.catch_warnings():
+        # Of a letter that this font has not: who shows the picture takes another font for it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     text = out.getvalue()
     return text[text.index("<svg") :]

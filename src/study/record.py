@@ -56,9 +56,11 @@ def clear(folder: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` as it is, whole or not at all."""
+    """Write `text` as it is, whole or not at all.
+
+    Half a character (a lone surrogate) is written as its escape, which JSON reads as the same."""
     with whole(file) as made:
-        made.write_text(text, encoding="utf-8", newline="")
+        made.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -131,7 +133,7 @@ def status(folder: Path) -> dict[str, Any]:
     """What status.json says; nothing where there is none that can be read."""
     try:
         content = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from study import record
 from study.checks import at, lacking, odd
 
+LONGEST = 60  # characters of a value in a label
 # What may differ between the runs of one arm.
 WITHIN_ARM = record.PLACES | {"seed", "lora.r", "lr_by_mode.lora", "lr_by_mode.full"}
 
@@ -168,8 +169,11 @@ def _never_begun(places: Iterable[Path]) -> list[str]:
     missing = []
     for file in sorted(file for place in places for file in place.rglob(record.PLAN)):
         try:
-            planned = Counter(map(str, json.loads(file.read_text(encoding="utf-8"))["runs"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            names = json.loads(file.read_text(encoding="utf-8"))["runs"]
+            if not isinstance(names, list):
+                raise TypeError
+            planned = Counter(map(str, names))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             missing.append(f"{file}: it can't be read ({type(error).__name__})")
             continue
         there = Counter(
@@ -188,8 +192,8 @@ def _read(folder: Path) -> Run | str:
     state = record.status(folder)
     if not (folder / "results.json").is_file():
         if state.get("state") == "failed":
-            return f"failed ({state.get('error', 'it does not say why')})"
-        return f"not finished (status: {state.get('state', 'none')})"
+            return f"failed ({_said(state, 'error', 'it does not say why')})"
+        return f"not finished (status: {_said(state, 'state', 'none')})"
     try:
         if changed := record.damaged(folder, READ):
             return f"damaged: {', '.join(changed)} (resume={folder} makes it anew)"
@@ -198,7 +202,7 @@ def _read(folder: Path) -> Run | str:
         lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
         predictions = sorted((json.loads(line) for line in lines if line), key=lambda p: p["id"])
         contexts = json.loads((folder / "contexts.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"its files can't be read ({type(error).__name__}: {error})"
     problem = lacking(results) or odd(predictions, contexts)
     if problem:
@@ -209,6 +213,11 @@ def _read(folder: Path) -> Run | str:
         if not abs(run.scores(metric).mean() - results["test"][metric]) <= 1e-6:
             return f"predictions.jsonl does not give the {metric} of results.json"
     return run
+
+
+def _said(state: dict[str, Any], key: str, otherwise: str) -> str:
+    value = state.get(key)
+    return value if isinstance(value, str) else otherwise
 
 
 def _alike(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -275,5 +284,11 @@ def _label(seeds: dict[int, Run], arms: Sequence[dict[int, Run]]) -> str:
         if any(peer.config.get(key) != own.config[key] for peer in peers)
         or (key == "mask_prompt" and not own.config[key])
     ]
-    name = {"lora": "LoRA", "full": "full"}.get(own.mode, own.mode)
-    return ", ".join([name, *(f"{key} {shown(own.config[key])}" for key in keys)])
+    name = {"lora": "LoRA", "full": "full"}[own.mode]
+    return ", ".join([name, *(_short(f"{key} {shown(own.config[key])}") for key in keys)])
+
+
+def _short(text: str) -> str:
+    """A part of a label, which a plot has room for and can show."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

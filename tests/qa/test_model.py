@@ -182,6 +182,21 @@ def test_an_unknown_setting_is_refused_with_those_that_there_are(gpt2_folder: Pa
         load_model(gpt2_folder, "tiny", {"pdrop": 0.1})
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"n_layer": 3}, "lacks 12 weights of its model, the first: transformer.h.2"),
+        ({"attn_pdrop": "high"}, "attn_pdrop"),
+        ({"to_dict": 1}, "model.config.to_dict: a gpt2 has no such setting"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(
+    config: dict[str, object], message: str, gpt2_folder: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(gpt2_folder, "name", config)
+
+
 def test_target_modules_that_the_model_lacks_are_refused_with_those_it_has(
     gpt2_folder: Path,
 ) -> None:

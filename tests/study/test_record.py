@@ -38,6 +38,11 @@ def test_lines_keep_unicode_and_order(tmp_path: Path) -> None:
     assert "Łódź" in lines[0]
 
 
+def test_half_a_character_is_written_as_json_spells_it(tmp_path: Path) -> None:
+    record.write_json(tmp_path / "results.json", {"path": "a\udcff é"})
+    assert json.loads((tmp_path / "results.json").read_text("utf-8")) == {"path": "a\udcff é"}
+
+
 def test_the_environment_names_versions_and_device() -> None:
     facts = record.environment("cpu", "abc")
     assert (facts["device"], facts["commit"]) == ("cpu", "abc")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -60,6 +61,24 @@ def test_a_whole_study(make_run: Any, tmp_path: Path) -> None:
             assert compared[way][metric]["mean"] == pytest.approx(mean)
     assert "smallest p" in text
     assert "0.250" in text  # what sign flips of three seeds can give at least
+
+
+def test_a_new_report_takes_away_the_pictures_of_the_old_one_alone(
+    make_run: Any, tmp_path: Path
+) -> None:
+    make_run("lora", 1)
+    own = tmp_path / "out" / "figures" / "own.svg"
+    own.parent.mkdir(parents=True)
+    own.write_text("<svg/>")
+    made(tmp_path)
+    assert not (own.parent / "differences.svg").exists()
+    make_run("full", 1)
+    made(tmp_path)
+    assert (own.parent / "differences.svg").exists()
+    shutil.rmtree(tmp_path / "study" / "full_1")
+    made(tmp_path)
+    assert not (own.parent / "differences.svg").exists()
+    assert own.read_text() == "<svg/>"
 
 
 class Tags(HTMLParser):

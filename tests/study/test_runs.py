@@ -101,7 +101,7 @@ def test_what_is_broken_failed_or_missing_is_left_out_by_name(
         "results.json lacks test.f1": lambda f: _result(
             f, "test", {"exact_match": 1, "f1": math.nan}
         ),
-        "results.json lacks epochs.0.train_loss": lambda f: _result(f, "epochs", [{"epoch": 2}]),
+        "results.json lacks epochs.0.train_loss": lambda f: _result(f, "epochs", [{"epoch": 1}]),
         "the answer to q000 is not as": lambda f: _answer(f, log_probability=math.nan),
         "the answer to q000 is not": lambda f: _answer(f, answers=[]),
         "contexts.json lacks a paragraph": lambda f: _answer(f, paragraph=99),

@@ -1,0 +1,76 @@
+"""The scorer's invariants, on any texts."""
+
+import warnings
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from strategies import HALVES, texts
+from torchmetrics.functional.text import squad
+
+from qa.scoring import exact_match, f1, normalize
+
+ANY = texts() | st.text(st.characters(), max_size=20) | st.sampled_from(HALVES)
+GOLDS = st.lists(ANY, min_size=1, max_size=4)
+
+
+@st.composite
+def answered(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """A prediction and its golds: alike, nearly alike, or not."""
+    golds = draw(GOLDS)
+    near = draw(st.sampled_from(("{}", "The {}.", " {}\n", "{} {}", "{}, in a mill"))).replace(
+        "{}", draw(st.sampled_from(golds))
+    )
+    return draw(st.sampled_from((near, draw(ANY)))), golds
+
+
+@given(answered())
+@example(("", [""]))
+@example(("the", ["A!", "x"]))
+def test_scores_are_what_scores_can_be(pair: tuple[str, list[str]]) -> None:
+    given_text, golds = pair
+    match, overlap = exact_match(given_text, golds), f1(given_text, golds)
+    assert match in (0.0, 100.0)
+    assert 0.0 <= overlap <= 100.0
+    words = normalize(given_text).split()
+    if match and words:
+        assert overlap == 100.0
+    if overlap == 100.0:
+        assert any(sorted(words) == sorted(normalize(gold).split()) for gold in golds)
+    if not words:
+        assert overlap == 0.0
+    # The order of golds, and that one comes twice, says nothing.
+    for same in (golds[::-1], golds * 2, sorted(golds)):
+        assert (exact_match(given_text, same), f1(given_text, same)) == (match, overlap)
+    # The best gold counts, each by itself; a further one never harms.
+    assert match == max(exact_match(given_text, [gold]) for gold in golds)
+    assert overlap == max(f1(given_text, [gold]) for gold in golds)
+    for gold in golds:
+        assert f1(given_text, [gold]) == pytest.approx(f1(gold, [given_text]))
+        assert exact_match(given_text, [gold]) == exact_match(gold, [given_text])
+        assert exact_match(gold, golds) == 100.0
+    # What the rules leave out of account changes nothing.
+    assert f1(f" The {given_text} ", golds) == overlap
+
+
+@given(ANY)
+def test_what_is_normalized_is_normal(text: str) -> None:
+    once = normalize(text)
+    assert once == " ".join(once.split())
+    assert not set(once) & set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+
+
+@given(answered())
+def test_scores_are_torchmetrics_where_that_is_defined(pair: tuple[str, list[str]]) -> None:
+    given_text, golds = pair
+    match, overlap = exact_match(given_text, golds), f1(given_text, golds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        theirs = squad(
+            [{"prediction_text": given_text, "id": "1"}],
+            [{"answers": {"text": golds, "answer_start": [0] * len(golds)}, "id": "1"}],
+        )
+    assert match == theirs["exact_match"].item()
+    # Empty against empty is 100 there, and 0 by the official script.
+    if normalize(given_text) or all(map(normalize, golds)):
+        assert overlap == pytest.approx(theirs["f1"].item(), abs=1e-4)

@@ -1,0 +1,273 @@
+"""Nothing that is loaded is run: a pickle in disguise, code in the folder of a model or data set;
+and what data is called stays within its place."""
+
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import torch
+import yaml
+from pyarrow import parquet
+
+from errors import UserError
+from qa.model import load_model, load_tokenizer, max_positions
+from splits import Splits
+
+PROJECT = Path(__file__).parents[1]
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def harm(tmp_path: Path) -> Path:
+    """The folder that is there once a pickle or a script was run."""
+    return tmp_path / "harm"
+
+
+@pytest.fixture
+def bomb(harm: Path) -> bytes:
+    """A pickle that makes `harm`, as it does here to prove that it would."""
+    made = pickle.dumps(Bomb(harm))
+    pickle.loads(made)
+    assert harm.is_dir()
+    harm.rmdir()
+    return made
+
+
+def refused(action: Callable[[], Any], harm: Path) -> None:
+    """It is refused in one line, and nothing was run."""
+    with pytest.raises(UserError) as refusal:
+        action()
+    assert len(str(refusal.value).splitlines()) == 1
+    assert not harm.exists()
+
+
+# Models
+
+
+def loaded(folder: Path) -> Any:
+    """What a run takes of a model's folder."""
+    max_positions(folder)
+    return load_tokenizer(folder), load_model(folder, "name", {})
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"]
+)
+def test_a_pickle_in_place_of_a_models_file_is_refused(
+    name: str, bomb: bytes, harm: Path, gpt2_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(gpt2_folder, tmp_path / "model")
+    (folder / name).write_bytes(bomb)
+    refused(lambda: loaded(folder), harm)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_as_a_pickle_are_refused(
+    zipped: bool, bomb: bytes, harm: Path, gpt2_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(gpt2_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    if zipped:
+        torch.save({"transformer.wte.weight": Bomb(harm)}, folder / "pytorch_model.bin")
+    else:
+        (folder / "pytorch_model.bin").write_bytes(bomb)
+    refused(lambda: loaded(folder), harm)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"model_type": "own", "auto_map": {
+            "AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}),
+        ("config.json", {"auto_map": {
+            "AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}),
+        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {
+            "AutoTokenizer": ["evil.Own", "evil.Own"]}}),
+    ],
+)  # fmt: skip
+def test_code_in_a_models_folder_is_never_run(
+    file: str, change: dict[str, Any], harm: Path, gpt2_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(gpt2_folder, tmp_path / "model")
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(harm)!r})\n")
+    settings = json.loads((folder / file).read_text()) | change
+    (folder / file).write_text(json.dumps(settings))
+    if "model_type" in change:
+        refused(lambda: loaded(folder), harm)
+    else:  # the library has classes of its own for it, and takes these
+        loaded(folder)
+        assert not harm.exists()
+
+
+# Data
+
+
+def splits(path: Path, tmp_path: Path) -> Splits:
+    return Splits(
+        path=str(path), test_path=None, split_by="article", draw_by="question", split_seed=0,
+        train_size=None, validation_size=None, test_size=None, validation_articles=0.2,
+        test_articles=0.2, unanswerable="refuse", misaligned="refuse", seed=0,
+        cache_dir=tmp_path / "cache",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.parquet"])
+def test_a_pickle_in_place_of_a_data_file_is_refused(
+    name: str, bomb: bytes, harm: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(bomb)
+    refused(splits(tmp_path / name, tmp_path).read, harm)
+
+
+def test_a_pickled_column_type_in_a_parquet_file_is_not_unpickled(
+    bomb: bytes, harm: Path, tmp_path: Path
+) -> None:
+    names = {b"ARROW:extension:name": b"arrow.py_extension_type",
+             b"ARROW:extension:metadata": bomb}  # fmt: skip
+    fields = [
+        pyarrow.field(name, pyarrow.string(), metadata=names)
+        for name in ("id", "title", "context", "question", "answers")
+    ]
+    table = pyarrow.table([["x"]] * 5, schema=pyarrow.schema(fields))
+    parquet.write_table(table, tmp_path / "data.parquet")
+    refused(splits(tmp_path / "data.parquet", tmp_path).read, harm)
+
+
+@pytest.mark.parametrize("kind", ["script", "script and data", "pickle", "tar"])
+def test_code_in_a_data_sets_folder_is_never_run(
+    kind: str, bomb: bytes, harm: Path, tmp_path: Path, squad_file: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    if kind.startswith("script"):
+        (folder / "set.py").write_text(f"import os\nos.mkdir({str(harm)!r})\n")
+    if kind == "script and data":
+        (folder / "train.jsonl").write_text('{"id": "1"}\n')
+    if kind == "pickle":
+        (folder / "train.pkl").write_bytes(bomb)
+    if kind == "tar":
+        with tarfile.open(folder / "train.tar", "w") as made:
+            for name in ("0.pyd", "0.pickle", "0.pth", "0.npy"):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(bomb)
+                made.addfile(entry, io.BytesIO(bomb))
+    refused(splits(folder, tmp_path).read, harm)
+
+
+# A run's folder
+
+
+def command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "src" / "run.py"), *words],
+        capture_output=True, text=True, cwd=folder, timeout=300,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_as_checkpoint_is_not_run(
+    zipped: bool, bomb: bytes, harm: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings["trainer"]["max_epochs"] = 1
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    if zipped:
+        torch.save({"epochs": Bomb(harm), "global_step": 1}, folder / "checkpoints" / "last.ckpt")
+    else:
+        (folder / "checkpoints" / "last.ckpt").write_bytes(bomb)
+    (folder / "checkpoints" / "best.safetensors").write_bytes(bomb)
+    command(f"resume={folder}", folder=tmp_path)
+    assert not harm.exists()
+
+
+def test_code_in_a_saved_configuration_is_not_run(harm: Path, tmp_path: Path) -> None:
+    code = f"!!python/object/apply:os.mkdir ['{harm}']\n"
+    (tmp_path / "config.yaml").write_text(f"mode: {code}")
+    done = command(f"resume={tmp_path}", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert not harm.exists()
+
+
+EVIL = "../../evil</td><script>alert(1)</script>|\x1b[31m\" onload='x' [a](http://b)\n\n# c"
+
+
+def test_what_data_is_called_stays_in_the_runs_folder(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Ids, titles, contexts, questions and answers that are paths and markup."""
+    from experiment import run
+
+    for name in ("path", "test_path"):
+        file = Path(settings["data"][name])
+        content = json.loads(file.read_text())
+        for article in content["data"]:
+            article["title"] += EVIL
+            for paragraph in article["paragraphs"]:
+                paragraph["context"] += f" {EVIL}"
+                for qa in paragraph["qas"]:
+                    qa["id"] += f"/{EVIL}"
+                    qa["question"] += EVIL
+                    qa["answers"] = [{
+                        "text": EVIL, "answer_start": len(paragraph["context"]) - len(EVIL)
+                    }]  # fmt: skip
+        file.write_text(json.dumps(content))
+    settings["trainer"]["max_epochs"] = 1
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    before = set(tmp_path.rglob("*"))
+    run(settings, folder)
+    made = set(tmp_path.rglob("*")) - before
+    inside = (folder, tmp_path / "cache")
+    assert all(any(place in (path, *path.parents) for place in inside) for path in made)
+    assert not [path for path in made if "evil" in path.name]
+    assert len((folder / "predictions.jsonl").read_text().split("\n")) == 7
+
+
+# What the machine offers to others
+
+
+@pytest.mark.slow
+def test_tensorboard_by_the_documented_command_listens_to_this_machine_alone(
+    tmp_path: Path,
+) -> None:
+    documented = re.search(r"^tensorboard --logdir runs", (PROJECT / "README.md").read_text(), re.M)
+    assert documented is not None
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", "0"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stderr is not None
+    try:
+        said = next(line for line in server.stderr if "http://" in line)
+        [port] = re.findall(r"http://localhost:(\d+)/", said)
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=10):
+            pass
+        with pytest.raises(OSError, match="refused"):  # would be heard by one that listens to all
+            socket.create_connection(("127.0.0.2", int(port)), timeout=10)
+    finally:
+        server.terminate()
+        server.wait()
