@@ -10,7 +10,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_module import LitQuestionAnswering, Prediction
+from lit_module import LitQuestionAnswering
+from predictions import Prediction
 
 
 class Interrupted(Exception):  # noqa: N818  # it is no error

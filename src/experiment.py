@@ -24,15 +24,15 @@ from datamodule import SquadDataModule
 from errors import UserError
 from hub import folder_of
 from identity import weights_fingerprint
-from lit_module import LitQuestionAnswering, Prediction
+from lit_module import LitQuestionAnswering
 from logs import SHOWN, MetricsFile, SampleAnswers, answers_table
 from precision import frozen_dtype, precision_of
+from predictions import Prediction, scores
 from qa.kernels import onednn_is_faster
 from qa.model import load_tokenizer, max_positions
 from settings import unknown
 from splits import Splits
 from study import record
-from study.intervals import mean, mean_interval, share_interval
 
 Settings = dict[str, Any]
 
@@ -66,7 +66,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         )  # fmt: skip
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
-            before = _scores(predictions)
+            before = scores(predictions)
             record.write_json(_before_file(settings, data, model_facts), before)
         trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
         if not module.epochs:
@@ -90,7 +90,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         "epochs": module.epochs,
         "best_epoch": min(module.epochs, key=lambda epoch: epoch["validation_loss"])["epoch"],
         "before": before,
-        "test": _scores(predictions),
+        "test": scores(predictions),
         "cost": cost.summary()
         | {
             "step": parts,
@@ -212,20 +212,6 @@ def _test(
     if len(loader):
         trainer.test(module, loader, verbose=False)
     return journal.predictions
-
-
-def _scores(predictions: list[Prediction]) -> dict[str, Any]:
-    """EM and F1 (percent) with 95 % intervals over paragraphs."""
-    paragraphs = [prediction["paragraph"] for prediction in predictions]
-    matches = [prediction["exact_match"] for prediction in predictions]
-    overlaps = [prediction["f1"] for prediction in predictions]
-    return {
-        "questions": len(predictions),
-        "exact_match": mean(matches),
-        "exact_match_interval": list(share_interval(matches, paragraphs)),
-        "f1": mean(overlaps),
-        "f1_interval": list(mean_interval(overlaps, paragraphs)),
-    }
 
 
 def _before_file(settings: Settings, data: SquadDataModule, model: dict[str, Any]) -> Path:

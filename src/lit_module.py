@@ -18,14 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 
 from datamodule import Asked
 from errors import UserError
-from qa.decoding import Answer, greedy, shares_context, stop_ids
+from predictions import Prediction, prediction
+from qa.decoding import greedy, shares_context, stop_ids
 from qa.kernels import speed_up_full
 from qa.model import add_lora, load_model, store_frozen
 from qa.packing import Sequences
 from qa.prompt import IGNORED
-from qa.scoring import exact_match, f1
-
-Prediction = dict[str, Any]
 
 
 class LitQuestionAnswering(L.LightningModule):
@@ -146,9 +144,9 @@ class LitQuestionAnswering(L.LightningModule):
             loss, count = self.loss_sum(batch.labelled)
             self.validation_loss.update(loss / count, weight=count)
         predictions = self.predict(batch)
-        for prediction in predictions:
-            self.exact_match.update(prediction["exact_match"])
-            self.f1.update(prediction["f1"])
+        for own in predictions:
+            self.exact_match.update(own["exact_match"])
+            self.f1.update(own["f1"])
         self.samples += predictions
 
     def on_validation_epoch_end(self) -> None:
@@ -177,7 +175,7 @@ class LitQuestionAnswering(L.LightningModule):
             )
         )  # fmt: skip
         return [
-            _prediction(row, None if prompt is None else next(answers))
+            prediction(row, None if prompt is None else next(answers))
             for row, prompt in zip(batch.rows, batch.prompts, strict=True)
         ]
 
@@ -259,21 +257,3 @@ class LitQuestionAnswering(L.LightningModule):
                 f"{source} is of another model: {missing} trained weights are missing in it, "
                 f"{surplus} have no place here."
             )
-
-
-def _prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
-    """What is recorded of a question; without an `answer` it was not asked, and scores nothing."""
-    text = answer.text if answer else ""
-    return {
-        "id": row["id"],
-        "title": row["title"],
-        "paragraph": row["paragraph"],
-        "question": row["question"],
-        "answers": row["answers"],
-        "prediction": text,
-        "log_probability": answer and answer.log_probability,
-        "ended": answer is not None and answer.ended,
-        "context_cut": row["context_cut"],
-        "exact_match": exact_match(text, row["answers"]),
-        "f1": f1(text, row["answers"]),
-    }

@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from lit_module import LitQuestionAnswering, Prediction
+from lit_module import LitQuestionAnswering
+from predictions import Prediction
 
 COLUMNS = (
     "epoch",

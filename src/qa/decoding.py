@@ -6,7 +6,7 @@ and their answers grow side by side in one sequence; else each prompt is a row o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -26,6 +26,13 @@ class Answer:
     text: str
     log_probability: float
     ended: bool
+
+
+class Way(Protocol):
+    """How answers that grow side by side are computed."""
+
+    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -64,33 +71,45 @@ def greedy(
         if packed_length is None
         else _Shared(model, prompts, packed_length, max_new_tokens)
     )
-    ends = torch.tensor(stops, device=model.device)
-    generated: list[list[int]] = [[] for _ in prompts]
-    log_probability = [0.0] * len(prompts)
-    ended = [False] * len(prompts)
-    active = list(range(len(prompts)))  # the prompts whose answers go on
-    logits = way.start()  # (active, vocabulary), here and below
+    value, token = way.start().float().log_softmax(-1).max(-1)  # (prompts,)
+    found = continued(way, token, value, tokenizer, stops, max_new_tokens)
+    answers = dict(zip(order, found, strict=True))
+    return [answers[number] for number in range(len(answers))]
+
+
+def continued(
+    way: Way,
+    token: torch.Tensor,
+    value: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: Sequence[int],
+    max_new_tokens: int,
+) -> list[Answer]:
+    """The answers that begin with each `token` (B), of log-probability `value` (B), and go on
+    greedily."""
+    ends = torch.tensor(stops, device=token.device)
+    generated: list[list[int]] = [[] for _ in token]
+    log_probability = [0.0] * len(token)
+    ended = [False] * len(token)
+    active = list(range(len(token)))  # the rows whose answers go on
     for left in reversed(range(max_new_tokens)):
-        best, token = logits.float().log_softmax(-1).max(-1)  # (active,)
         going = ~torch.isin(token, ends)
-        for row, value, chosen, goes in zip(
-            active, best.tolist(), token.tolist(), going.tolist(), strict=True
+        for row, number, chosen, goes in zip(
+            active, value.tolist(), token.tolist(), going.tolist(), strict=True
         ):
             generated[row].append(chosen)
-            log_probability[row] += value
+            log_probability[row] += number
             ended[row] = not goes
         kept = going.nonzero().squeeze(1)
         active = [active[row] for row in kept.tolist()]
         if not active or not left:
             break
-        logits = way.go_on(token[kept], kept)
-    answers = {
-        number: Answer(text_of(tokenizer, ids), probability, end)
-        for number, ids, probability, end in zip(
-            order, generated, log_probability, ended, strict=True
-        )
-    }
-    return [answers[number] for number in range(len(answers))]
+        logits = way.go_on(token[kept], kept)  # (active, vocabulary)
+        value, token = logits.float().log_softmax(-1).max(-1)
+    return [
+        Answer(text_of(tokenizer, ids), number, end)
+        for ids, number, end in zip(generated, log_probability, ended, strict=True)
+    ]
 
 
 def shares_context(model: PreTrainedModel, length: int) -> bool:

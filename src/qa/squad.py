@@ -86,7 +86,8 @@ def check(
 ) -> tuple[list[Question], dict[str, int]]:
     """The questions of `entries`, and how many were dropped or repaired.
 
-    `unanswerable`: 'refuse' or 'drop' questions without an answer (SQuAD v2.0).
+    `unanswerable`: 'refuse' or 'drop' questions without an answer (SQuAD v2.0), or 'keep' them,
+    with none.
     `misaligned`: 'refuse' answers that don't stand at their offset, or 'repair' the offset by
     search; an answer that stands nowhere keeps its text and gets the offset -1.
 
@@ -103,7 +104,8 @@ def check(
         seen[entry.id] += 1
         if not entry.answers:
             without_answer.append(entry.where)
-            continue
+            if unanswerable != "keep":
+                continue
         context = entry.context.strip()
         shift = len(entry.context) - len(entry.context.lstrip())
         answers, starts = [], []
@@ -130,7 +132,7 @@ def check(
             f"{len(wrong)} answers do not stand where answer_start says, the first: {wrong[0]}. "
             "data.misaligned=repair looks for them in the context."
         )
-    counts["unanswerable_dropped"] = len(without_answer)
+    counts["unanswerable_dropped"] = len(without_answer) if unanswerable == "drop" else 0
     return questions, counts
 
 
