@@ -26,7 +26,7 @@ from hub import folder_of
 from identity import weights_fingerprint
 from lit_module import LitQuestionAnswering
 from logs import SHOWN, MetricsFile, SampleAnswers, answers_table
-from precision import frozen_dtype, precision_of
+from precision import device_name, frozen_dtype, precision_of
 from predictions import Prediction, scores
 from qa.kernels import onednn_is_faster
 from qa.model import load_tokenizer, max_positions
@@ -98,7 +98,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
             "session_seconds": time.time() - began,
         },
         "exported": exported.name,
-        "environment": record.environment(_device_name(trainer.strategy.root_device), commit),
+        "environment": record.environment(device_name(trainer.strategy.root_device), commit),
     }
     wrong = [p for p in sorted(predictions, key=lambda p: p["id"]) if not p["exact_match"]]
     _log_results(trainer, results, wrong[:SHOWN])
@@ -256,10 +256,6 @@ def _log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Predic
             logger.log_hyperparams(parameters, metrics)
             logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
             logger.finalize("success")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _quiet() -> None:

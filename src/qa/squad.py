@@ -1,6 +1,7 @@
 """Questions from files in SQuAD v1.1's format: its JSON, or parquet with the hub's columns."""
 
 import glob
+import hashlib
 import json
 import re
 import tempfile
@@ -134,6 +135,14 @@ def check(
         )
     counts["unanswerable_dropped"] = len(without_answer) if unanswerable == "drop" else 0
     return questions, counts
+
+
+def fingerprint(questions: Iterable[Question]) -> str:
+    """A hash of all that `questions` hold, in their order."""
+    digest = hashlib.sha256()
+    for q in questions:
+        digest.update(json.dumps([getattr(q, field) for field in q.__slots__]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _json_entries(path: Path) -> Iterator[Entry]:
