@@ -1,6 +1,7 @@
 """Where a text stands in a context."""
 
 import re
+from collections.abc import Iterable
 
 Span = tuple[int, int]  # its first character, and one past its last
 
@@ -19,6 +20,18 @@ def spans(text: str, context: str) -> list[Span]:
         if found := [m.span() for m in re.finditer(f"{before}{pattern}{after}", context, flags)]:
             return found
     return []
+
+
+def pieces(context: str, places: Iterable[Span]) -> list[tuple[str, bool]]:
+    """The context in parts, and whether each is one of `places`; of two that overlap the
+    earlier counts."""
+    found, at = [], 0
+    for start, stop in sorted(places, key=lambda place: (place[0], -place[1])):
+        if start < at:
+            continue
+        found += [(context[at:start], False), (context[start:stop], True)]
+        at = stop
+    return [*found, (context[at:], False)]
 
 
 def _edge(character: str, lookaround: str) -> str:

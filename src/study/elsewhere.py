@@ -69,8 +69,8 @@ def elsewhere(study: Study, found: Contrast | None) -> Section | None:
              "src/evaluate_run.py)."),
         Table(["", "seeds", "EM", "F1", "EM against own", "F1 against own"], rows,
               "Percent: mean ± standard deviation and 95 % t interval over seeds; against own: "
-              "percentage points above the runs' own test set, which holds other questions, so that "
-              "part of it is how hard they are."),
+              "percentage points above the runs' own test set, whose questions are others: part "
+              "of it is how hard they are."),
     ]  # fmt: skip
     if gaps:
         assert found is not None
