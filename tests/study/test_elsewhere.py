@@ -1,6 +1,7 @@
 """The report's section on other test sets: who is in it, and what its numbers are."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -11,24 +12,27 @@ from study.document import Points, Table
 from study.runs import collect
 from study.verdict import contrast
 
-from .conftest import CONTEXTS, answers
-
 MakeRun = Callable[..., Path]
 
 
-def evaluated(run: Path, seed: int, share: float, name: str = "poems", known: int = 0) -> float:
-    """Gives a run scores on another test set; gives its EM."""
-    predictions = answers(seed, share)
-    means = {m: fmean(p[m] for p in predictions) for m in ("exact_match", "f1")}
+def evaluated(run: Path, wrong: int, name: str = "poems", known: int = 0) -> float:
+    """Gives a run scores on another test set, of 40 questions all but so many right; its EM."""
     folder = run / "evaluations" / name
     folder.mkdir(parents=True)
+    shutil.copy(run / "contexts.json", folder)
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").open()]
+    for number, p in enumerate(predictions):
+        score = 0.0 if number < wrong else 100.0
+        p |= {"exact_match": score, "f1": score, "prediction": "Mars"}
+    mean = fmean(p["exact_match"] for p in predictions)
     record: dict[str, Any] = {
-        "name": name, "data": {"test": {"fingerprint": name}, "trained_on": known}, "test": means,
-    }  # fmt: skip
+        "name": name,
+        "data": {"test": {"fingerprint": name}, "trained_on": known},
+        "test": {"exact_match": mean, "f1": mean},
+    }
     (folder / "results.json").write_text(json.dumps(record))
-    (folder / "contexts.json").write_text(json.dumps(CONTEXTS))
     (folder / "predictions.jsonl").write_text("".join(json.dumps(p) + "\n" for p in predictions))
-    return means["exact_match"]
+    return mean
 
 
 def section(place: Path) -> list[Any]:
@@ -45,9 +49,9 @@ def test_scores_drops_and_differences_are_of_the_answers(make_run: MakeRun) -> N
     matches: dict[str, list[float]] = {"lora": [], "full": []}
     own: dict[str, list[float]] = {"lora": [], "full": []}
     for seed in (1, 2, 3):
-        for mode, share in (("lora", 0.5), ("full", 0.3)):
+        for mode, wrong in (("lora", 5 * seed), ("full", 2 * seed)):
             run = make_run(mode, seed)
-            matches[mode].append(evaluated(run, 50 * seed + len(mode), share))
+            matches[mode].append(evaluated(run, wrong))
             results = json.loads((run / "results.json").read_text())
             own[mode].append(results["test"]["exact_match"])
     blocks = section(run.parent)
@@ -63,7 +67,7 @@ def test_scores_drops_and_differences_are_of_the_answers(make_run: MakeRun) -> N
 
 
 def test_runs_that_lack_a_test_set_are_not_counted_for_it(make_run: MakeRun) -> None:
-    evaluated(make_run("lora", 1), 5, 0.5)
+    evaluated(make_run("lora", 1), 5)
     place = make_run("lora", 2).parent
     table = section(place)[1]
     assert [row[:2] for row in table.rows] == [["LoRA, own test set", "2"], ["LoRA, poems", "1"]]
@@ -71,10 +75,10 @@ def test_runs_that_lack_a_test_set_are_not_counted_for_it(make_run: MakeRun) -> 
 
 def test_what_is_broken_or_known_is_named(make_run: MakeRun) -> None:
     run = make_run("lora", 1)
-    evaluated(run, 5, 0.5, known=7)
-    evaluated(run, 6, 0.5, "cut")
+    evaluated(run, 5, known=7)
+    evaluated(run, 6, "cut")
     (run / "evaluations" / "cut" / "predictions.jsonl").write_text('{"id": "a"')
-    evaluated(run, 7, 0.5, "false")
+    evaluated(run, 7, "false")
     file = run / "evaluations" / "false" / "results.json"
     file.write_text(file.read_text().replace('"exact_match": ', '"exact_match": 1'))
     notes = next(block for block in section(run.parent) if isinstance(block, Points)).items
