@@ -10,6 +10,7 @@ characters of the context where it stands, and with others that begin otherwise.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -138,7 +139,8 @@ def answer_context(
     if question is not None:
         show(runs, readings, question)
         return
-    import readline  # noqa: F401  # lets `input` edit a line and recall those before
+    with contextlib.suppress(ImportError):  # where there is none, a line can't be edited
+        import readline  # noqa: F401
 
     at_terminal = sys.stdin.isatty()
     if at_terminal:

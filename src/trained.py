@@ -74,7 +74,7 @@ class Trained:
     def _packed_length(self) -> int | None:
         """None if the model can't share a context, which its run knows."""
         if self.results is not None:
-            shares = self.results["model"]["shares_context"]
+            shares = self.results["model"].get("shares_context", False)
         else:
             shares = shares_context(self.model, self.max_prompt_length + self.max_new_tokens)
         return self.packed_length if shares else None
@@ -156,7 +156,12 @@ def load(place: Path, base: str | None) -> Trained:
     if not place.is_dir():
         raise UserError(f"There is no folder {place}.")
     if (place / "results.json").is_file():
-        return _of_run(place, base)
+        try:
+            return _of_run(place, base)
+        except KeyError as error:
+            raise UserError(
+                f"{place / 'results.json'} lacks {error}: another version of this project made it."
+            ) from None
     if (place / "config.yaml").is_file() or (place / "status.json").is_file():
         raise _unfinished(place)
     if (place / "adapter_config.json").is_file():

@@ -112,7 +112,7 @@ def continued(
     ]
 
 
-def shares_context(model: PreTrainedModel, length: int) -> bool:
+def shares_context(model: Model, length: int) -> bool:
     """Whether `model` (float32, eval mode) answers over a shared context as over one of its own:
     tried on two prompts and two tokens behind each, `length` tokens or all that the model reads."""
     length = max(2, min(length, model.config.max_position_embeddings) - 2)

@@ -1,11 +1,13 @@
 """A context that is read once: the same answers as alone, and the alternatives to them."""
 
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from errors import UserError
 from qa.decoding import greedy, stop_ids
@@ -95,3 +97,28 @@ def test_a_question_that_can_not_be_asked(
     reading = Reading(load_model(gpt2_folder, "tiny", {}), tokenizer, CONTEXT, 200)
     with pytest.raises(UserError, match=message):
         reading.ask(question, [0], 4, 0)
+
+
+@pytest.mark.slow
+def test_over_a_context_that_is_read_the_first_token_takes_less_than_a_quarter(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """GPT-2 of full size, in float32, 500 tokens."""
+    model, stops = GPT2LMHeadModel(GPT2Config()).eval(), stop_ids(tokenizer)
+    context = CONTEXT
+    while len(encode(tokenizer, [context_text(context)])[0]) < 500:
+        context += "Ada and Bruno. "
+    reading = Reading(model, tokenizer, context, 900)
+    assert 500 <= reading.tokens < 520
+
+    def seconds(first_token: Callable[[], object]) -> float:
+        took = []
+        for _ in range(5):
+            began = time.perf_counter()
+            first_token()
+            took.append(time.perf_counter() - began)
+        return min(took)
+
+    warm = seconds(lambda: reading.ask(QUESTIONS[0], stops, 1, 0))
+    cold = seconds(lambda: Reading(model, tokenizer, context, 900).ask(QUESTIONS[0], stops, 1, 0))
+    assert warm < cold / 4
