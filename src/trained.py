@@ -112,30 +112,26 @@ class Trained:
         """The greedy answers to pairs of context and question, in batches as a run's own test."""
         contexts = list(dict.fromkeys(context for context, _ in asked))
         numbers = {context: number for number, context in enumerate(contexts)}
-        head = prompt.head_ids(self.tokenizer)
+        of = [numbers[context] for context, _ in asked]
         ids = prompt.encode(self.tokenizer, [prompt.context_text(text) for text in contexts])
+        head = prompt.head_ids(self.tokenizer)
         prompts, longest = [], [0] * len(contexts)
         questions = [prompt.question_text(question) for _, question in asked]
-        for (context, _), own in zip(asked, prompt.encode(self.tokenizer, questions), strict=True):
-            number = numbers[context]
+        for number, own in zip(of, prompt.encode(self.tokenizer, questions), strict=True):
             room = self.max_prompt_length - len(head) - len(own)
             kept = ids[number][prompt.window(len(ids[number]), max(room, 0))]
             prompts.append(Parts(head, kept, own))
             longest[number] = max(longest[number], len(prompts[-1].prompt))
-        of = [numbers[context] for context, _ in asked]
         order = sorted(range(len(asked)), key=lambda n: (-longest[of[n]], of[n]))
+        starts, packed_length = range(0, len(order), self.batch_size), self._packed_length
         found: dict[int, Answer] = {}
-        batches = [
-            order[start : start + self.batch_size]
-            for start in range(0, len(order), self.batch_size)
-        ]
-        shown = Console(stderr=True)
-        for batch in track(batches, self.label, console=shown, transient=True):
+        for start in track(starts, self.label, console=Console(stderr=True), transient=True):
+            batch = order[start : start + self.batch_size]
             fit = [n for n in batch if len(prompts[n].prompt) <= self.max_prompt_length]
             with computing(self.precision, self.model.device):
                 answers = greedy(
                     self.model, self.tokenizer, [prompts[n] for n in fit], self.stops,
-                    self.max_new_tokens, self._packed_length,
+                    self.max_new_tokens, packed_length,
                 )  # fmt: skip
             found |= zip(fit, answers, strict=True)
         return [

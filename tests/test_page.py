@@ -13,7 +13,6 @@ from errors import UserError
 from qa.spans import spans
 from trained import Reply
 
-flask = pytest.importorskip("flask")
 EVIL = "<script>alert(1)</script> & \"quotes\" 'too' {{ 7 * 7 }}"
 
 
