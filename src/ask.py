@@ -65,7 +65,7 @@ def parted(words: list[str]) -> tuple[list[Path], str | None]:
         UserError: there is no folder, or what can't be told apart.
     """
     places, rest = list(words), None
-    if words and not Path(words[-1]).is_dir():
+    if words and not (words[-1] and Path(words[-1]).is_dir()):  # Path("") is a folder, the current
         *places, rest = words
     wrong = [word for word in places if not Path(word).is_dir()]
     if rest is not None and os.sep in rest and not any(map(str.isspace, rest)):

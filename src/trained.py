@@ -125,7 +125,9 @@ class Trained:
         order = sorted(range(len(asked)), key=lambda n: (-longest[of[n]], of[n]))
         starts, packed_length = range(0, len(order), self.batch_size), self._packed_length
         found: dict[int, Answer] = {}
-        for start in track(starts, self.label, console=Console(stderr=True), transient=True):
+        console = Console(stderr=True)
+        hidden = not console.is_terminal
+        for start in track(starts, self.label, console=console, transient=True, disable=hidden):
             batch = order[start : start + self.batch_size]
             fit = [n for n in batch if len(prompts[n].prompt) <= self.max_prompt_length]
             with computing(self.precision, self.model.device):

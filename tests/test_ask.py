@@ -156,7 +156,7 @@ def test_what_can_not_be_asked_is_said_in_a_line(
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "latin.txt").write_bytes(b"Malm\xf6")
     for words, message in (
-        ((), "Give --context"),
+        ((), "Which run"),
         (("--context", context_file), "Which run"),
         ((run,), "Give --context"),
         ((run, "--context", context_file, ""), "question is empty"),

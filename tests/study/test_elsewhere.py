@@ -20,7 +20,9 @@ def evaluated(run: Path, wrong: int, name: str = "poems", known: int = 0) -> flo
     folder = run / "evaluations" / name
     folder.mkdir(parents=True)
     shutil.copy(run / "contexts.json", folder)
-    predictions = [json.loads(line) for line in (run / "predictions.jsonl").open()]
+    predictions = [
+        json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()
+    ]
     for number, p in enumerate(predictions):
         score = 0.0 if number < wrong else 100.0
         p |= {"exact_match": score, "f1": score, "prediction": "Mars"}
