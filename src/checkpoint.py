@@ -19,11 +19,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from errors import UserError
-from lit_module import LitQuestionAnswering, Prediction, saved_weights
+from lit_module import LitQuestionAnswering, saved_weights
+from predictions import Prediction
 from study import record
 
 LAST, BEFORE, BEST = "last.ckpt", "before.ckpt", "best.safetensors"
-
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 

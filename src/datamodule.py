@@ -16,7 +16,7 @@ from errors import UserError
 from qa import prompt
 from qa.packing import Sequences, packed, padded
 from qa.prompt import IGNORED, Parts
-from qa.squad import Question
+from qa.squad import Question, fingerprint
 from rows import Row, Rows
 from splits import NAMES, Splits
 from steps import ResumableLoader, StepSampler
@@ -202,16 +202,13 @@ class SquadDataModule(L.LightningDataModule):
             raise UserError(
                 f"No question of the {name} split fits into max_length={self.max_length}."
             )
-        digest = hashlib.sha256()
-        for q in questions:
-            digest.update(json.dumps([getattr(q, field) for field in q.__slots__]).encode())
         return table, {
             "questions": len(table),
             "paragraphs": len(set(table.column("paragraph"))),
             "articles": len(set(table.column("title"))),
             "truncated": sum(table.column("context_cut")),
             "dropped": len(questions) - len(table),
-            "fingerprint": digest.hexdigest()[:16],
+            "fingerprint": fingerprint(questions),
             "in_all_files": source_counts,
         }
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import transformers
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -35,15 +34,15 @@ from devices import connected, gathered, is_first
 from errors import UserError
 from hub import folder_of
 from identity import weights_fingerprint
-from lit_module import LitQuestionAnswering, Prediction
+from lit_module import LitQuestionAnswering
 from logs import SHOWN, MetricsFile, SampleAnswers, answers_table
-from precision import frozen_dtype, precision_of
+from precision import device_name, frozen_dtype, precision_of
+from predictions import Prediction, scores
 from qa.kernels import onednn_is_faster
 from qa.model import load_tokenizer, max_positions
 from settings import unknown
 from splits import Splits
 from study import record
-from study.intervals import mean, mean_interval, share_interval
 
 Settings = dict[str, Any]
 SCORES = "scores.json"
@@ -92,7 +91,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
             if trainer.is_global_zero:
-                before = _scores(predictions)
+                before = scores(predictions)
                 place = _before_place(settings, data, model_facts)
                 record.write_json(place / SCORES, before)
                 record.seal(place, {SCORES: place / SCORES})
@@ -105,7 +104,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         module.load_trained(checkpoint.best)
         predictions = _test(trainer, module, data, journal)
         costs = cost.summary()
-        devices = Counter(gathered(_device_name(trainer.strategy.root_device)))
+        devices = Counter(gathered(device_name(trainer.strategy.root_device)))
     if not trainer.is_global_zero:
         return {}
     exported = module.export(folder)
@@ -123,7 +122,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         "epochs": module.epochs,
         "best_epoch": min(module.epochs, key=lambda epoch: epoch["validation_loss"])["epoch"],
         "before": before,
-        "test": _scores(predictions),
+        "test": scores(predictions),
         "cost": costs
         | {
             "step": parts,
@@ -267,20 +266,6 @@ def _test(
     return journal.predictions if journal else []
 
 
-def _scores(predictions: list[Prediction]) -> dict[str, Any]:
-    """EM and F1 (percent) with 95 % intervals over paragraphs."""
-    paragraphs = [prediction["paragraph"] for prediction in predictions]
-    matches = [prediction["exact_match"] for prediction in predictions]
-    overlaps = [prediction["f1"] for prediction in predictions]
-    return {
-        "questions": len(predictions),
-        "exact_match": mean(matches),
-        "exact_match_interval": list(share_interval(matches, paragraphs)),
-        "f1": mean(overlaps),
-        "f1_interval": list(mean_interval(overlaps, paragraphs)),
-    }
-
-
 def _before_place(settings: Settings, data: SquadDataModule, model: dict[str, Any]) -> Path:
     """The folder of the scores before training, named by all that they depend on."""
     source = sorted((Path(__file__).parent / "qa").glob("*.py"))
@@ -327,10 +312,6 @@ def _log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Predic
             logger.log_hyperparams(parameters, metrics)
             logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
             logger.finalize("success")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _quiet() -> None:

@@ -23,15 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 from datamodule import Asked
 from devices import gathered
 from errors import UserError
-from qa.decoding import Answer, greedy, shares_context, stop_ids
+from predictions import Prediction, prediction
+from qa.decoding import greedy, shares_context, stop_ids
 from qa.kernels import speed_up_full
 from qa.model import add_lora, load_model, store_frozen
 from qa.packing import Sequences
 from qa.prompt import IGNORED
-from qa.scoring import exact_match, f1
 from study import record
 
-Prediction = dict[str, Any]
 DIGEST = "sha256"  # in the file of the trained weights: what `saved_weights` checks
 
 
@@ -198,7 +197,7 @@ class LitQuestionAnswering(L.LightningModule):
             )
         )  # fmt: skip
         return [
-            _prediction(row, None if prompt is None else next(answers))
+            prediction(row, None if prompt is None else next(answers))
             for row, prompt in zip(batch.rows, batch.prompts, strict=True)
         ]
 
@@ -306,21 +305,3 @@ def _digest(weights: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
         digest.update(weight.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
-    """What is recorded of a question; without an `answer` it was not asked, and scores nothing."""
-    text = answer.text if answer else ""
-    return {
-        "id": row["id"],
-        "title": row["title"],
-        "paragraph": row["paragraph"],
-        "question": row["question"],
-        "answers": row["answers"],
-        "prediction": text,
-        "log_probability": answer and answer.log_probability,
-        "ended": answer is not None and answer.ended,
-        "context_cut": row["context_cut"],
-        "exact_match": exact_match(text, row["answers"]),
-        "f1": f1(text, row["answers"]),
-    }

@@ -11,7 +11,8 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from devices import is_first
-from lit_module import LitQuestionAnswering, Prediction
+from lit_module import LitQuestionAnswering
+from predictions import Prediction
 from study import record
 
 COLUMNS = (

@@ -1,11 +1,13 @@
 """In which precision a run computes, where the configuration leaves that to the hardware."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 FROZEN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # what autocast rounds to
+WHOLE = {"bf16-true": torch.bfloat16, "16-true": torch.float16}  # what all weights are kept in
 
 
 def precision_of(trainer: Mapping[str, Any]) -> str:
@@ -31,3 +33,24 @@ def frozen_dtype(wanted: str | None, precision: str, lora: Mapping[str, Any] | N
     if wanted == "auto" and lora is not None and not lora.get("use_dora"):
         return FROZEN.get(precision, torch.float32)
     return torch.float32
+
+
+def computing(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What to compute in, outside a trainer, for the numbers of a trainer of that `precision`."""
+    if precision in FROZEN:
+        return torch.autocast(device.type, dtype=FROZEN[precision])
+    return nullcontext()
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device of an `accelerator` (Lightning's name) on this machine, or what there is."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a record calls a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

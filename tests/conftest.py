@@ -218,14 +218,34 @@ def write_squad(
 @pytest.fixture
 def settings(gpt2_folder: Path, tmp_path: Path) -> dict[str, Any]:
     """The default configuration on the tiny model and a few questions: three steps an epoch."""
+    return tiny_settings(gpt2_folder, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_runs(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of finished runs, by mode; not to be changed. Their answers are not those of the
+    model before training."""
+    import experiment
+
+    folder = tmp_path_factory.mktemp("finished")
+    settings = tiny_settings(gpt2_folder, folder)
+    experiment.run(settings | {"lr": 0.1}, folder / "lora")
+    full = {"mode": "full", "lora": None, "rank": None, "frozen_dtype": None}
+    experiment.run(settings | full, folder / "full")
+    for mode in ("lora", "full"):
+        (folder / mode / "status.json").write_text(json.dumps({"state": "finished"}))
+    return {mode: folder / mode for mode in ("lora", "full")}
+
+
+def tiny_settings(model: Path, folder: Path) -> dict[str, Any]:
     import run  # not above: it is the one module that these fixtures need of the project
 
-    files = [write_squad(tmp_path / f"{n}.json", 6, 2, 2, seed=n) for n in range(2)]
+    files = [write_squad(folder / f"{n}.json", 6, 2, 2, seed=n) for n in range(2)]
     return run.compose(
         [
             "mode=lora",
             "lr=1e-2",
-            f"model.name='{gpt2_folder}'",
+            f"model.name='{model}'",
             f"data.path='{files[0]}'",
             f"data.test_path='{files[1]}'",
             "data.train_size=10",
@@ -238,7 +258,7 @@ def settings(gpt2_folder: Path, tmp_path: Path) -> dict[str, Any]:
             "trainer.log_every_n_steps=1",
             "trainer.accelerator=cpu",
             "trainer.precision=32-true",
-            f"cache_dir='{tmp_path / 'cache'}'",
+            f"cache_dir='{folder / 'cache'}'",
         ],
         [],
     )

@@ -6,7 +6,7 @@ and their answers grow side by side in one sequence; else each prompt is a row o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -26,6 +26,13 @@ class Answer:
     text: str
     log_probability: float
     ended: bool
+
+
+class Way(Protocol):
+    """How answers that grow side by side are computed."""
+
+    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -60,42 +67,52 @@ def greedy(
     order = sorted(range(len(prompts)), key=lambda n: prompts[n].context)
     prompts = [prompts[n] for n in order]
     way = (
-        Rows(model, prompts)
+        _Rows(model, prompts)
         if packed_length is None
-        else Shared(model, prompts, packed_length, max_new_tokens - 1)
+        else _Shared(model, prompts, packed_length, max_new_tokens - 1)
     )
-    ends = torch.tensor(stops, device=model.device)
-    generated: list[list[int]] = [[] for _ in prompts]
-    log_probability = [0.0] * len(prompts)
-    ended = [False] * len(prompts)
-    active = list(range(len(prompts)))  # the prompts whose answers go on
-    nodes = torch.arange(len(prompts), device=model.device)  # their ends
-    logits = way.start()  # (active, vocabulary), here and below
+    value, token = way.start().float().log_softmax(-1).max(-1)  # (prompts,)
+    found = continued(way, token, value, tokenizer, stops, max_new_tokens)
+    answers = dict(zip(order, found, strict=True))
+    return [answers[number] for number in range(len(answers))]
+
+
+def continued(
+    way: Way,
+    token: torch.Tensor,
+    value: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: Sequence[int],
+    max_new_tokens: int,
+) -> list[Answer]:
+    """The answers that begin with each `token` (B), of log-probability `value` (B), and go on
+    greedily."""
+    ends = torch.tensor(stops, device=token.device)
+    generated: list[list[int]] = [[] for _ in token]
+    log_probability = [0.0] * len(token)
+    ended = [False] * len(token)
+    active = list(range(len(token)))  # the rows whose answers go on
     for left in reversed(range(max_new_tokens)):
-        best, token = logits.float().log_softmax(-1).max(-1)  # (active,)
         going = ~torch.isin(token, ends)
-        for row, value, chosen, goes in zip(
-            active, best.tolist(), token.tolist(), going.tolist(), strict=True
+        for row, number, chosen, goes in zip(
+            active, value.tolist(), token.tolist(), going.tolist(), strict=True
         ):
             generated[row].append(chosen)
-            log_probability[row] += value
+            log_probability[row] += number
             ended[row] = not goes
         kept = going.nonzero().squeeze(1)
         active = [active[row] for row in kept.tolist()]
         if not active or not left:
             break
-        logits = way.go_on(token[kept], nodes[kept])
-        nodes = nodes[-1] + 1 + torch.arange(len(kept), device=model.device)
-    answers = {
-        number: Answer(text_of(tokenizer, ids), probability, end)
-        for number, ids, probability, end in zip(
-            order, generated, log_probability, ended, strict=True
-        )
-    }
-    return [answers[number] for number in range(len(answers))]
+        logits = way.go_on(token[kept], kept)  # (active, vocabulary)
+        value, token = logits.float().log_softmax(-1).max(-1)
+    return [
+        Answer(text_of(tokenizer, ids), number, end)
+        for ids, number, end in zip(generated, log_probability, ended, strict=True)
+    ]
 
 
-def shares_context(model: PreTrainedModel, length: int) -> bool:
+def shares_context(model: Model, length: int) -> bool:
     """Whether `model` (float32, eval mode) answers over a shared context as over one of its own:
     tried on two prompts and two tokens behind each, `length` tokens or all that the model reads."""
     length = max(2, min(length, model.config.max_position_embeddings) - 2)
@@ -105,8 +122,8 @@ def shares_context(model: PreTrainedModel, length: int) -> bool:
     prompts = [Parts([], ids[size:], ids[:size]), Parts([], ids[size:], ids[size - 1 :: -1])]
     try:
         shared, alone = (
-            _trial(Shared(model, prompts, 2 * length, 2)),
-            _trial(Rows(model, prompts)),
+            _trial(_Shared(model, prompts, 2 * length, 2)),
+            _trial(_Rows(model, prompts)),
         )
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
         return False  # it does not take these arguments, or can't compute with them
@@ -114,26 +131,22 @@ def shares_context(model: PreTrainedModel, length: int) -> bool:
 
 
 @torch.no_grad()
-def _trial(way: "Shared | Rows") -> torch.Tensor:
+def _trial(way: "_Shared | _Rows") -> torch.Tensor:
     """The logits (3, 2, vocabulary) behind two prompts, and behind one and two tokens more."""
     both = torch.arange(2)
-    return torch.stack([way.start(), way.go_on(both, both), way.go_on(both, both + 2)])
+    return torch.stack([way.start(), way.go_on(both, both), way.go_on(both, both)])
 
 
-class Shared:
+class _Shared:
     """Prompts as blocks of one sequence; new tokens see what theirs may see.
 
-    The ends of prompts, and each new token, are nodes, numbered as they come. In the cache each
-    block has a place of its own, with room for `room` new tokens a prompt: what its tokens see lies
-    together, and is not copied to be read. Prompts of the same context stand together.
+    In the cache each block has a place of its own, with room for `room` new tokens a prompt: what
+    its tokens see lies together, and is not copied to be read. Prompts of the same context stand
+    together.
     """
 
     def __init__(
-        self,
-        model: Model,
-        prompts: Sequence[Parts],
-        packed_length: int,
-        room: int,
+        self, model: Model, prompts: Sequence[Parts], packed_length: int, room: int
     ) -> None:
         self.model = model
         # The label of a question's last token says which prompt it is of.
@@ -145,8 +158,8 @@ class Shared:
         marked = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
         ends = marked[sequence.labels[0, marked].argsort()]  # (prompts,)
         self.inputs = sequence.model_inputs(ends)
-        # Of each node (N): its block, its branch, the position behind it, and where in the
-        # cache the new tokens on the way to it lie.
+        # Of each row: its block, its branch, the position behind it, and where in the cache its new
+        # tokens lie.
         self.block, self.branch = sequence.block_of[ends], sequence.branch_of[ends]
         self.positions = sequence.position_ids[0, ends] + 1
         self.ways: list[list[int]] = [[] for _ in prompts]
@@ -171,37 +184,31 @@ class Shared:
         output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
         return output.logits[0]
 
-    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""
-        order = self.block[parents].argsort(stable=True)  # a block's tokens stand together
-        tokens, parents = tokens[order], parents[order]
-        block, branch = self.block[parents], self.branch[parents]
+    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+        self.block, self.branch = self.block[kept], self.branch[kept]
+        self.positions = self.positions[kept]
+        before, self.ways = [self.ways[row] for row in kept.tolist()], []
         blocks: list[Block] = []
-        ways: list[list[int]] = []
-        numbers, counts = block.unique_consecutive(return_counts=True)
+        numbers, counts = self.block.unique_consecutive(return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            first, begin, read = len(ways), self.starts[number], self.read[number]
-            seen = sees(branch[first : first + count], self.branch_of[begin:read])
+            first, begin, read = len(self.ways), self.starts[number], self.read[number]
+            seen = sees(self.branch[first : first + count], self.branch_of[begin:read])
             new = torch.zeros(count, self.used[number] + count - read, dtype=torch.bool)
-            for row, parent in enumerate(parents[first : first + count].tolist()):
-                ways.append([*self.ways[parent], self.used[number] + row])
-                new[row, torch.tensor(ways[-1]) - read] = True
+            for row in range(count):
+                self.ways.append([*before[first + row], self.used[number] + row])
+                new[row, torch.tensor(self.ways[-1]) - read] = True
             self.used[number] += count
             mask = torch.cat([seen, new.to(seen.device)], dim=1)  # (count, seen)
-            blocks.append(Block(first, len(ways), mask, slice(begin, self.used[number])))
-        self._write_to(torch.tensor([way[-1] for way in ways]))
-        positions = self.positions[parents]
+            blocks.append(Block(first, len(self.ways), mask, slice(begin, self.used[number])))
+        self._write_to(torch.tensor([way[-1] for way in self.ways]))
         output = self.model(
-            **block_inputs(tokens[None], positions[None], blocks),
+            **block_inputs(tokens[None], self.positions[None], blocks),
             past_key_values=self.cache,
             use_cache=True,
         )
-        back = order.argsort()
-        self.block = torch.cat([self.block, block[back]])
-        self.branch = torch.cat([self.branch, branch[back]])
-        self.positions = torch.cat([self.positions, positions[back] + 1])
-        self.ways += [ways[row] for row in back.tolist()]
-        return output.logits[0, back]
+        self.positions = self.positions + 1
+        return output.logits[0]
 
     def _write_to(self, places: torch.Tensor) -> None:
         """Where in the cache the tokens that are read next go."""
@@ -245,13 +252,11 @@ class _Room(DynamicLayer):
         return (key_states, value_states) if first else (self.keys, self.values)
 
 
-class Rows:
-    """Prompts as rows padded on the left, with positions counted from their first real token.
-
-    Nodes are as in Shared; only the newest can go on."""
+class _Rows:
+    """Prompts as rows padded on the left, with positions counted from their first real token."""
 
     def __init__(self, model: Model, prompts: Sequence[Parts]) -> None:
-        self.model, self.first = model, 0  # of the newest nodes
+        self.model = model
         longest = max(len(p.prompt) for p in prompts)
         rows = [[0] * (longest - len(p.prompt)) + p.prompt for p in prompts]
         self.ids = torch.tensor(rows, device=model.device)  # (B, T)
@@ -271,10 +276,8 @@ class Rows:
         self.cache = output.past_key_values
         return output.logits[:, -1]
 
-    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""
-        kept = parents - self.first
-        self.first += len(self.mask)
+    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
         if len(kept) < len(self.mask):
             self.cache.batch_select_indices(kept)
         self.mask = torch.cat([self.mask[kept], torch.ones_like(tokens)[:, None]], dim=1)

@@ -1,11 +1,19 @@
-"""A causal language model from its folder, and LoRA on it."""
+"""A causal language model from its folder, and LoRA or another adapter on it."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -131,6 +139,37 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
     return adapted
 
 
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The model with the adapter in `folder` (of PEFT's format), both in eval mode.
+
+    Raises:
+        UserError: there is none, it is of another base model, or of a kind that adds tokens.
+    """
+    settings, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if missing := [file.name for file in (settings, weights) if not file.is_file()]:
+        raise UserError(f"There is no adapter in {folder}: {' and '.join(missing)} missing.")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.is_prompt_learning:
+            raise UserError(
+                f"{folder} is an adapter of type {config.peft_type.value}, which adds tokens to a "
+                "prompt. LoRA and others that change weights can be served."
+            )
+        with warnings.catch_warnings(action="ignore"):  # of what is missing, which is refused below
+            adapted = PeftModel.from_pretrained(model, str(folder), config=config)
+        with safe_open(weights, "pt") as file:
+            saved = set(file.keys())
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _other_base(folder, model, first_line(error)) from None
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    surplus = {name for name in saved - expected if adapted.base_model.prefix in name}
+    if lacking := expected - saved:
+        raise _other_base(folder, model, f"it lacks {len(lacking)} weights")
+    if surplus:
+        raise _other_base(folder, model, f"{len(surplus)} of its weights have no place there")
+    return adapted.eval()
+
+
 def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
     """Keep the frozen weights of the matrix products in `dtype`.
 
@@ -183,4 +222,10 @@ def _configuration(folder: Path) -> PreTrainedConfig:
 def _no_model(folder: Path, error: Exception) -> UserError:
     return UserError(
         f"{folder} holds no causal language model with safetensors weights: {first_line(error)}"
+    )
+
+
+def _other_base(folder: Path, model: PreTrainedModel, reason: str) -> UserError:
+    return UserError(
+        f"The adapter in {folder} does not fit the base model {model.name_or_path}: {reason}"
     )

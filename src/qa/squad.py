@@ -1,5 +1,6 @@
 """Questions from files in SQuAD v1.1's format: its JSON, or parquet with the hub's columns."""
 
+import hashlib
 import json
 import os
 import re
@@ -89,7 +90,8 @@ def check(
 ) -> tuple[list[Question], dict[str, int]]:
     """The questions of `entries`, and how many were dropped or repaired.
 
-    `unanswerable`: 'refuse' or 'drop' questions without an answer (SQuAD v2.0).
+    `unanswerable`: 'refuse' or 'drop' questions without an answer (SQuAD v2.0), or 'keep' them,
+    with none.
     `misaligned`: 'refuse' answers that don't stand at their offset, or 'repair' the offset by
     search; an answer that stands nowhere keeps its text and gets the offset -1.
 
@@ -106,7 +108,8 @@ def check(
         seen[entry.id] += 1
         if not entry.answers:
             without_answer.append(entry.where)
-            continue
+            if unanswerable != "keep":
+                continue
         context = entry.context.strip()
         shift = len(entry.context) - len(entry.context.lstrip())
         answers, starts = [], []
@@ -133,8 +136,16 @@ def check(
             f"{len(wrong)} answers do not stand where answer_start says, the first: {wrong[0]}. "
             "data.misaligned=repair looks for them in the context."
         )
-    counts["unanswerable_dropped"] = len(without_answer)
+    counts["unanswerable_dropped"] = len(without_answer) if unanswerable == "drop" else 0
     return questions, counts
+
+
+def fingerprint(questions: Iterable[Question]) -> str:
+    """A hash of all that `questions` hold, in their order."""
+    digest = hashlib.sha256()
+    for q in questions:
+        digest.update(json.dumps([getattr(q, field) for field in q.__slots__]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _json_entries(path: Path) -> Iterator[Entry]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
+from qa.spans import pieces
 from study.record import write_text
 
 TEMPLATES = Environment(
@@ -66,13 +67,7 @@ class Example:
 
     def pieces(self) -> list[tuple[str, bool]]:
         """The context in parts, and whether each is marked."""
-        found, at = [], 0
-        for start, stop in sorted(self.marks, key=lambda mark: (mark[0], -mark[1])):
-            if start < at:
-                continue
-            found += [(self.context[at:start], False), (self.context[start:stop], True)]
-            at = stop
-        return [*found, (self.context[at:], False)]
+        return pieces(self.context, self.marks)
 
 
 Block = Text | Points | Code | Table | Figure | Example

@@ -1,10 +1,10 @@
 """The report's section on wrong answers."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from qa.spans import spans
 from study import failures, figures
 from study.document import Block, Example, Figure, Section, Table, Text
 from study.runs import Arm, Study
@@ -116,13 +116,8 @@ def _disagreements(found: Contrast) -> list[Block]:
 
 
 def _example(p: Mapping[str, Any], lines: Sequence[str], context: str) -> Example:
-    found = (
-        # As words of their own: "10" is not meant in "1910".
-        re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", context)
-        for gold in dict.fromkeys(p["answers"])
-        if gold
-    )
-    return Example(p["question"], lines, context, [match.span() for match in found if match])
+    marks = [place for gold in dict.fromkeys(p["answers"]) for place in spans(gold, context)[:1]]
+    return Example(p["question"], lines, context, marks)
 
 
 def _golds(p: Mapping[str, Any]) -> str:

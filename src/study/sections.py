@@ -5,6 +5,7 @@ from statistics import fmean
 from study import comparison, figures
 from study.costs import cost, efficiency, recipe
 from study.document import Block, Code, Figure, Points, Section, Table, Text
+from study.elsewhere import elsewhere
 from study.failure_cases import failure_cases
 from study.runs import Arm, Study, shown
 from study.verdict import Contrast, conclusion, significance
@@ -21,6 +22,7 @@ def all_sections(study: Study, found: Contrast | None, command: str) -> list[Sec
             dynamics(study),
             cost(study),
             significance(found),
+            elsewhere(study, found),
             failure_cases(study, found),
             recipe(study, found),
             efficiency(study, found),

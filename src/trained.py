@@ -1,0 +1,305 @@
+"""What was trained, loaded again: a run's folder, or an adapter or a model made elsewhere."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+import yaml
+from rich.console import Console
+from rich.progress import track
+from transformers import PreTrainedTokenizerBase
+
+from errors import UserError
+from hub import folder_of
+from identity import weights_fingerprint
+from precision import WHOLE, computing, device_of, precision_of
+from qa import prompt
+from qa.decoding import Answer, Model, greedy, shares_context, stop_ids
+from qa.model import load_adapter, load_model, load_tokenizer, max_positions
+from qa.prompt import Parts
+from qa.reading import Reading
+from qa.spans import Span, spans
+from study import record
+
+CONF = record.PROJECT / "conf"
+BASE = "--model=FOLDER (or a hub id) names its base model."
+
+
+class Reply(NamedTuple):
+    """An answer: its text (empty: the model says nothing), how probable the model finds it, whether
+    it ended by itself, and its places in the context (none: it does not stand there)."""
+
+    text: str
+    probability: float
+    ended: bool
+    places: list[Span]
+
+
+class Given(NamedTuple):
+    """The answer to a question of many (None: the question alone is too long), and whether its
+    context was shortened."""
+
+    answer: Answer | None
+    context_cut: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in eval mode that can be asked, and how: limits in tokens, precision as in its run.
+
+    `results` is its run's record; None for what was made elsewhere. `label` tells it from others.
+    """
+
+    label: str
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+    max_prompt_length: int
+    max_new_tokens: int
+    packed_length: int
+    batch_size: int
+    precision: str
+    results: dict[str, Any] | None
+
+    @cached_property
+    def stops(self) -> list[int]:
+        return stop_ids(self.tokenizer)
+
+    @cached_property
+    def _packed_length(self) -> int | None:
+        """None if the model can't share a context, which its run knows."""
+        if self.results is not None:
+            shares = self.results["model"].get("shares_context", False)
+        else:
+            shares = shares_context(self.model, self.max_prompt_length + self.max_new_tokens)
+        return self.packed_length if shares else None
+
+    def read(self, context: str) -> Reading:
+        """The context, read, to be asked about by `ask`.
+
+        Raises:
+            UserError: it is empty.
+        """
+        if not context.strip():
+            raise UserError("The context is empty.")
+        with computing(self.precision, self.model.device):
+            return Reading(self.model, self.tokenizer, context, self.max_prompt_length)
+
+    def ask(self, reading: Reading, question: str, alternatives: int) -> list[Reply]:
+        """The greedy answer, and up to so many `alternatives` (`Reading.ask` tells which).
+
+        Raises:
+            UserError: the question is empty or too long.
+        """
+        with computing(self.precision, self.model.device):
+            answers = reading.ask(question, self.stops, self.max_new_tokens, alternatives)
+        return [
+            Reply(
+                answer.text,
+                math.exp(answer.log_probability),
+                answer.ended,
+                spans(answer.text, reading.context),
+            )
+            for answer in answers
+        ]
+
+    def answers(self, asked: Sequence[tuple[str, str]]) -> list[Given]:
+        """The greedy answers to pairs of context and question, in batches as a run's own test."""
+        contexts = list(dict.fromkeys(context for context, _ in asked))
+        numbers = {context: number for number, context in enumerate(contexts)}
+        of = [numbers[context] for context, _ in asked]
+        ids = prompt.encode(self.tokenizer, [prompt.context_text(text) for text in contexts])
+        head = prompt.head_ids(self.tokenizer)
+        prompts, longest = [], [0] * len(contexts)
+        questions = [prompt.question_text(question) for _, question in asked]
+        for number, own in zip(of, prompt.encode(self.tokenizer, questions), strict=True):
+            room = self.max_prompt_length - len(head) - len(own)
+            kept = ids[number][prompt.window(len(ids[number]), max(room, 0))]
+            prompts.append(Parts(head, kept, own))
+            longest[number] = max(longest[number], len(prompts[-1].prompt))
+        order = sorted(range(len(asked)), key=lambda n: (-longest[of[n]], of[n]))
+        starts, packed_length = range(0, len(order), self.batch_size), self._packed_length
+        found: dict[int, Answer] = {}
+        console = Console(stderr=True)
+        hidden = not console.is_terminal
+        for start in track(starts, self.label, console=console, transient=True, disable=hidden):
+            batch = order[start : start + self.batch_size]
+            fit = [n for n in batch if len(prompts[n].prompt) <= self.max_prompt_length]
+            with computing(self.precision, self.model.device):
+                answers = greedy(
+                    self.model, self.tokenizer, [prompts[n] for n in fit], self.stops,
+                    self.max_new_tokens, packed_length,
+                )  # fmt: skip
+            found |= zip(fit, answers, strict=True)
+        return [
+            Given(found.get(n), len(part.context) < len(ids[of[n]]))
+            for n, part in enumerate(prompts)
+        ]
+
+
+def load(place: Path, base: str | None) -> Trained:
+    """What was trained, from the folder of a finished run, of an adapter in PEFT's format, or of a
+    model. `base`: hub id or folder of the base model; None if the folder names it.
+
+    Raises:
+        UserError: there is none of these, it is not whole, or the base model is another.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    if not place.is_dir():
+        raise UserError(f"There is no folder {place}.")
+    if (place / "results.json").is_file():
+        try:
+            return _of_run(place, base)
+        except KeyError as error:
+            raise UserError(
+                f"{place / 'results.json'} lacks {error}: another version of this project made it."
+            ) from None
+    if (place / "config.yaml").is_file() or (place / "status.json").is_file():
+        raise _unfinished(place)
+    if (place / "adapter_config.json").is_file():
+        return _adapter_from_elsewhere(place, base)
+    if (place / "config.json").is_file():
+        return _from_elsewhere(place, load_model(place, str(place), {}), place, place)
+    inside = [file.parent.name for file in sorted(place.glob("*/results.json"))]
+    raise UserError(
+        f"{place} is no run: it holds no results.json, adapter_config.json or config.json."
+        + (f" Name one of the runs in it: {', '.join(inside)}." if inside else "")
+    )
+
+
+def results_of(place: Path) -> dict[str, Any]:
+    """The record of a finished run.
+
+    Raises:
+        UserError: the run is not finished, or its record can't be read.
+    """
+    if not (place / "results.json").is_file():
+        if not place.is_dir():
+            raise UserError(f"There is no folder {place}.")
+        raise _unfinished(place)
+    try:
+        results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+        assert isinstance(results["config"], dict)
+        assert results["exported"] in ("adapter", "model")
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"{place / 'results.json'} is no record of a run ({type(error).__name__})."
+        ) from None
+    return results
+
+
+def base_folder(place: Path, results: Mapping[str, Any], base: str | None) -> Path:
+    """The folder of the model that the run in `place` began with; `base` says where it is now.
+
+    Raises:
+        UserError: it can't be had, or is another.
+    """
+    name = base or str(results["config"]["model"]["name"])
+    folder = _folder(name, Path(results["config"]["cache_dir"]))
+    if weights_fingerprint(folder) != results["model"]["fingerprint"]:
+        raise UserError(
+            f"{name} is another base model (weights {weights_fingerprint(folder)}) than {place} "
+            f"was trained on: {results['config']['model']['name']}, weights "
+            f"{results['model']['fingerprint']}. {BASE}"
+        )
+    return folder
+
+
+def _of_run(place: Path, base: str | None) -> Trained:
+    results = results_of(place)
+    settings = results["config"]
+    exported = place / results["exported"]
+    if not exported.is_dir():
+        raise UserError(
+            f"{place} holds no {exported.name}/, which its run has written: copy that too."
+        )
+    if exported.name == "adapter":
+        folder = base_folder(place, results, base)
+        name, config = settings["model"]["name"], settings["model"]["config"]
+        model: Model = load_adapter(load_model(folder, name, config), exported)
+    else:
+        folder = exported
+        model = load_model(folder, str(folder), {})
+    positions = max_positions(folder)
+    trainer = settings["trainer"]
+    return _ready(place, model, load_tokenizer(exported), positions, settings, trainer, results)
+
+
+def _adapter_from_elsewhere(place: Path, base: str | None) -> Trained:
+    try:
+        config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+        name = base or config["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{place / 'adapter_config.json'} can't be read ({type(error).__name__}: {error})."
+        ) from None
+    if not isinstance(name, str) or not name:
+        raise UserError(f"The adapter in {place} does not name its base model. {BASE}")
+    folder = _folder(name, Path(_defaults()["cache_dir"]))
+    model = load_adapter(load_model(folder, name, {}), place)
+    own = (place / "tokenizer_config.json").is_file()
+    return _from_elsewhere(place, model, folder, place if own else folder)
+
+
+def _from_elsewhere(place: Path, model: Model, folder: Path, tokenizer: Path) -> Trained:
+    """What knows nothing of this project is asked as a run with the defaults of conf/ would be."""
+    trainer = _yaml(CONF / "trainer" / "default.yaml")
+    trainer["precision"] = precision_of(trainer)
+    return _ready(
+        place, model, load_tokenizer(tokenizer), max_positions(folder), _defaults(), trainer, None
+    )
+
+
+def _ready(
+    place: Path,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int,
+    settings: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    results: dict[str, Any] | None,
+) -> Trained:
+    precision = str(trainer["precision"])
+    model.to(device=device_of(trainer["accelerator"]), dtype=WHOLE.get(precision, torch.float32))
+    room = min(settings["max_length"], positions - settings["max_new_tokens"])
+    return Trained(
+        place.resolve().name, model.eval(), tokenizer, room, settings["max_new_tokens"],
+        settings["packed_length"], settings["eval_batch_size"], precision, results,
+    )  # fmt: skip
+
+
+def _folder(name: str, cache: Path) -> Path:
+    try:
+        return folder_of(name, "model", cache)
+    except UserError as error:
+        raise UserError(f"The base model can't be had. {error} {BASE}") from None
+
+
+def _unfinished(place: Path) -> UserError:
+    status = record.status(place)
+    state = status.get("state", "not finished")
+    if state == "failed":
+        return UserError(
+            f"{place} is a run that failed ({status.get('error', 'it does not say why')}): there "
+            "is nothing to ask. Run it again."
+        )
+    return UserError(
+        f"{place} is a run that is not finished ({state}). If it is not at work any more, "
+        f"python src/run.py resume='{place}' goes on with it."
+    )
+
+
+def _defaults() -> dict[str, Any]:
+    return _yaml(CONF / "config.yaml")
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
