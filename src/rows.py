@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from qa import prompt
 from qa.squad import Question
 
-FORMAT = 2  # part of the cache's key: raise it when what a row holds changes
+FORMAT = 3  # part of the cache's key: raise it when what a row holds changes
 Row = dict[str, Any]
 
 
@@ -57,7 +57,7 @@ def make(
     training with its answer, has at most `length` tokens.
 
     In training a question without room for any context is left out, and a long context is cut
-    around the answer.
+    around the answers of as many of its questions as one window holds, so that they can share it.
     """
     contexts = list(dict.fromkeys(q.context for q in questions))
     numbers = {context: number for number, context in enumerate(contexts)}
@@ -96,9 +96,10 @@ def make(
         golds.append((q.starts[0], q.starts[0] + len(q.answers[0])))
     offsets = _offsets(tokenizer, [contexts[paragraph] for paragraph in cut])
     for places, cut_rows in zip(offsets, cut.values(), strict=True):
-        for number in cut_rows:
-            gold = _tokens_of(*golds[number], places)
-            kept = prompt.window(len(places), rows[number]["stop"], gold)
+        needed = [_tokens_of(*golds[number], places) for number in cut_rows]
+        rooms = [rows[number]["stop"] for number in cut_rows]
+        for number, kept in zip(cut_rows, _windows(len(places), rooms, needed), strict=True):
+            rows[number]["prompt_tokens"] -= rows[number]["stop"] - (kept.stop - kept.start)
             rows[number] |= {"start": kept.start, "stop": kept.stop}
     return Rows(
         Dataset.from_dict(
@@ -144,6 +145,26 @@ def _offsets(
         return_offsets_mapping=True,
         verbose=False,
     )["offset_mapping"]
+
+
+def _windows(length: int, rooms: list[int], golds: list[tuple[int, int]]) -> list[slice]:
+    """The window of a context of `length` tokens that each question keeps: one for as many as it
+    holds the `golds` of (first token, one past the last), as wide as the least of their `rooms`."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(golds)), key=lambda n: golds[n]):
+        group = [*groups[-1], number] if groups else [number]
+        end = max(golds[n][1] for n in group)
+        if groups and end - golds[group[0]][0] <= min(rooms[n] for n in group):
+            groups[-1] = group
+        else:
+            groups.append([number])
+    windows = [slice(0, 0)] * len(golds)
+    for group in groups:
+        gold = (golds[group[0]][0], max(golds[n][1] for n in group))
+        kept = prompt.window(length, min(rooms[n] for n in group), gold)
+        for number in group:
+            windows[number] = kept
+    return windows
 
 
 def _tokens_of(start: int, stop: int, offsets: list[tuple[int, int]]) -> tuple[int, int]:

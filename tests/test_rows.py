@@ -56,7 +56,7 @@ def test_token_counts_are_those_of_the_row_and_within_the_length(
         whole = prompt.encode(tokenizer, [prompt.context_text(row["context"])])[0]
         used = prompt_tokens + answer_tokens * training
         if row["context_cut"]:
-            assert used == length
+            assert used <= length if training else used == length
             assert len(row["context_ids"]) < len(whole)
         else:
             assert used <= length
@@ -74,6 +74,20 @@ def test_contexts_are_cut_around_the_answer_in_training_and_at_the_end_else(
         assert row["answers"][0] in tokenizer.decode(row["context_ids"])
         moved += row["context_ids"] != whole[: len(row["context_ids"])]
     assert moved > 0
+
+
+def test_questions_over_a_long_context_share_as_few_windows_as_hold_their_answers(
+    made: Made, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    windows: dict[int, list[tuple[int, ...]]] = {}
+    for row in made(80, True):
+        if row["context_cut"]:
+            assert row["answers"][0] in tokenizer.decode(row["context_ids"])
+            windows.setdefault(row["paragraph"], []).append(tuple(row["context_ids"]))
+    assert sum(len(own) - len(set(own)) for own in windows.values()) > 5  # of 24 questions
+    assert rows._windows(100, [50, 48, 50], [(10, 12), (52, 56), (20, 22)]) == [slice(9, 57)] * 3
+    apart = rows._windows(100, [50, 48, 50], [(10, 12), (70, 71), (20, 22)])
+    assert apart == [slice(0, 50), slice(46, 94), slice(0, 50)]
 
 
 def test_cached_rows_are_those_that_were_made(made: Made, tmp_path: Path) -> None:
