@@ -266,7 +266,9 @@ def _ready(
     results: dict[str, Any] | None,
 ) -> Trained:
     precision = str(trainer["precision"])
-    model.to(device=device_of(trainer["accelerator"]), dtype=WHOLE.get(precision, torch.float32))
+    torch.nn.Module.to(
+        model, device_of(trainer["accelerator"]), WHOLE.get(precision, torch.float32)
+    )
     room = min(settings["max_length"], positions - settings["max_new_tokens"])
     return Trained(
         place.resolve().name, model.eval(), tokenizer, room, settings["max_new_tokens"],
