@@ -54,7 +54,7 @@ def dynamics(arms: Sequence[Arm]) -> str:
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xlabel("epoch")
     _legend(figure, axes[0])
-    return _svg(figure)
+    return svg(figure)
 
 
 def scores(arms: Sequence[Arm]) -> str:
@@ -72,7 +72,7 @@ def scores(arms: Sequence[Arm]) -> str:
         axis.set_ylim(-0.6, len(arms) - 0.4)
         axis.set_xlabel(title)
     axes[1].tick_params(labelleft=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def differences(rows: Sequence[tuple[str, float, Interval | None]], margin: float) -> str:
@@ -85,7 +85,7 @@ def differences(rows: Sequence[tuple[str, float, Interval | None]], margin: floa
     axis.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.set_xlabel("LoRA minus full, percentage points")
-    return _svg(figure)
+    return svg(figure)
 
 
 def memory(parts: Mapping[str, Mapping[str, float]]) -> str:
@@ -103,7 +103,7 @@ def memory(parts: Mapping[str, Mapping[str, float]]) -> str:
     axis.set_yticks(range(len(parts)), list(reversed(list(parts))))
     axis.set_xlabel("peak memory in training, MB")
     _legend(figure, axis)
-    return _svg(figure)
+    return svg(figure)
 
 
 def failures(counts: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]) -> str:
@@ -119,7 +119,7 @@ def failures(counts: Mapping[str, Mapping[str, float]], colours: Mapping[str, st
     axis.set_yticks(range(len(classes)), list(reversed(classes)))
     axis.set_xlabel("wrong answers a run")
     _legend(figure, axis)
-    return _svg(figure)
+    return svg(figure)
 
 
 def calibration(bins: Mapping[str, Sequence[Bin]], colours: Mapping[str, str]) -> str:
@@ -134,7 +134,7 @@ def calibration(bins: Mapping[str, Sequence[Bin]], colours: Mapping[str, str]) -
     axis.set_xlabel("probability of the answer, %")
     axis.set_ylabel("exact match, %")
     _legend(figure, axis)
-    return _svg(figure)
+    return svg(figure)
 
 
 def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
@@ -167,7 +167,7 @@ def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
     axis.set_xlabel(title)
     axis.set_ylabel("validation F1, %")
     _legend(figure, axis)
-    return _svg(figure)
+    return svg(figure)
 
 
 def colours(arms: Sequence[Arm]) -> dict[str, str]:
@@ -213,7 +213,8 @@ def _legend(figure: Figure, axis: Axes) -> None:
     )
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The text of a figure as SVG, the same each time; the figure is closed."""
     out = io.StringIO()
     with plt.rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

@@ -1,0 +1,91 @@
+"""Draw which token sees which where questions share their context, from qa.packing itself.
+
+python scripts/draw_mask.py
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import matplotlib.pyplot as plt
+
+from qa.packing import NOTHING, Packed, packed
+from qa.prompt import IGNORED, labels
+from study import figures
+
+END = "<end>"
+# Contexts, each with its questions and their answers; a word is a token here.
+TEXTS = {
+    "Context: Ada built the mill of Oslo .": {
+        "Question: Who built it ? Answer:": "Ada",
+        "Question: Where is it ? Answer:": "Oslo",
+    },
+    "Context: Riga is old .": {
+        "Question: What ? Answer:": "Riga",
+        "Question: How ? Answer:": "old",
+    },
+}
+OF_BRANCH = (figures.BLUE, figures.AMBER, figures.GREEN)  # context, first and second question
+
+
+def sequence() -> tuple[list[str], Packed]:
+    """TEXTS as one packed sequence, and the word that each of its tokens is."""
+    words: dict[str, int] = {}
+    contexts, branches, targets = [], [], []
+    for context, questions in TEXTS.items():
+        for question, answer in questions.items():
+            before, said = (
+                [words.setdefault(word, len(words)) for word in text.split()]
+                for text in (question, f"{answer} {END}")
+            )
+            contexts.append([words.setdefault(word, len(words)) for word in context.split()])
+            branches.append(before + said)
+            targets.append(labels(before, said, mask_prompt=True))
+    made = packed(contexts, branches, targets, length=100)
+    names = list(words)
+    return [names[number] for number in made.input_ids[0].tolist()], made
+
+
+def draw() -> str:
+    """The drawing as SVG: a row for each token that looks, a column for each that is seen."""
+    names, made = sequence()
+    # What fills a block up for the processor's sake is left out: nobody looks at it.
+    kept = (made.branch_of != NOTHING).nonzero().squeeze(1).tolist()
+    place_of = {token: place for place, token in enumerate(kept)}
+    with plt.rc_context(figures.STYLE | {"axes.grid": False, "font.size": 7}):
+        figure, axis = plt.subplots(figsize=(8, 7.4), layout="constrained")
+        for block in made.blocks:
+            for row in range(block.start, block.stop):
+                seen = (block.mask[row - block.start].nonzero().squeeze(1) + block.start).tolist()
+                cells = [token for token in seen if {row, token} <= place_of.keys()]
+                axis.broken_barh(
+                    [(place_of[token], 1) for token in cells], (place_of.get(row, 0), 1),
+                    facecolors=[OF_BRANCH[made.branch_of[token]] for token in cells],
+                    edgecolor="white", linewidth=0.5,
+                )  # fmt: skip
+        for place, token in enumerate(kept[:-1]):
+            if made.labels[0, kept[place + 1]] != IGNORED:
+                axis.text(len(kept) + 0.5, place + 0.5, f"→ {names[token + 1]}", va="center")
+        middles = [place + 0.5 for place in range(len(kept))]
+        positions = made.position_ids[0].tolist()
+        axis.set_yticks(middles, [f"{names[t]}  {positions[t]:2}" for t in kept])
+        axis.set_xticks(middles, [names[t] for t in kept], rotation=90)
+        axis.set(xlim=(0, len(kept) + 5), ylim=(len(kept), 0), aspect="equal")
+        axis.spines[["bottom", "left"]].set_visible(False)
+        axis.xaxis.tick_top()
+        axis.tick_params(length=0)
+        return figures.svg(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("docs/packing_mask.svg"))
+    output = parser.parse_args().output
+    output.write_text(draw() + "\n", encoding="utf-8")
+    print(output)
+
+
+if __name__ == "__main__":
+    main()
