@@ -1,0 +1,410 @@
+"""What README.md and docs/ say can be done: every command runs, every name they name exists."""
+
+import ast
+import doctest
+import inspect
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from conftest import write_squad
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from peft import LoraConfig
+
+from logs import COLUMNS
+from qa import squad
+from settings import GROUPS, SETTINGS
+
+PROJECT = Path(__file__).parents[1]
+DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PLACES = ("src", "conf", "docs", "tests", "scripts", "bench", "assets", ".ci")
+# A fence of another kind would be text that no test looks at.
+KINDS = {"", "bash", "text", "python", "yaml", "json"}
+
+
+@dataclass
+class Command:
+    """A command as a document shows it, as words; `shows` are the lines that it says it prints."""
+
+    document: str
+    line: int
+    words: list[str]
+    shows: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.document}:{self.line}"
+
+
+def tokens(document: Path) -> Iterator[Token]:
+    """The parts of a document, those within a line too."""
+    for token in MarkdownIt("commonmark").enable("table").parse(document.read_text("utf-8")):
+        yield token
+        yield from token.children or ()
+
+
+def fences(*kinds: str) -> Iterator[tuple[Path, Token]]:
+    """The fenced blocks of some kinds, of all documents."""
+    for document in DOCUMENTS:
+        for token in tokens(document):
+            if token.type == "fence" and token.info in kinds:
+                yield document, token
+
+
+def commands() -> list[Command]:
+    """Every command of the documents once, in their order."""
+    found: dict[tuple[str, ...], Command] = {}
+    last: Command | None = None
+    for document, token in fences("", "bash", "text"):
+        if token.info == "text":
+            assert last is not None, f"{document.name}: what prints this?\n{token.content}"
+            last.shows += token.content.splitlines()
+            continue
+        assert token.map is not None
+        for number, line in enumerate(token.content.splitlines(), token.map[0] + 2):
+            words: list[str] = []
+            for word in [*shlex.split(line, comments=True), "&&"]:
+                word = word.removeprefix(".venv/bin/")
+                if word != "&&":
+                    words.append(word)
+                elif words:
+                    last = found.setdefault(tuple(words), Command(document.name, number, words))
+                    words = []
+    return list(found.values())
+
+
+COMMANDS = commands()
+
+
+# What the documents name.
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    others = [
+        f"{document.name}: {token.info}"
+        for document in DOCUMENTS
+        for token in tokens(document)
+        if token.type == "fence" and token.info not in KINDS
+    ]
+    assert others == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_what_a_document_links_to_is_there(document: Path) -> None:
+    missing = []
+    for token in tokens(document):
+        target = str(token.attrs.get("href") or token.attrs.get("src") or "")
+        if target and "://" not in target:
+            name, _, part = target.partition("#")
+            file = document.parent / name if name else document
+            if not file.exists() or (part and part not in headings(file)):
+                missing.append(target)
+    assert missing == []
+
+
+def headings(document: Path) -> set[str]:
+    """The names by which the parts of a document are linked to, as GitHub makes them."""
+    parts = list(tokens(document))
+    pairs = itertools.pairwise(parts)
+    titles = [after.content for token, after in pairs if token.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def named(document: Path) -> Iterator[str]:
+    """What a document writes as code within its text."""
+    return (token.content for token in tokens(document) if token.type == "code_inline")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_every_file_and_function_that_is_named_exists(document: Path) -> None:
+    missing = []
+    for code in named(document):
+        place, _, name = code.partition(":")
+        if re.fullmatch(rf"({'|'.join(map(re.escape, PLACES))})/[\w./-]*", place):
+            file = PROJECT / place
+            if not file.exists() or (name and name not in defined(file)):
+                missing.append(code)
+    assert missing == []
+
+
+def defined(file: Path) -> set[str]:
+    """The functions, classes, methods and constants of a module."""
+    tree = ast.parse(file.read_text("utf-8"))
+    names = {node.name for node in ast.walk(tree) if hasattr(node, "name")}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+KEY = re.compile(r"(?<![\w./<-])(\+?[a-z_]+(?:\.[a-z_]+)*)=")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_every_key_that_is_named_is_one(document: Path) -> None:
+    own = [shlex.join(c.words) for c in COMMANDS if c.document == document.name]
+    keys = {key for text in [*named(document), *own] for key in KEY.findall(text)}
+    assert {key for key in keys if not is_key(key.removeprefix("+"))} == set()
+
+
+def is_key(key: str) -> bool:
+    group, _, name = key.partition(".")
+    libraries = {"trainer": L.Trainer, "lora": LoraConfig}
+    return (
+        key in SETTINGS
+        or key in GROUPS
+        or group == "hydra"
+        or key.startswith("model.config.")
+        or (group in libraries and name in inspect.signature(libraries[group]).parameters)
+    )
+
+
+def test_every_logged_number_is_explained() -> None:
+    explained = " ".join(named(PROJECT / "docs" / "numbers.md"))
+    assert [name for name in COLUMNS if name not in explained] == []
+
+
+def test_every_column_of_the_report_is_explained() -> None:
+    report = json.loads((PROJECT / "docs" / "builtin" / "report.json").read_text("utf-8"))
+    heads = {
+        re.sub(r"±.*|of one .*", "", head).removesuffix(", %").strip()
+        for title, tables in report["tables"].items()
+        if title not in ("The recipe", "Provenance")  # these hold no computed number
+        for table in tables
+        for head in table["head"]
+    }
+    text = (PROJECT / "docs" / "numbers.md").read_text("utf-8")
+    assert sorted(head for head in heads if head not in text) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_what_is_reckoned_comes_out(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    lines = [
+        t.content for where, t in fences("python") if where == document and ">>> " in t.content
+    ]
+    example = doctest.DocTestParser().get_doctest("\n".join(lines), {}, document.name, None, 0)
+    told: list[str] = []
+    doctest.DocTestRunner().run(example, out=told.append)
+    assert told == []
+
+
+def test_the_data_format_shown_is_read(tmp_path: Path) -> None:
+    shown = [token.content for _, token in fences("json")]
+    assert shown
+    for text in shown:
+        (tmp_path / "shown.json").write_text(text, "utf-8")
+        questions, counts = squad.check(
+            squad.read_files([tmp_path / "shown.json"]), "refuse", "refuse"
+        )
+        assert questions
+        assert not any(counts.values())
+
+
+# What the documents do. Programs and scripts that a command may begin with, and what makes them
+# small; what is not among them has to be added here.
+
+SMALL = [
+    "data.train_size=8", "data.validation_size=4", "data.test_size=8", "trainer.max_epochs=1",
+    "max_new_tokens=4", "eval_batch_size=8", "trainer.enable_progress_bar=false",
+]  # fmt: skip
+SCRIPTS: dict[str, list[str]] = {
+    "src/run.py": SMALL,
+    "src/report.py": [],
+    "scripts/make_data.py": ["--train-articles=4", "--dev-articles=2", "--output=made/data"],
+    "scripts/make_model.py": ["--steps=2", "--output=made/model"],
+    "scripts/draw_mask.py": [],
+    "bench/compare.py": [],
+}
+SETS_UP = ("pip", "python3", "source", "pytest")
+
+
+def program(command: Command) -> str:
+    """What a command runs: a script of the project, or a program."""
+    first, *rest = command.words
+    return rest[0] if first == "python" else first
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_every_command_is_one_that_is_run_below(command: Command) -> None:
+    assert program(command) in [*SCRIPTS, *SETS_UP, "tensorboard"]
+    assert not {"|", ">", "<", ";", "&"} & set(command.words), "write it as a single command"
+
+
+def test_what_is_installed_exists() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
+    installs = [c.words for c in COMMANDS if program(c) == "pip"]
+    assert installs
+    for words in installs:
+        assert words[1:4] == ["install", "-c", "constraints.txt"]
+        extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[-1])
+        assert extras, words
+        for extra in (extras[1] or "").split(","):
+            assert not extra or extra in project["optional-dependencies"]
+    assert (PROJECT / "constraints.txt").is_file()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path:
+    """A copy of the project, beside it the files that the documents take for the reader's own."""
+    folder = tmp_path_factory.mktemp("documents") / "project"
+    for name in ("src", "conf", "docs", "scripts", "bench", "assets"):
+        shutil.copytree(
+            PROJECT / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+        )
+    shutil.copytree(PROJECT / "assets" / "model", folder / "my-gpt2")
+    shutil.copytree(llama_folder, folder / "llama")
+    for seed, name in enumerate(("my", "a", "b", "dev")):
+        write_squad(folder / f"{name}.json", seed=seed)
+    for _, token in fences("yaml"):
+        name = re.match(r"# (conf/[\w/-]+\.yaml)\n", token.content)
+        assert name, "the first line of a yaml block says which file it is"
+        (folder / name[1]).write_text(token.content, "utf-8")
+    return folder
+
+
+def run_in(place: Path, *words: str | Path) -> str:
+    """What a command prints that ends well."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    done = subprocess.run(
+        words, cwd=place, env=environment, capture_output=True, text=True, timeout=300
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout
+
+
+def filled(text: str, place: Path) -> str:
+    """With the newest run of LoRA in `place` for <run>."""
+    adapters = sorted((place / "runs").glob("*/adapter"), key=lambda file: file.stat().st_mtime)
+    return text.replace("<run>", adapters[-1].parent.name if adapters else "none")
+
+
+def ready(words: list[str], place: Path) -> list[str]:
+    """The words with a run of `place` for <run>, and with what makes them small."""
+    words = [filled(word, place) for word in words]
+    if "--help" in words or any(word.startswith("resume=") for word in words):
+        return words
+    words += SCRIPTS[words[1]]
+    if words[1] == "src/run.py":
+        text = " ".join(words)
+        builtin = "experiment=demo" in text
+        if "model=llama" in text:
+            words.append("model.name=llama")
+        elif not builtin and "model.name=./" not in text:
+            words.append("model.name=assets/model")
+        if not builtin and "data.path=" not in text and "data=" not in text:
+            words += ["data.path=assets/data/train.json", "data.test_path=assets/data/dev.json"]
+        if "study=builtin" not in text:  # of every other sweep one job of each mode
+            swept = [re.fullmatch(r"(?!mode=)([\w.]+=)([^\[,]+),.*", word) for word in words]
+            words += [found[1] + found[2] for found in swept if found]
+        if "experiment=grid" in text:
+            words += ["lr=1e-4", "rank=8"]
+    return words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if program(c) not in SETS_UP], ids=str
+)  # fmt: skip
+def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
+    script = program(command)
+    if script == "tensorboard":
+        serves(command.words, place)
+        return
+    if script == "bench/compare.py":
+        # Only that it would start: what it compares with is no dependency of the project.
+        done = subprocess.run(
+            [sys.executable, *command.words[1:]], cwd=place, capture_output=True, text=True
+        )
+        assert "MODEL_FOLDER needs a config.json" in done.stderr
+        return
+    words = ready(command.words, place)
+    for word in words:
+        if word.startswith("resume="):
+            interrupt(place / word.removeprefix("resume="))
+    printed = run_in(place, sys.executable, *words[1:])
+    if script == "src/run.py" and "--help" not in command.words:
+        results = re.findall(r"^results: +(.+)$", printed, re.MULTILINE)
+        assert results
+        assert all((place / file).is_file() for file in results)
+    if script == "src/report.py":
+        assert all((place / file).is_file() for file in printed.split())
+    lines = {letters(line) for line in printed.splitlines()}
+    assert [line for line in command.shows if letters(line) not in lines] == []
+
+
+def letters(line: str) -> tuple[str, ...]:
+    """The words of a line, without its numbers."""
+    return tuple(re.findall(r"[^\W\d_]+", line))
+
+
+def serves(words: list[str], place: Path) -> None:
+    """Start a server and see that it listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    module = [sys.executable, "-m", "tensorboard.main", *words[1:], f"--port={port}"]
+    server = subprocess.Popen(module, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        for _ in range(120):
+            time.sleep(0.5)
+            assert server.poll() is None, server.stderr.read()
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+        pytest.fail("it does not listen")
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+def interrupt(run: Path) -> None:
+    """Make a finished run one that was stopped in its test."""
+    (run / "results.json").unlink()
+    (run / "predictions.jsonl").unlink()
+
+
+@pytest.mark.slow
+def test_the_python_shown_runs(place: Path) -> None:
+    shown = [token.content for _, token in fences("python") if ">>> " not in token.content]
+    assert shown
+    for text in shown:
+        run_in(place, sys.executable, "-c", filled(text, place))
+
+
+@pytest.mark.slow
+def test_every_number_of_a_record_is_explained(place: Path) -> None:
+    newest = max((place / "runs").glob("*/results.json"), key=lambda file: file.stat().st_mtime)
+    explained = set(named(PROJECT / "docs" / "numbers.md"))
+    results = json.loads(newest.read_text("utf-8"))
+    for whole in ("config", "shapes"):  # what was asked for, and no numbers
+        del results[whole]
+    assert [key for key in leaves(results) if not {key, key.rpartition(".")[0]} & explained] == []
+
+
+def leaves(content: Any, place: str = "") -> Iterator[str]:
+    """The dotted names of all that a record holds."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from leaves(value, f"{place}.{key}".lstrip("."))
+    elif isinstance(content, list) and content and isinstance(content[0], dict):
+        yield from leaves(content[0], place)
+    else:
+        yield place
