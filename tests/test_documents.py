@@ -15,14 +15,13 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
-from conftest import write_squad
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from peft import LoraConfig
@@ -264,7 +263,9 @@ def test_what_is_installed_exists() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path:
+def place(
+    tmp_path_factory: pytest.TempPathFactory, llama_folder: Path, squad_file: Callable[..., Path]
+) -> Path:
     """A copy of the project, beside it the files that the documents take for the reader's own."""
     folder = tmp_path_factory.mktemp("documents") / "project"
     for name in ("src", "conf", "docs", "scripts", "bench", "assets"):
@@ -276,7 +277,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path:
     shutil.copytree(PROJECT / "assets" / "model", folder / "my-gpt2")
     shutil.copytree(llama_folder, folder / "llama")
     for seed, name in enumerate(("my", "a", "b", "dev", "questions", "other")):
-        write_squad(folder / f"{name}.json", seed=seed)
+        squad_file(folder / f"{name}.json", seed=seed)
     articles = json.loads((folder / "assets" / "data" / "dev.json").read_text("utf-8"))["data"]
     (folder / "town.txt").write_text(articles[0]["paragraphs"][0]["context"], "utf-8")
     for _, token in fences("yaml"):
