@@ -316,22 +316,34 @@ def ready(words: list[str], place: Path) -> list[str]:
     words = [name for word in words for name in expanded(word, place)]
     if "--help" in words or any(word.startswith("resume=") for word in words):
         return words
-    words += SCRIPTS[words[1]]
     if words[1] == "src/run.py":
-        text = " ".join(words)
-        builtin = "experiment=demo" in text
-        if "model=llama" in text:
-            words.append("model.name=llama")
-        elif not builtin and "model.name=./" not in text:
-            words.append("model.name=assets/model")
-        if not builtin and "data.path=" not in text and "data=" not in text:
-            words += ["data.path=assets/data/train.json", "data.test_path=assets/data/dev.json"]
-        if "study=builtin" not in text:  # of every other sweep one job of each mode
-            swept = [re.fullmatch(r"(?!mode=)([\w.]+=)([^\[,]+),.*", word) for word in words]
-            words += [found[1] + found[2] for found in swept if found]
-        if "experiment=grid" in text:
-            words += ["lr=1e-4", "rank=8"]
-    return words
+        words = [fewer(word, words) for word in words] + of_files(words)
+    return words + SCRIPTS[words[1]]
+
+
+def fewer(word: str, words: list[str]) -> str:
+    """A word with as many of its swept values as are needed: two of modes and seeds in the studies
+    that others read on, else one."""
+    key, _, values = word.partition("=")
+    if "," not in values or "[" in values:
+        return word
+    kept = 2 if (key == "mode" and "study=first" in words) or "study=builtin" in words else 1
+    return f"{key}={','.join(values.split(',')[:kept])}"
+
+
+def of_files(words: list[str]) -> list[str]:
+    """What lets a run read files that are here, where it would ask the hub."""
+    if "experiment=demo" in words:
+        return []
+    own = " ".join(words)
+    added = ["lr=1e-4", "rank=8"] if "experiment=grid" in words else []  # one job of each mode
+    if "model=llama" in words:
+        added.append("model.name=llama")
+    elif "model.name=" not in own:
+        added.append("model.name=assets/model")
+    if "data.path=" not in own and "data=" not in own:
+        added += ["data.path=assets/data/train.json", "data.test_path=assets/data/dev.json"]
+    return added
 
 
 @pytest.mark.slow
