@@ -337,8 +337,8 @@ def of_files(words: list[str]) -> list[str]:
         return []
     own = " ".join(words)
     added = ["lr=1e-4", "rank=8"] if "experiment=grid" in words else []  # one job of each mode
-    if "model=llama" in words:
-        added.append("model.name=llama")
+    if {"model=llama", "model=smollm2"} & set(words):
+        added += ["model.name=llama", "max_length=200"]
     elif "model.name=" not in own:
         added.append("model.name=assets/model")
     if "data.path=" not in own and "data=" not in own:
@@ -356,7 +356,6 @@ def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
         serves([sys.executable, "-m", "tensorboard.main", *command.words[1:]], place)
         return
     if script == "src/page.py":
-        pytest.importorskip("flask", reason="the extra [page] is not installed")
         serves([sys.executable, *ready(command.words, place)[1:]], place)
         return
     if script == "bench/compare.py":
