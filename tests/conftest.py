@@ -1,5 +1,6 @@
 """Tiny models, their tokenizer and SQuAD files, all made here: no test needs a network."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries below are imported
@@ -76,6 +77,12 @@ def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         patch.setenv("HF_DATASETS_CACHE", str(folder))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen_imports() -> None:
+    """Leave what is imported out of the collections of garbage: a run has one a measurement."""
+    gc.freeze()
 
 
 def _sentence(rng: random.Random) -> tuple[str, dict[str, str]]:
