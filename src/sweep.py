@@ -49,7 +49,8 @@ class Sweep:
             UserError: some failed.
         """
         names = [str(self.jobs[number]["run_name"]) for number in self._different()]
-        record.write_json(self.place / record.PLAN, {"runs": names})
+        with record.lock(self.place):
+            record.write_json(self.place / record.PLAN, {"runs": names})
         try:
             yield
             self._close()
