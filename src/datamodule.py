@@ -95,6 +95,13 @@ class SquadDataModule(L.LightningDataModule):
 
             table, facts[name] = rows.cached(self._place(name, source), build)
             setattr(self, name, table)
+        sizes = zip(*map(self.validation.column, ("prompt_tokens", "answer_tokens")), strict=True)
+        if not any(p <= self.max_prompt_length and p + a <= self.positions for p, a in sizes):
+            raise UserError(
+                f"No validation question fits into max_length={self.max_length} and, with its "
+                f"answer, into the {self.positions} tokens that the model reads. Their loss "
+                "chooses the epoch."
+            )
         self.facts = facts
 
     def deal(self, devices: int, device: int) -> None:

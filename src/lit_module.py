@@ -174,8 +174,7 @@ class LitQuestionAnswering(L.LightningModule):
         if not math.isfinite(loss):
             raise UserError(
                 f"The validation loss is {loss} in epoch {self.current_epoch + 1}. The last good "
-                "checkpoint is kept. A smaller lr may help, or a larger max_length, if no "
-                "validation question fits into it."
+                "checkpoint is kept. A smaller lr may help."
             )
         self.epochs.append({"epoch": self.current_epoch + 1, **scores})
         for name, value in scores.items():

@@ -44,7 +44,7 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.register_profile(
-    "whole", hypothesis.settings.get_profile("short"), max_examples=2000, derandomize=False
+    "whole", hypothesis.settings.get_profile("short"), max_examples=1000, derandomize=False
 )
 hypothesis.settings.load_profile("short")
 

@@ -66,25 +66,23 @@ def command(
 ) -> Iterator[tuple[Path, Command]]:
     """A folder, and what runs the command in it on a tiny model."""
     folder = tmp_path_factory.mktemp("command")
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("server.py"))],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-    )  # fmt: skip
-    assert server.stdin is not None
-    assert server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
+    ) as server:  # fmt: skip
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
 
-    def ask(words: list[str]) -> dict[str, Any]:
-        given = [f"model.name='{gpt2_folder}'", "data.path=f.json", *words]
-        asked = {"words": given, "folder": str(folder), "seconds": SECONDS}
-        server.stdin.write(json.dumps(asked) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
+        def ask(words: list[str]) -> dict[str, Any]:
+            given = [f"model.name='{gpt2_folder}'", "data.path=f.json", *words]
+            asked = {"words": given, "folder": str(folder), "seconds": SECONDS}
+            server.stdin.write(json.dumps(asked) + "\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
 
-    yield folder, ask
-    server.stdin.close()
-    server.wait()
+        yield folder, ask
 
 
 @st.composite
@@ -104,7 +102,7 @@ def words(draw: st.DrawFn) -> list[str]:
 
 
 @pytest.mark.slow
-@examples(0.15)
+@examples(0.21)
 @given(json_files() | documents().map(json.dumps).map(str.encode), words())
 def test_the_command_ends_with_results_or_in_words(
     command: tuple[Path, Command], content: bytes, asked: list[str]
