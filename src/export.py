@@ -149,8 +149,9 @@ def _card(place: Path, name: str, results: dict[str, Any], merge: bool) -> str:
 
 def _save_merged(place: Path, results: dict[str, Any], base: str | None, folder: Path) -> None:
     from qa.model import load_adapter, load_model, load_tokenizer
-    from trained import base_folder
+    from trained import base_folder, quiet
 
+    quiet()
     source = place / results["exported"]
     base_model = base_folder(place, results, base)
     # With the base model's own configuration, not with the dropouts of this run.

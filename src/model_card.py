@@ -72,9 +72,12 @@ are of one training run; another seed gives other numbers.
 {origin}
 """
 
+IMPORTS = {
+    "adapter": "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
+    "model": "from transformers import AutoModelForCausalLM, AutoTokenizer",
+}
 CODE = """\
-from {library} import {auto}
-from transformers import AutoTokenizer
+{imports}
 
 name = {name}
 tokenizer = AutoTokenizer.from_pretrained(name)
@@ -134,7 +137,7 @@ def card(
         kind=kinds["adapter" if adapter else "merged" if merged else "model"],
         run=run,
         code=CODE.format(
-            library="peft" if adapter else "transformers",
+            imports=IMPORTS["adapter" if adapter else "model"],
             auto="AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM",
             name=json.dumps(name),
             context="In 1820 Ada Byron founded the town of Elms.",
@@ -237,7 +240,8 @@ def _limits(
 
 def _data(results: Record, paths: Sequence[str]) -> list[str]:
     data = results["data"]
-    facts = [f"from {', '.join(map(shown, paths))} (fingerprint of the files: {data['source']})"]
+    names = ", ".join(dict.fromkeys(map(shown, paths)))
+    facts = [f"from {names} (fingerprint of the files: {data['source']})"]
     for name in ("train", "validation", "test"):
         split = data[name]
         facts.append(

@@ -149,8 +149,7 @@ def load(place: Path, base: str | None) -> Trained:
     Raises:
         UserError: there is none of these, it is not whole, or the base model is another.
     """
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    quiet()
     if not place.is_dir():
         raise UserError(f"There is no folder {place}.")
     if (place / "results.json").is_file():
@@ -171,6 +170,12 @@ def load(place: Path, base: str | None) -> Trained:
         f"{place} is no run: it holds no results.json, adapter_config.json or config.json."
         + (f" Name one of the runs in it: {', '.join(inside)}." if inside else "")
     )
+
+
+def quiet() -> None:
+    """Leave out what transformers says of itself."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def results_of(place: Path) -> dict[str, Any]:
