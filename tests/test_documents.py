@@ -235,6 +235,7 @@ SCRIPTS: dict[str, list[str]] = {
     "bench/compare.py": [],
 }
 SETS_UP = ("pip", "python3", "source", "pytest")
+ELSEWHERE = ("sbatch", "tests/faults/harness.py")  # a cluster's, and a test of its own
 
 
 def program(command: Command) -> str:
@@ -245,7 +246,7 @@ def program(command: Command) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_every_command_is_one_that_is_run_below(command: Command) -> None:
-    assert program(command) in [*SCRIPTS, *SETS_UP, "tensorboard"]
+    assert program(command) in [*SCRIPTS, *SETS_UP, *ELSEWHERE, "tensorboard"]
     assert not {"|", ">", "<", ";", "&"} & set(command.words), "write it as a single command"
 
 
@@ -348,7 +349,7 @@ def of_files(words: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if program(c) not in SETS_UP], ids=str
+    "command", [c for c in COMMANDS if program(c) not in (*SETS_UP, *ELSEWHERE)], ids=str
 )  # fmt: skip
 def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
     script = program(command)
@@ -367,8 +368,14 @@ def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
         return
     words = ready(command.words, place)
     for word in words:
-        if word.startswith("resume="):
-            interrupt(place / word.removeprefix("resume="))
+        key, _, value = word.partition("=")
+        if key == "resume":
+            interrupt(place / value)
+        if key == "hydra/launcher":
+            name = value.partition("_")[0]
+            pytest.importorskip(f"hydra_plugins.hydra_{name}_launcher", reason=f"no extra [{name}]")
+            if value.endswith("_slurm") and not shutil.which("sbatch"):
+                pytest.skip("no SLURM")
     printed = run_in(place, sys.executable, *words[1:])
     if script == "src/run.py" and "--help" not in command.words:
         results = re.findall(r"^results: +(.+)$", printed, re.MULTILINE)
