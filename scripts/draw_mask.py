@@ -57,11 +57,11 @@ def draw() -> str:
     with plt.rc_context(figures.STYLE | {"axes.grid": False, "font.size": 7}):
         figure, axis = plt.subplots(figsize=(8, 7.4), layout="constrained")
         for block in made.blocks:
-            for row in range(block.start, block.stop):
+            for row in (token for token in kept if block.start <= token < block.stop):
                 seen = (block.mask[row - block.start].nonzero().squeeze(1) + block.start).tolist()
-                cells = [token for token in seen if {row, token} <= place_of.keys()]
+                cells = [token for token in seen if token in place_of]
                 axis.broken_barh(
-                    [(place_of[token], 1) for token in cells], (place_of.get(row, 0), 1),
+                    [(place_of[token], 1) for token in cells], (place_of[row], 1),
                     facecolors=[OF_BRANCH[made.branch_of[token]] for token in cells],
                     edgecolor="white", linewidth=0.5,
                 )  # fmt: skip

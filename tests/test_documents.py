@@ -292,7 +292,7 @@ def run_in(place: Path, *words: str | Path) -> str:
     """What a command prints that ends well."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     done = subprocess.run(
-        words, cwd=place, env=environment, capture_output=True, text=True, timeout=300,
+        words, cwd=place, env=environment, capture_output=True, text=True, timeout=900,
         input="Who founded Port Trenia?\n",  # where a command asks for more
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
