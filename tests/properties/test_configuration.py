@@ -59,7 +59,8 @@ def words() -> st.SearchStrategy[str]:
 
 def prepared(asked: list[str], multirun: bool) -> list[str] | None:
     """What Hydra is asked beside; None if it is refused."""
-    return met(lambda: run.prepare(Namespace(overrides=asked, multirun=multirun)))[0]
+    taken, _ = met(lambda: run.prepare(Namespace(overrides=asked, multirun=multirun)))
+    return None if taken is None else taken[0]
 
 
 @examples(0.75)
