@@ -37,6 +37,8 @@ class StopSignal:
     A second signal ends the process at once.
     """
 
+    NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self) -> None:
         self.received = False
 
@@ -165,9 +167,12 @@ class RunCheckpoint(Checkpoint):
         self.saved_at = time.monotonic()
         self.saved_to_stop = False
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # From Lightning: on SIGTERM it would end a fit without a word, and talk to other devices in
-        # the middle of what they compute together.
+    def on_train_start(self, *_: Any) -> None:
+        # Lightning has put a handler of its own before: it would end the run with exit code 0, and
+        # talk to other devices in the middle of what they compute together.
+        self.stop.listen()
+
+    def on_test_start(self, *_: Any) -> None:
         self.stop.listen()
 
     def on_train_batch_end(

@@ -89,6 +89,8 @@ def single(settings: dict[str, Any], folder: Path) -> None:
         record.clear(folder)
     threading.excepthook = _in_thread
     # Only now, since they take seconds: torch and all that stands on it.
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     import terminal
     from checkpoint import Interrupted
     from experiment import run
@@ -101,7 +103,7 @@ def single(settings: dict[str, Any], folder: Path) -> None:
         results = run(settings, folder)
         if is_first():
             record.set_status(folder, "finished", identity)
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, SIGTERMException, KeyboardInterrupt):
         _note(folder, "interrupted", identity)
         print(f"Stopped. To go on: python src/run.py resume='{folder}'", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -372,15 +374,14 @@ def main() -> None:
         if not (args.hydra_help or args.cfg or args.info or args.shell_completion):
             words, sweep = prepare(args)
             sys.argv += words
-    except UserError as error:
-        refuse(error)
-    task = job_of(sweep) if sweep else job
-    try:
+        task = job_of(sweep) if sweep else job
         with contextlib.ExitStack() as stack:
             if sweep:
                 stack.enter_context(told(sweep.place))
                 stack.enter_context(sweep.told())
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
+    except UserError as error:
+        refuse(error)
     except KeyboardInterrupt:  # before a run could listen to it
         print("Stopped.", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -100,7 +100,7 @@ class Sweep:
             words = [word("resume", folder)]
         began = time.monotonic()
         code = _run_child(words)
-        if not code:
+        if not code and record.finished(folder):
             self.seconds.append(time.monotonic() - began)
             return None
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from checkpoint import (
     resume_point,
 )
 from errors import UserError
+from lit_module import LitQuestionAnswering
 from logs import MetricsFile
 
 Settings = dict[str, Any]
@@ -285,3 +287,19 @@ def test_a_disk_without_room_for_a_run_is_told_before_it_trains(
     (tmp_path / "last.ckpt").touch()
     os.truncate(tmp_path / "last.ckpt", 4 * 10**9)  # of a run that goes on, most is there
     check_room(tmp_path, 10**8, 10**8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_training_is_this_projects_to_handle(
+    settings: Settings, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LitQuestionAnswering.training_step
+
+    def struck(self: LitQuestionAnswering, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 5:  # the last of an epoch: Lightning looks for signals behind it
+            signal.raise_signal(number)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitQuestionAnswering, "training_step", struck)
+    with pytest.raises(Interrupted):
+        experiment.run(settings, tmp_path / "run")

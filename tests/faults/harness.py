@@ -326,12 +326,21 @@ def unlike(made: Templates, folder: Path, key: str, but: str = "") -> list[str]:
     found, wanted = outcome(folder, but), made.outcomes[key]
     expected = {name: text for name, text in wanted.files.items() if name != but}
     differ = [name for name in expected if found.files.get(name) != expected[name]]
+    if "metrics.csv" in differ and log_lacks_a_row(found.files["metrics.csv"], expected):
+        differ.remove("metrics.csv")
     differ += [
         name
         for name in ("epochs", "before", "test", "samples")
         if getattr(found, name) != getattr(wanted, name)
     ]
     return [f"other than in a run never struck: {', '.join(differ)}"] if differ else []
+
+
+def log_lacks_a_row(log: bytes, expected: dict[str, bytes]) -> bool:
+    """Whether metrics.csv is as wanted but for the row that was to be written at the moment: it
+    stands in no checkpoint, and what it tells stands in results.json too."""
+    rows = iter(wanted := expected["metrics.csv"].splitlines())
+    return all(row in rows for row in log.splitlines()) and len(wanted) - log.count(b"\n") == 1
 
 
 def changed(others: dict[Path, Any]) -> list[str]:
@@ -393,6 +402,8 @@ def main() -> None:
             print("\n".join(problems), flush=True)
         else:
             shutil.rmtree(case.place)
+        if (number + 1) % 20 == 0:
+            print(f"{number + 1} faults, of which {held.total()} held", flush=True)
     show(held, broken, time.monotonic() - began)
     if broken:
         sys.exit(1)
