@@ -293,13 +293,12 @@ def test_a_disk_without_room_for_a_run_is_told_before_it_trains(
 def test_a_signal_in_training_is_this_projects_to_handle(
     settings: Settings, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = LitQuestionAnswering.training_step
+    original = LitQuestionAnswering.on_train_epoch_end
 
-    def struck(self: LitQuestionAnswering, batch: Any, batch_idx: int) -> torch.Tensor:
-        if self.global_step == 5:  # the last of an epoch: Lightning looks for signals behind it
-            signal.raise_signal(number)
-        return original(self, batch, batch_idx)
+    def struck(self: LitQuestionAnswering) -> None:
+        signal.raise_signal(number)  # Lightning looks for signals behind an epoch
+        original(self)
 
-    monkeypatch.setattr(LitQuestionAnswering, "training_step", struck)
+    monkeypatch.setattr(LitQuestionAnswering, "on_train_epoch_end", struck)
     with pytest.raises(Interrupted):
         experiment.run(settings, tmp_path / "run")
