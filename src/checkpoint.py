@@ -37,8 +37,6 @@ class StopSignal:
     A second signal ends the process at once.
     """
 
-    NUMBERS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self) -> None:
         self.received = False
 
