@@ -73,7 +73,7 @@ def documents(draw: DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         contexts.append(draw(texts(6)) * draw(st.sampled_from((20, 60))))
     data: list[dict[str, Any]] = []
-    for a in range(draw(st.integers(1, 4))):
+    for a in range(draw(st.integers(1, 5))):
         paragraphs = []
         for p in range(draw(st.integers(1, 2))):
             context = draw(st.sampled_from(contexts))
@@ -86,7 +86,9 @@ def documents(draw: DrawFn) -> dict[str, Any]:
                 for q in range(draw(st.integers(1, 3)))
             ]
             paragraphs.append({"context": context, "qas": qas})
-        data.append({"title": draw(texts(2)), "paragraphs": paragraphs})
+        title = draw(texts(2))  # mostly one of its own: with fewer than three nothing is split
+        unique = draw(st.integers(0, 9)) > 0
+        data.append({"title": f"{a} {title}" if unique else title, "paragraphs": paragraphs})
     return {"version": "1.1", "data": data}
 
 
