@@ -199,7 +199,9 @@ def test_a_pickle_as_checkpoint_is_not_run(
     else:
         (folder / "checkpoints" / "last.ckpt").write_bytes(bomb)
     (folder / "checkpoints" / "best.safetensors").write_bytes(bomb)
-    command(f"resume={folder}", folder=tmp_path)
+    done = command(f"resume={folder}", folder=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert "damaged" in done.stderr
     assert not harm.exists()
 
 
