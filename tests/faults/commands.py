@@ -149,7 +149,6 @@ class Job(Fork):
 
         def work() -> None:
             GlobalHydra.instance().clear()
-            run.sweep = sweep.Sweep()
             sys.argv = ["command", *words]
             Job.before(words)
             run.main()
