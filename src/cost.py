@@ -170,8 +170,9 @@ class CostMonitor(L.Callback):
 
 
 def operation_counter() -> FlopCounterMode:
-    """Counts floating-point operations of matrix products, those of oneDNN too; torch counts none of
-    the fused attention of CPUs."""
+    """Counts floating-point operations of matrix products, those of oneDNN too.
+
+    Of the fused attention of CPUs torch counts none."""
 
     def product(left: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: Any) -> int:
         return 2 * left[0] * left[1] * right[0]
