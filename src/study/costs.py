@@ -208,7 +208,7 @@ def _measured(found: Contrast, layers: list[theory.Layer]) -> Table:
         ["measured", found.full.label, found.lora.label, "LoRA / full", "expected of it"],
         rows,
         "Operations counted while a training step ran (matrix products; of attention what is not "
-        f"fused), in the runs of seed {seed}, with shared contexts and logits only where there is a label, so "
-        "that a question costs less than its tokens would alone. In the adapted layers A and B "
-        f"add {100 * added / held:.2f} % to the forward pass.",
+        f"fused), in the runs of seed {seed}, with shared contexts and logits only where there is "
+        "a label, so that a question costs less than its tokens would alone. In the adapted layers "
+        f"A and B add {100 * added / held:.2f} % to the forward pass.",
     )
