@@ -107,6 +107,12 @@ class LitQuestionAnswering(L.LightningModule):
         # A checkpoint holds the trained weights only; `on_load_checkpoint` checks that it has them.
         self.strict_loading = False
 
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1:  # whose gradients are summed whole
+            for layer in self.model.modules():
+                if isinstance(layer, torch.nn.Embedding):
+                    layer.sparse = False
+
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The weights that training changes, by name; tied ones once."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}

@@ -223,7 +223,7 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         try:
             return to_dict(hydra.compose("config", words))
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # of mode=null too
             problem = str(error)
     for override in overrides:
         key = override.key_or_group
