@@ -24,8 +24,8 @@ import transformers
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 
+import command_line
 import experiment
-import run
 from cost import PeakMemory, operation_counter
 from datamodule import SquadDataModule
 from qa import decoding
@@ -63,7 +63,7 @@ def settings_of(spec: Spec) -> dict[str, Any]:
             f"model.config={{{dropouts}}}",
             f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}",
         ]
-    settings = run.compose(words, [])
+    settings = command_line.compose(words, [])
     settings["trainer"]["precision"] = experiment.precision_of(settings["trainer"])
     return settings
 

@@ -7,8 +7,8 @@ import lightning as L
 import pytest
 import torch
 
+import command_line
 import experiment
-import run
 from cost import PeakMemory, anatomy
 
 
@@ -31,7 +31,7 @@ def parts_of(settings: dict[str, Any], folder: Path) -> tuple[dict[str, Any], An
 
 @pytest.fixture
 def full(settings: dict[str, Any]) -> dict[str, Any]:
-    other = run.compose(["mode=full"], [])
+    other = command_line.compose(["mode=full"], [])
     return settings | {key: other[key] for key in ("mode", "lora", "rank", "frozen_dtype")}
 
 

@@ -35,5 +35,6 @@ def test_the_study_knows_no_torch_and_of_question_answering_how_texts_compare() 
         assert all(name.startswith(("qa.scoring", "qa.spans")) for name in own), file
 
 
-def test_one_file_knows_hydra() -> None:
-    assert [f.name for f in SRC.rglob("*.py") if packages(f) & {"hydra", "omegaconf"}] == ["run.py"]
+def test_the_command_and_its_line_alone_know_hydra() -> None:
+    knowing = {f.name for f in SRC.rglob("*.py") if packages(f) & {"hydra", "omegaconf"}}
+    assert knowing == {"command_line.py", "run.py"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import run
+import command_line
 from errors import UserError
 from settings import DERIVED, SETTINGS, check, flat, unknown
 
@@ -18,7 +18,7 @@ from settings import DERIVED, SETTINGS, check, flat, unknown
     ],
 )  # fmt: skip
 def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -> None:
-    settings = run.compose(words, [])
+    settings = command_line.compose(words, [])
     check(settings)
     undocumented = {key for key in flat(settings, SETTINGS) if not key.startswith(DERIVED)} - set(
         SETTINGS
@@ -27,12 +27,12 @@ def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -
 
 
 def test_every_explained_key_is_in_conf() -> None:
-    assert set(SETTINGS) <= set(flat(run.compose([], []), SETTINGS))
+    assert set(SETTINGS) <= set(flat(command_line.compose([], []), SETTINGS))
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_the_defaults_are_the_recipe(mode: str) -> None:
-    s = run.compose([f"mode={mode}"], [])
+    s = command_line.compose([f"mode={mode}"], [])
     assert (s["model"]["name"], s["data"]["path"]) == ("gpt2", "rajpurkar/squad")
     assert (s["batch_size"], s["trainer"]["max_epochs"], s["max_length"]) == (4, 3, 512)
     assert (s["data"]["train_size"], s["data"]["validation_size"]) == (2000, 200)
@@ -64,7 +64,7 @@ def test_the_defaults_are_the_recipe(mode: str) -> None:
     ],
 )  # fmt: skip
 def test_a_value_that_can_not_be_is_refused_by_name(key: str, value: Any) -> None:
-    settings = run.compose([], [])
+    settings = command_line.compose([], [])
     group, _, name = key.rpartition(".")
     (settings[group] if group else settings)[name] = value
     with pytest.raises(UserError, match=f"^{re.escape(key)}="):
@@ -79,11 +79,11 @@ def test_a_value_that_can_not_be_is_refused_by_name(key: str, value: Any) -> Non
     ],
 )  # fmt: skip
 def test_a_value_that_can_be_passes(words: list[str]) -> None:
-    check(run.compose(words, []))
+    check(command_line.compose(words, []))
 
 
 def test_all_problems_are_told_at_once() -> None:
-    settings = run.compose([], []) | {"lr": 0, "seed": -1}
+    settings = command_line.compose([], []) | {"lr": 0, "seed": -1}
     settings["data"]["split_by"] = "page"
     with pytest.raises(UserError) as refusal:
         check(settings)
@@ -106,13 +106,13 @@ def test_all_problems_are_told_at_once() -> None:
 )
 def test_what_contradicts_or_leads_elsewhere_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message).replace(r"\.\*", ".*")):
-        check(run.compose(words, []))
+        check(command_line.compose(words, []))
 
 
 @pytest.mark.parametrize(("key", "value"), [("rank", 8), ("frozen_dtype", "float32")])
 def test_what_belongs_to_lora_is_refused_in_full(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"{key}={value}: mode=full has no {key}"):
-        check(run.compose(["mode=full", f"{key}={value}"], []))
+        check(command_line.compose(["mode=full", f"{key}={value}"], []))
 
 
 def test_a_misspelt_key_is_told_the_nearest_and_all() -> None:

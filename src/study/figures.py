@@ -1,6 +1,7 @@
 """The plots of a report, as SVG; a mode has the same colour in all of them."""
 
 import io
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ LIGHT, GREY = "#C8C8C8", "#7F7F7F"
 OF_MODE = {"lora": BLUE, "full": VERMILION}
 OF_PART = (LIGHT, GREEN, AMBER, PURPLE, SKY, GREY)  # none is a mode's
 LINES = ("-", "--", ":", "-.")
+WIDEST = 36  # characters of a line of a label, so that there is room for what it names
 STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "svg.fonttype": "none", "svg.hashsalt": "report", "figure.dpi": 100,
@@ -67,7 +69,7 @@ def scores(arms: Sequence[Arm]) -> str:
             mean, _, interval = mean_over_seeds(values)
             axis.plot(values, [place] * len(values), "o", color=_colour(arm), alpha=0.45)
             _interval(axis, place, mean, interval, _colour(arm))
-        axis.set_yticks(range(len(arms)), [arm.label for arm in reversed(arms)])
+        _names(axis, [arm.label for arm in reversed(arms)])
         axis.set_ylim(-0.6, len(arms) - 0.4)
         axis.set_xlabel(title)
     axes[1].tick_params(labelleft=False)
@@ -81,7 +83,7 @@ def differences(rows: Sequence[tuple[str, float, Interval | None]], margin: floa
     axis.axvline(0, color="black", linewidth=1)
     for place, (_, mean, interval) in enumerate(reversed(rows)):
         _interval(axis, place, mean, interval, "black")
-    axis.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    _names(axis, [name for name, _, _ in reversed(rows)])
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.set_xlabel("LoRA minus full, percentage points")
     return svg(figure)
@@ -99,7 +101,7 @@ def memory(parts: Mapping[str, Mapping[str, float]]) -> str:
                 label=name if place == 0 else None,
             )  # fmt: skip
             left += max(0.0, size)
-    axis.set_yticks(range(len(parts)), list(reversed(list(parts))))
+    _names(axis, list(reversed(list(parts))))
     axis.set_xlabel("peak memory in training, MB")
     _legend(figure, axis)
     return svg(figure)
@@ -115,7 +117,7 @@ def failures(counts: Mapping[str, Mapping[str, float]], colours: Mapping[str, st
         values = list(reversed(list(own.values())))
         bars = axis.barh(places, values, height, color=colours[arm], label=arm)
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    axis.set_yticks(range(len(classes)), list(reversed(classes)))
+    _names(axis, list(reversed(classes)))
     axis.set_xlabel("wrong answers a run")
     _legend(figure, axis)
     return svg(figure)
@@ -202,11 +204,23 @@ def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, 
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
+def _names(axis: Axes, names: Sequence[str]) -> None:
+    """Name the places on the vertical axis, from below."""
+    axis.set_yticks(range(len(names)), list(map(_wrapped, names)))
+
+
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
+    widest = min(WIDEST, max(map(len, labels)))
+    columns = int(figure.get_figwidth() / (0.5 + 0.08 * widest))  # inches, of a line and a letter
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False
-    )
+        handles, list(map(_wrapped, labels)), loc="outside lower center",
+        ncols=max(1, min(3, columns, len(labels))), frameon=False,
+    )  # fmt: skip
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(label, WIDEST)
 
 
 def svg(figure: Figure) -> str:

@@ -18,6 +18,7 @@ from study import record
 from study.checks import at, lacking, odd
 
 LONGEST = 60  # characters of a value in a label
+LONGEST_LABEL = 100
 # What may differ between the runs of one arm.
 WITHIN_ARM = record.PLACES | {"seed", "lora.r", "lr_by_mode.lora", "lr_by_mode.full"}
 
@@ -285,10 +286,11 @@ def _label(seeds: dict[int, Run], arms: Sequence[dict[int, Run]]) -> str:
         or (key == "mask_prompt" and not own.config[key])
     ]
     name = {"lora": "LoRA", "full": "full"}[own.mode]
-    return ", ".join([name, *(_short(f"{key} {shown(own.config[key])}") for key in keys)])
+    parts = [name, *(_short(f"{key} {shown(own.config[key])}", LONGEST) for key in keys)]
+    return _short(", ".join(parts), LONGEST_LABEL)
 
 
-def _short(text: str) -> str:
-    """A part of a label, which a plot has room for and can show."""
+def _short(text: str, longest: int) -> str:
+    """What a plot has room for and can show."""
     text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

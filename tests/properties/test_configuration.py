@@ -11,13 +11,13 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 from strategies import HALVES, any_json, examples, met, texts
 
-import run
-from settings import GROUPS, SETTINGS
+import command_line
+from settings import GROUPS, SETTINGS, check
 
 PLACES = ("output_dir", "cache_dir", "hydra.run.dir", "hydra.sweep.dir")
 KEYS = [key for key in SETTINGS if key not in PLACES]
-OPTIONS = [option for group in GROUPS for option in run._options(group)]
-DEFAULTS = run.compose([], [])
+OPTIONS = [option for group in GROUPS for option in command_line._options(group)]
+DEFAULTS = command_line.compose([], [])
 OTHER_KEYS = (
     "lora", "model", "data", "optimizer", "trainer", "hydra", "lrr", "lora.use_dora", "lr.x", "",
     "model.config.attn_pdrop", "model.config.nothing", "trainer.max_steps", "trainer.nothing",
@@ -59,7 +59,7 @@ def words() -> st.SearchStrategy[str]:
 
 def prepared(asked: list[str], multirun: bool) -> list[str] | None:
     """What Hydra is asked beside; None if it is refused."""
-    taken, _ = met(lambda: run.prepare(Namespace(overrides=asked, multirun=multirun)))
+    taken, _ = met(lambda: command_line.prepare(Namespace(overrides=asked, multirun=multirun)))
     return None if taken is None else taken[0]
 
 
@@ -76,7 +76,7 @@ def test_any_command_line_is_taken_or_refused_in_words(asked: list[str], multiru
     event("refused" if taken is None else "taken")
     if taken is None or multirun:
         return
-    settings = run.compose([*asked, *taken], [])
+    settings = command_line.compose([*asked, *taken], [])
     lora = settings["lora"]
     assert settings["mode"] == ("full" if lora is None else "lora")
     assert settings["rank"] == (None if lora is None else lora["r"])
@@ -93,7 +93,7 @@ def test_any_value_is_taken_or_refused_by_name(key: str, value: Any) -> None:
         first, _, name = name.partition(".")
         holder = holder[first]
     holder[name] = value
-    _, problem = met(lambda: run.check(settings))
+    _, problem = met(lambda: check(settings))
     event("refused" if problem else "taken")
     assert key in problem or SETTINGS[key][0].takes(value)
 
