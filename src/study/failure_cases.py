@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from qa.spans import spans
@@ -11,6 +12,7 @@ from study.runs import Arm, Study
 from study.verdict import Contrast
 
 EXAMPLES = 2  # of each class of failures
+COVERAGES = (5, 10, 15, 20)  # twentieths that the table shows
 
 
 def failure_cases(study: Study, found: Contrast | None) -> Section:
@@ -75,8 +77,31 @@ def failure_cases(study: Study, found: Contrast | None) -> Section:
                "How often an answer is right, by the probability that the model gave it "
                "(tenths); on the dotted line it is as sure as it is right."),
         Text(f"The expected calibration error: {errors}."),
+        *_coverage(runs, colours),
     ]  # fmt: skip
     return Section("Failure cases", blocks)
+
+
+def _coverage(
+    runs: Mapping[str, Sequence[Sequence[failures.Prediction]]], colours: Mapping[str, str]
+) -> list[Block]:
+    """How far probability tells right answers from wrong ones."""
+    curves, areas = {}, []
+    for label, own in runs.items():
+        of_runs, area = zip(*map(failures.coverage, own), strict=True)
+        curves[label] = [fmean(values) for values in zip(*of_runs, strict=True)]
+        areas.append(f"{label} {fmean(area):.1f} %")
+    return [
+        Figure("coverage", figures.coverage(curves, colours),
+               "If only the answers that a model is surest of were given: how often they are "
+               "right, by their share of all questions. Means over seeds."),
+        Table(["EM of the surest, %", *runs],
+              [[f"{100 * share // failures.STEPS} % of the answers",
+                *(f"{curve[share - 1]:.1f}" for curve in curves.values())]
+               for share in COVERAGES]),
+        Text(f"The area under the risk-coverage curve: {', '.join(areas)}. Lower is better; "
+             "answers in any order would have the share of all wrong answers."),
+    ]  # fmt: skip
 
 
 def _examples(arm: Arm) -> list[Block]:

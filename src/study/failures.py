@@ -5,6 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Any
 
 from qa.scoring import normalize
@@ -20,6 +21,7 @@ PREPOSITIONS = (
 )  # fmt: skip
 OTHER = "other"
 BINS = 10  # of probability, for the calibration
+STEPS = 20  # of coverage
 
 Prediction = Mapping[str, Any]
 
@@ -132,6 +134,27 @@ def calibration(predictions: Iterable[Prediction]) -> tuple[list[Bin], float]:
     total = sum(b.answers for b in bins)
     error = sum(b.answers * abs(b.probability - b.exact_match) for b in bins) / max(1, total)
     return bins, error
+
+
+def coverage(predictions: Sequence[Prediction]) -> tuple[list[float], float]:
+    """How many of the surest answers are right: EM (percent) of the first twentieth of them, of the
+    first two, up to all; and the area under the risk-coverage curve (percent), which is the mean
+    share of wrong answers among the surest ones, over all numbers of these (Geifman et al. 2019).
+
+    Of answers of one probability each counts as their mean. One that was not asked is the last.
+    """
+    right: list[float] = []
+    for _, same in groupby(sorted(predictions, key=_sureness, reverse=True), _sureness):
+        matches = [float(p["exact_match"]) for p in same]  # each 0 or 100
+        right += [statistics.fmean(matches)] * len(matches)
+    share = [total / count for count, total in enumerate(accumulate(right), 1)]
+    ends = [math.ceil(len(share) * step / STEPS) for step in range(1, STEPS + 1)]
+    return [share[end - 1] for end in ends], 100 - statistics.fmean(share)
+
+
+def _sureness(prediction: Prediction) -> float:
+    value = prediction["log_probability"]
+    return -math.inf if value is None else value
 
 
 def _inside(part: Sequence[str], whole: Sequence[str]) -> bool:

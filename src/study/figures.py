@@ -138,6 +138,18 @@ def calibration(bins: Mapping[str, Sequence[Bin]], colours: Mapping[str, str]) -
     return svg(figure)
 
 
+def coverage(curves: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> str:
+    """EM of the surest answers, by their share of all."""
+    figure, (axis,) = _new(1, 1, width=5, height=4)
+    for arm, curve in curves.items():
+        shares = [100 * (step + 1) / len(curve) for step in range(len(curve))]
+        axis.plot(shares, curve, "o-", markersize=3, color=colours[arm], label=arm)
+    axis.set_xlabel("the surest answers, % of all")
+    axis.set_ylabel("exact match, %")
+    _legend(figure, axis)
+    return svg(figure)
+
+
 def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
     """Validation F1 by a swept value, mean and t interval over seeds; a line each of the rest."""
     figure, (axis,) = _new(1, 1, width=7, height=3.6)
