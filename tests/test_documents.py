@@ -203,6 +203,11 @@ def test_what_is_reckoned_comes_out(document: Path, monkeypatch: pytest.MonkeyPa
     assert told == []
 
 
+def test_the_text_to_ask_about_is_the_one_that_is_shown() -> None:
+    shown = (PROJECT / "docs" / "tutorial.md").read_text("utf-8").replace("\n> ", " ")
+    assert (PROJECT / "docs" / "town.txt").read_text("utf-8").strip() in shown
+
+
 def test_the_data_format_shown_is_read(tmp_path: Path) -> None:
     shown = [token.content for _, token in fences("json")]
     assert shown
@@ -279,8 +284,6 @@ def place(
     shutil.copytree(llama_folder, folder / "llama")
     for seed, name in enumerate(("my", "a", "b", "dev", "questions", "other")):
         squad_file(folder / f"{name}.json", seed=seed)
-    articles = json.loads((folder / "assets" / "data" / "dev.json").read_text("utf-8"))["data"]
-    (folder / "town.txt").write_text(articles[0]["paragraphs"][0]["context"], "utf-8")
     for _, token in fences("yaml"):
         name = re.match(r"# (conf/[\w/-]+\.yaml)\n", token.content)
         assert name, "the first line of a yaml block says which file it is"
