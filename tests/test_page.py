@@ -2,6 +2,7 @@
 
 import json
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,7 +68,7 @@ def test_each_run_shows_its_answer_in_the_context(client: Any) -> None:
     assert text.count("stands in the context 2 times") == 2
     assert text.count("(no answer)") == 2
     assert text.index(">lora</h2>") < text.index(">full</h2>")
-    assert "<title>Ada –" in text
+    assert "<title>Ada / Ada –" in text
     elsewhere = asked(client, "Nobody.", "Ada?")
     assert "<mark>" not in elsewhere
     assert "<strong>not</strong>" in elsewhere
@@ -107,6 +108,53 @@ def test_each_field_has_a_label_and_each_text_its_direction(client: Any) -> None
         assert f'id="{name}" name="{name}" dir="auto"' in text
     assert '<div class="context" dir="auto">' in text
     assert "<mark>أحمد</mark>" in text
+
+
+class Parts(HTMLParser):
+    """The tags of a page with their attributes, in order, and the text of those with an id."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, str] = {}
+        self.inside: list[str] = []  # the ids of the elements that are open, "" without one
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("input", "meta"):
+            self.inside.append(dict(attrs).get("id") or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        for of in filter(None, self.inside):
+            self.texts[of] = " ".join(f"{self.texts.get(of, '')} {data}".split())
+
+
+def test_who_listens_is_told_what_a_field_is_and_what_was_answered(client: Any) -> None:
+    for question in ("Ada?", " "):
+        parts = Parts(asked(client, "Ada, said Ada.", question))
+        ids = [attrs["id"] for _, attrs in parts.tags if "id" in attrs]
+        assert len(ids) == len(set(ids))
+        named = {attrs["for"] for tag, attrs in parts.tags if tag == "label"}
+        fields = [a for tag, a in parts.tags if tag in ("textarea", "input")]
+        shown = [attrs["id"] for attrs in fields if attrs.get("type") != "hidden"]
+        assert shown == ["context", "question"]
+        assert named == set(shown)
+        for _, attrs in parts.tags:
+            for key in ("aria-labelledby", "aria-describedby"):
+                assert set((attrs.get(key) or "").split()) <= set(ids)
+        headings = [tag for tag, _ in parts.tags if tag in ("h1", "h2", "h3")]
+        assert headings == ["h1"] + 2 * ["h2"] * (question == "Ada?")
+        assert ("html", {"lang": "en"}) in parts.tags
+        focused = [attrs for _, attrs in parts.tags if "autofocus" in attrs]
+        assert len(focused) == 1
+        told = focused[0].get("aria-labelledby") or focused[0]["aria-describedby"]
+        assert told is not None
+        said = " ".join(parts.texts[name] for name in told.split())
+        assert said == ("lora Ada full Ada" if question == "Ada?" else "The question is empty.")
 
 
 def test_nothing_but_this_machine_sees_it_and_nothing_is_loaded(client: Any) -> None:
