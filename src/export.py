@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from errors import UserError
+from errors import UserError, first_line
+from hub import reachable
 from model_card import card, hub_id
 from study import record
 
@@ -62,12 +63,10 @@ def export(place: Path, output: Path, merge: bool, base: str | None, name: str) 
         UserError: the run is not finished or not whole, there is nothing to merge, or `output`
             holds something already.
     """
-    from trained import results_of  # seconds: torch and all that stands on it
+    from trained import results_of, weights_folder  # seconds: torch and all that stands on it
 
     results = results_of(place)
-    source = place / results["exported"]
-    if not source.is_dir():
-        raise UserError(f"{place} holds no {source.name}/, which its run has written.")
+    source = weights_folder(place, results)
     if merge and source.name == "model":
         raise UserError(f"{place} is full fine-tuning, which has nothing to merge: leave --merge.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -90,7 +89,8 @@ def check_pushable(place: Path, merge: bool, repo_id: str) -> None:
     """Refuse what could not be pushed, or be used from the hub.
 
     Raises:
-        UserError: the name is none, or the adapter's base model is on this machine only.
+        UserError: the name is none, the adapter's base model is on this machine only, nobody is
+            logged in, or the hub is out of reach.
     """
     from trained import results_of
 
@@ -107,6 +107,11 @@ def check_pushable(place: Path, merge: bool, repo_id: str) -> None:
             f"An adapter of {name}, which is on this machine only, is of no use on the hub: add "
             "--merge."
         )
+    if get_token() is None:
+        raise UserError("--push needs a login to the hub: `hf auth login`, or HF_TOKEN.")
+    if not reachable():
+        why = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+        raise UserError(f"--push: {constants.ENDPOINT} can't be reached{why}. Nothing was done.")
 
 
 def push(folder: Path, repo_id: str) -> str:
@@ -124,10 +129,9 @@ def push(folder: Path, repo_id: str) -> str:
             )
         )
     except Exception as error:  # whatever the hub's client and its HTTP client of the day raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{folder} is written, but was not pushed to {repo_id}: {reason} (`hf auth login` logs "
-            f"in; `hf upload {repo_id} {folder}` tries again.)"
+            f"{folder} is written, but was not pushed to {repo_id}: {first_line(error)} "
+            f"(`hf upload {repo_id} {folder}` tries again.)"
         ) from None
 
 

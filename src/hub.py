@@ -55,7 +55,7 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
     if noted is not None and noted.is_dir():
         return noted
     try:
-        if constants.HF_HUB_OFFLINE or not _reachable():
+        if not reachable():
             return _from_hub_cache(name, repo_type, key)
         wanted, no_subfolders = WANTED[repo_type], ["*/*"] if repo_type == "model" else None
         folder = Path(
@@ -89,8 +89,11 @@ def _noted(note: Path) -> Path | None:
         return None
 
 
-def _reachable() -> bool:
-    # Without this first look, an unreachable hub takes half a minute of retries to say so.
+def reachable() -> bool:
+    """Whether the hub answers, and may be asked: without this first look, one that is out of reach
+    takes half a minute of retries to say so."""
+    if constants.HF_HUB_OFFLINE:
+        return False
     try:
         huggingface_hub.get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
     except Exception as error:  # whatever the HTTP client of the day raises: it is logged below

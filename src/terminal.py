@@ -90,6 +90,7 @@ def close(results: dict[str, Any], folder: Path) -> None:
     for name, place in places.items():  # not in the table, which would cut a long path
         print(f"{name + ':':<10}{place}")
     print(f"dashboard: tensorboard --logdir {folder.parent}")
+    print(f"to ask it: python src/page.py {folder}")
 
 
 def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:

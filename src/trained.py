@@ -150,8 +150,6 @@ def load(place: Path, base: str | None) -> Trained:
         UserError: there is none of these, it is not whole, or the base model is another.
     """
     quiet()
-    if not place.is_dir():
-        raise UserError(f"There is no folder {place}.")
     if (place / "results.json").is_file():
         try:
             return _of_run(place, base)
@@ -159,17 +157,11 @@ def load(place: Path, base: str | None) -> Trained:
             raise UserError(
                 f"{place / 'results.json'} lacks {error}: another version of this project made it."
             ) from None
-    if (place / "config.yaml").is_file() or (place / "status.json").is_file():
-        raise _unfinished(place)
     if (place / "adapter_config.json").is_file():
         return _adapter_from_elsewhere(place, base)
     if (place / "config.json").is_file():
         return _from_elsewhere(place, load_model(place, str(place), {}), place, place)
-    inside = [file.parent.name for file in sorted(place.glob("*/results.json"))]
-    raise UserError(
-        f"{place} is no run: it holds no results.json, adapter_config.json or config.json."
-        + (f" Name one of the runs in it: {', '.join(inside)}." if inside else "")
-    )
+    raise _no_record(place, "results.json, adapter_config.json or config.json")
 
 
 def quiet() -> None:
@@ -185,9 +177,7 @@ def results_of(place: Path) -> dict[str, Any]:
         UserError: the run is not finished, or its record can't be read.
     """
     if not (place / "results.json").is_file():
-        if not place.is_dir():
-            raise UserError(f"There is no folder {place}.")
-        raise _unfinished(place)
+        raise _no_record(place, "results.json (ask.py also takes what was made elsewhere)")
     try:
         results = json.loads((place / "results.json").read_text(encoding="utf-8"))
         assert isinstance(results["config"], dict)
@@ -197,6 +187,24 @@ def results_of(place: Path) -> dict[str, Any]:
             f"{place / 'results.json'} is no record of a run ({type(error).__name__})."
         ) from None
     return results
+
+
+def weights_folder(place: Path, results: Mapping[str, Any]) -> Path:
+    """The folder of what the run in `place` has trained.
+
+    Raises:
+        UserError: it is gone, or not as the run has left it.
+    """
+    folder = place / str(results["exported"])
+    if not folder.is_dir():
+        raise UserError(f"{place} holds no {folder.name}/, which its run has written: copy it too.")
+    names = {file.relative_to(place).as_posix() for file in folder.iterdir()}
+    if damaged := record.damaged(place, names):
+        raise UserError(
+            f"{place} holds {', '.join(damaged)} not as its run has written it: "
+            f"python src/run.py resume='{place}' makes it anew."
+        )
+    return folder
 
 
 def base_folder(place: Path, results: Mapping[str, Any], base: str | None) -> Path:
@@ -219,11 +227,7 @@ def base_folder(place: Path, results: Mapping[str, Any], base: str | None) -> Pa
 def _of_run(place: Path, base: str | None) -> Trained:
     results = results_of(place)
     settings = results["config"]
-    exported = place / results["exported"]
-    if not exported.is_dir():
-        raise UserError(
-            f"{place} holds no {exported.name}/, which its run has written: copy that too."
-        )
+    exported = weights_folder(place, results)
     if exported.name == "adapter":
         folder = base_folder(place, results, base)
         name, config = settings["model"]["name"], settings["model"]["config"]
@@ -288,7 +292,14 @@ def _folder(name: str, cache: Path) -> Path:
         raise UserError(f"The base model can't be had. {error} {BASE}") from None
 
 
-def _unfinished(place: Path) -> UserError:
+def _no_record(place: Path, wanted: str) -> UserError:
+    """Why `place` holds none of the `wanted` files."""
+    if not place.is_dir():
+        return UserError(f"There is no folder {place}.")
+    if not (place / "config.yaml").is_file() and not (place / "status.json").is_file():
+        inside = [file.parent.name for file in sorted(place.glob("*/results.json"))]
+        of_these = f" Name one of the runs in it: {', '.join(inside)}." if inside else ""
+        return UserError(f"{place} is no run: it holds no {wanted}.{of_these}")
     status = record.status(place)
     state = status.get("state", "not finished")
     if state == "failed":

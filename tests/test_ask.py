@@ -195,6 +195,11 @@ def test_a_run_that_is_not_finished_or_not_whole(
         load(finished_runs["lora"], str(llama_folder))
     with pytest.raises(UserError, match="can't be had.*--model"):
         load(finished_runs["lora"], str(tmp_path / "nowhere"))
+    shutil.copytree(finished_runs["full"], tmp_path / "damaged")
+    with (tmp_path / "damaged" / "model" / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(UserError, match="model/model.safetensors not as .* resume="):
+        load(tmp_path / "damaged", None)
     (place / "results.json").write_text("{}")
     with pytest.raises(UserError, match="no record of a run"):
         load(place, None)

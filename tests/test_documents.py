@@ -24,7 +24,8 @@ import lightning as L
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from logs import COLUMNS
 from qa import squad
@@ -281,6 +282,9 @@ def place(
             ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
         )
     shutil.copytree(PROJECT / "assets" / "model", folder / "my-gpt2")
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "my-gpt2"), lora)
+    adapted.save_pretrained(str(folder / "my-adapter"), save_embedding_layers=False)
     shutil.copytree(llama_folder, folder / "llama")
     for seed, name in enumerate(("my", "a", "b", "dev", "questions", "other")):
         squad_file(folder / f"{name}.json", seed=seed)

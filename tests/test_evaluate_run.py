@@ -104,7 +104,7 @@ def test_what_can_not_be_scored_is_said_in_a_line(
         ((run, data, "--name=../x"), "--name"),
         ((run, tmp_path / "none.json"), "no file"),
         ((run, tmp_path / "empty.json"), "no question"),
-        ((gpt2_folder, data), "not finished"),
+        ((gpt2_folder, data), "is no run"),
         ((tmp_path / "none", data), "no folder"),
     ):
         assert called(monkeypatch, *words) == 1

@@ -1,16 +1,19 @@
 """What is handed on: it answers as before, says what it is, and goes to the hub only when told."""
 
+import base64
 import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import metadata_load
+from huggingface_hub import constants, metadata_load
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -66,6 +69,9 @@ def test_what_a_merge_would_change_is_not_merged(
         LoraConfig(task_type="CAUSAL_LM", target_modules=["wte"], init_lora_weights=False),
     )
     adapted.save_pretrained(str(run / "adapter"), save_embedding_layers=False)
+    with pytest.raises(UserError, match="not as its run has written it.*resume="):
+        export.export(run, tmp_path / "out", True, None, "me/mine")
+    (run / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match="can't be merged"):
         export.export(run, tmp_path / "out", True, None, "me/mine")
     assert not (tmp_path / "out").exists()
@@ -117,27 +123,70 @@ def test_names_of_the_hub_and_of_this_machine() -> None:
     assert model_card.shown("/home/me/secret/mine") == "mine"
 
 
-class Hub:
-    """What HfApi is asked to do."""
+class Hub(ThreadingHTTPServer):
+    """A hub on this machine that takes small files from who has its token."""
 
-    calls: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012  # read by a test, then emptied
-    refuse = False
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Request)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.created: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
 
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        self.calls.append((repo_id, options))
-        if self.refuse:
-            raise OSError("401: log in\nand more")
 
-    def upload_folder(self, **options: Any) -> str:
-        self.calls.append((options["repo_id"], options))
-        return f"hub:{options['repo_id']}"
+class Request(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(200, {})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.headers["Authorization"] != "Bearer hf_right":
+            self.answer(401, {"error": "no such token"})
+        elif self.path == "/api/repos/create":
+            self.server.created.append(json.loads(body))
+            self.answer(200, {"url": f"{self.server.url}/me/mine"})
+        elif self.path == "/api/validate-yaml":  # of the card
+            self.answer(200, {"errors": [], "warnings": []})
+        elif self.path == "/api/models/me/mine/preupload/main":
+            files = json.loads(body)["files"]
+            kind = {"uploadMode": "regular", "shouldIgnore": False}
+            self.answer(200, {"files": [{"path": file["path"], **kind} for file in files]})
+        elif self.path == "/api/models/me/mine/commit/main":
+            for entry in map(json.loads, body.splitlines()):
+                if entry["key"] == "file":
+                    file = entry["value"]
+                    self.server.files[file["path"]] = base64.b64decode(file["content"])
+            commit = f"{self.server.url}/me/mine/commit/1"
+            self.answer(200, {"commitUrl": commit, "commitOid": "1"})
+        else:
+            self.answer(404, {"error": self.path})
+
+    do_GET = do_POST  # noqa: N815  # what it is asked for that it does not know
+
+    def answer(self, code: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
-    monkeypatch.setattr(export, "HfApi", Hub)
-    monkeypatch.setattr(Hub, "calls", [])
-    return Hub
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)  # from HF_ENDPOINT, when imported
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_right")
+        yield served
+        served.shutdown()
+        thread.join()
 
 
 @pytest.fixture
@@ -157,27 +206,59 @@ def command(
 
 
 def test_it_goes_to_the_hub_only_when_told(
-    finished_runs: Runs, tmp_path: Path, hub: type[Hub], command: Callable[..., Any]
+    finished_runs: Runs, tmp_path: Path, hub: Hub, command: Callable[..., Any]
 ) -> None:
     code, out, _ = command(finished_runs["full"], "--output", tmp_path / "a")
-    assert (code, hub.calls) == (0, [])
-    code, out, _ = command(finished_runs["full"], "--output", tmp_path / "b", "--push=me/mine")
-    assert code == 0
-    assert "hub:me/mine" in out
-    assert [call[0] for call in hub.calls] == ["me/mine", "me/mine"]
-    assert hub.calls[0][1] == {"private": True, "exist_ok": True}
-    assert hub.calls[1][1]["folder_path"] == tmp_path / "b"
-    assert 'name = "me/mine"' in (tmp_path / "b" / "README.md").read_text()
+    assert (code, hub.created, hub.files) == (0, [], {})
+    code, out, err = command(finished_runs["full"], "--output", tmp_path / "b", "--push=me/mine")
+    assert code == 0, err
+    assert f"{hub.url}/me/mine" in out
+    assert hub.created == [{"name": "mine", "organization": "me", "visibility": "private"}]
+    written = {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()}
+    assert {"README.md", "model.safetensors", "config.json"} <= written.keys()
+    assert hub.files == written
+    assert b'name = "me/mine"' in hub.files["README.md"]
+
+
+def test_what_could_not_be_pushed_is_not_begun(
+    finished_runs: Runs,
+    tmp_path: Path,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., Any],
+) -> None:
+    words = (finished_runs["full"], "--output", tmp_path / "x", "--push=me/mine")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "can't be reached (HF_HUB_OFFLINE is set)" in refusal(command(*words))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    assert "http://127.0.0.1:9 can't be reached" in refusal(command(*words))
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert "hf auth login" in refusal(command(*words))
+    assert not (tmp_path / "x").exists()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    code, out, err = command(*words)
+    assert (code, out) == (1, f"{tmp_path / 'x'}\n")
+    assert "was not pushed to me/mine: " in err
+    assert "401" in err
+    assert err.count("\n") == 1
+
+
+def refusal(said: tuple[int, str, str]) -> str:
+    code, out, err = said
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    return err
 
 
 def test_what_can_not_be_exported_is_said_in_a_line(
     finished_runs: Runs,
     tmp_path: Path,
-    hub: type[Hub],
-    monkeypatch: pytest.MonkeyPatch,
     command: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr(hub, "refuse", True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     lora, full = finished_runs["lora"], finished_runs["full"]
@@ -185,19 +266,12 @@ def test_what_can_not_be_exported_is_said_in_a_line(
         ((full, "--merge", "--output", tmp_path / "x"), "nothing to merge"),
         ((full, "--output", tmp_path / "full"), "holds something"),
         ((tmp_path / "none",), "no folder"),
-        ((tmp_path,), "not finished"),
+        ((tmp_path,), "is no run"),
         ((full, "--push=me"), "USER/NAME"),
         ((full, "--push=me/a b"), "USER/NAME"),
         ((lora, "--push=me/mine"), "--merge"),
         ((lora, "--merge", "--model", tmp_path / "none", "--output", tmp_path / "x"), "--model"),
         ((full, "--output", "/proc/none"), "can't be written"),
     ):
-        code, _, err = command(*words)
-        assert code == 1
-        assert err.startswith("Error: ")
-        assert message in err
-        assert err.count("\n") == 1
-    code, out, err = command(full, "--output", tmp_path / "c", "--push=me/mine")
-    assert (code, out) == (1, f"{tmp_path / 'c'}\n")
-    assert "was not pushed to me/mine: 401: log in (" in err
+        assert message in refusal(command(*words))
     assert (tmp_path / "full" / "thesis.tex").is_file()

@@ -13,7 +13,7 @@ from errors import UserError
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
 
 
 def test_a_local_folder_is_itself(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_an_unknown_name_is_refused(
 def test_offline_the_hubs_own_cache_is_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
 
     def cached(name: str, local_files_only: bool = False, **options: Any) -> str:
         assert local_files_only
