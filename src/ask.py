@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errors import UserError
+from errors import UserError, command
 from study import record
 
 if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait for
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait 
 ALTERNATIVES = 3
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -41,21 +42,15 @@ def main() -> None:
         "--model", help="folder or hub id of the base model, where it is not the one that RUN names"
     )
     args = parser.parse_intermixed_args()
-    try:
-        places, question = parted(args.words)
-        if (args.context is None) == (args.data is None):
-            raise UserError("Give --context=FILE to ask about, or --data=FILE with questions.")
-        if args.data is not None:
-            if question is not None or len(places) > 1:
-                raise UserError("--data asks one RUN, and takes no other question.")
-            answer_file(places[0], args.model, args.data, args.output)
-        else:
-            answer_context(places, args.model, context_of(args.context, question), question)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
+    places, question = parted(args.words)
+    if (args.context is None) == (args.data is None):
+        raise UserError("Give --context=FILE to ask about, or --data=FILE with questions.")
+    if args.data is not None:
+        if question is not None or len(places) > 1:
+            raise UserError("--data asks one RUN, and takes no other question.")
+        answer_file(places[0], args.model, args.data, args.output)
+    else:
+        answer_context(places, args.model, context_of(args.context, question), question)
 
 
 def parted(words: list[str]) -> tuple[list[Path], str | None]:
@@ -97,6 +92,8 @@ def context_of(name: str, question: str | None) -> str:
         raise UserError(f"--context {name} can't be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise UserError(f"--context {name} is no text in UTF-8.") from None
+    if "\0" in text:
+        raise UserError(f"--context {name} is no text.")
     if not text.strip():
         raise UserError(f"--context {name} is empty.")
     return text

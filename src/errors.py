@@ -1,9 +1,12 @@
 """The one error that a person can mend, which also tells in words what the machine lacks."""
 
 import errno
+import io
 import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MOST, LONGEST = 20, 100  # names that are listed, and characters of each
@@ -25,6 +28,28 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() or c == "\n" else _spelt(c) for c in message))
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """What a command does, which ends with a line and no trace: on a person's mistake (exit code 1)
+    and on Ctrl-C (130); without a line where nobody reads on, as before `| head` (1)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be no text in its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # nor can what is left be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def first_line(error: BaseException) -> str:

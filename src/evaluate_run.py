@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from errors import UserError
+from errors import UserError, command
 from study import record
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[\w-]+")
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -47,34 +48,30 @@ def main() -> None:
     )  # fmt: skip
     args = parser.parse_args()
     name = args.name or re.sub(r"[^\w-]+", "_", args.data.stem)
-    try:
-        if not NAME.fullmatch(name):
-            raise UserError(f"--name={name}: must be a name of letters, digits, - and _.")
-        from qa import squad  # seconds
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name={name}: must be a name of letters, digits, - and _.")
+    from qa import squad  # seconds
 
-        questions, counts = squad.check(
-            squad.read_files([args.data]), args.unanswerable, args.misaligned
-        )
-        if not questions:
-            raise UserError(f"{args.data} holds no question with an answer.")
-        table = Table("run", "questions", "EM", "F1", title=name, title_justify="left")
-        for place in args.runs:
-            results = evaluate(place, name, questions, counts, args.model)
-            scores = results["test"]
-            table.add_row(
-                place.name, f"{scores['questions']:,}",
-                *(
-                    f"{scores[metric]:.1f} [{low:.1f}, {high:.1f}]"
-                    for metric in ("exact_match", "f1")
-                    for low, high in (scores[f"{metric}_interval"],)
-                ),
-            )  # fmt: skip
-            if results["data"]["trained_on"]:
-                count = results["data"]["trained_on"]
-                print(f"Note: {place} has seen {count:,} of these questions.", file=sys.stderr)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
+    questions, counts = squad.check(
+        squad.read_files([args.data]), args.unanswerable, args.misaligned
+    )
+    if not questions:
+        raise UserError(f"{args.data} holds no question with an answer.")
+    table = Table("run", "questions", "EM", "F1", title=name, title_justify="left")
+    for place in args.runs:
+        results = evaluate(place, name, questions, counts, args.model)
+        scores = results["test"]
+        table.add_row(
+            place.name, f"{scores['questions']:,}",
+            *(
+                f"{scores[metric]:.1f} [{low:.1f}, {high:.1f}]"
+                for metric in ("exact_match", "f1")
+                for low, high in (scores[f"{metric}_interval"],)
+            ),
+        )  # fmt: skip
+        if results["data"]["trained_on"]:
+            count = results["data"]["trained_on"]
+            print(f"Note: {place} has seen {count:,} of these questions.", file=sys.stderr)
     Console().print(table)
     print("python src/report.py " + " ".join(map(str, args.runs)) + "  # shows all test sets")
 
@@ -89,7 +86,8 @@ def evaluate(
     """Score the run in `place` on `questions`; record and give what results.json then holds.
 
     Raises:
-        UserError: the run can't be loaded, or `name` is that of another test set of it.
+        UserError: the run can't be loaded, `name` is that of another test set of it, or the record
+            can't be written.
     """
     from precision import device_name
     from predictions import prediction, scores
@@ -133,9 +131,13 @@ def evaluate(
         "seconds": time.monotonic() - began,
         "environment": record.environment(device_name(run.model.device), record.commit()),
     }
-    record.write_json(folder / "contexts.json", {str(n): text for n, text in enumerate(contexts)})
-    record.write_lines(folder / "predictions.jsonl", rows)
-    record.write_json(folder / "results.json", results)
+    texts = {str(number): text for number, text in enumerate(contexts)}
+    try:
+        record.write_json(folder / "contexts.json", texts)
+        record.write_lines(folder / "predictions.jsonl", rows)
+        record.write_json(folder / "results.json", results)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error.strerror}.") from None
     return results
 
 

@@ -7,7 +7,6 @@ with --merge LoRA is folded into its base model, which then needs no peft.
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from errors import UserError, first_line
+from errors import UserError, command, first_line
 from hub import reachable
 from model_card import card, hub_id
 from study import record
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 SAME = 1e-3  # logits of a merged model may differ so much, in standard deviations
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -43,16 +43,12 @@ def main() -> None:
     )  # fmt: skip
     args = parser.parse_args()
     output = args.output or args.run / "export"
-    try:
-        if args.push is not None:
-            check_pushable(args.run, args.merge, args.push)
-        export(args.run, output, args.merge, args.model, args.push or str(output))
-        print(output)
-        if args.push is not None:
-            print(push(output, args.push))
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
+    if args.push is not None:
+        check_pushable(args.run, args.merge, args.push)
+    export(args.run, output, args.merge, args.model, args.push or str(output))
+    print(output)
+    if args.push is not None:
+        print(push(output, args.push))
 
 
 def export(place: Path, output: Path, merge: bool, base: str | None, name: str) -> None:

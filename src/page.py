@@ -8,13 +8,12 @@ served to this machine alone, loads nothing from elsewhere and sends nothing any
 import argparse
 import json
 import logging
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import UserError
+from errors import UserError, command
 
 if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait for
     from flask import Flask
@@ -36,6 +35,7 @@ HEADERS = {
 Example = tuple[str, str]  # a context, and a question
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -49,15 +49,9 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=8000, help="(8000)")
     args = parser.parse_args()
-    try:
-        if not 0 < args.port < 65536:
-            raise UserError(f"--port={args.port}: must be a number from 1 to 65535.")
-        serve(args.runs, args.model, args.port)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print()
+    if not 0 < args.port < 65536:
+        raise UserError(f"--port={args.port}: must be a number from 1 to 65535.")
+    serve(args.runs, args.model, args.port)
 
 
 def serve(places: list[Path], base: str | None, port: int) -> None:

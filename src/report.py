@@ -9,12 +9,11 @@ import csv
 import io
 import os
 import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from errors import UserError, command
 from study import document, record
 from study.document import Section, Table
 from study.runs import Study, collect
@@ -25,6 +24,7 @@ from study.wording import METRICS
 TITLE = "LoRA against full fine-tuning"
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -36,16 +36,7 @@ def main() -> None:
         help="percentage points within which two modes count as equivalent (1)",
     )  # fmt: skip
     args = parser.parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be no UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        folder = write(args.runs, args.output or args.runs[0] / "report", args.margin)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("Stopped. The same command makes the report.", file=sys.stderr)
-        sys.exit(130)
+    folder = write(args.runs, args.output or args.runs[0] / "report", args.margin)
     print(f"{folder / 'report.html'}\n{folder / 'report.md'}")
 
 

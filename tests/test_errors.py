@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 import errors
-from errors import UserError, first_line, in_words, listed
+from errors import UserError, command, first_line, in_words, listed
 
 RUST = "Error while serializing: I/O error: No space left on device (os error 28)"
 # What torch raises where it writes to a file that Python opened.
@@ -84,3 +86,31 @@ def test_of_many_or_long_names_a_few_are_listed() -> None:
     assert listed(["a", 3, "b\n"]) == r"a, 3, 'b\n'"
     assert listed(map(str, range(30))).endswith(f"19 and {30 - errors.MOST} more")
     assert len(listed(["x" * 10**6])) == errors.LONGEST + len("...")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(UserError("No."), 1, "Error: No.\n"), (KeyboardInterrupt(), 130, "Stopped.\n")],
+)
+def test_a_command_ends_with_a_line(
+    raised: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, command():
+        raise raised
+    assert end.value.code == code
+    assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize("shown", ["print('x' * 100_000)", "print('x')", "sys.exit(print('x'))"])
+def test_a_command_that_nobody_reads_says_nothing(shown: str) -> None:
+    code = f"import sys, errors\nwith errors.command():\n    sys.stdin.read()\n    {shown}"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe,
+        cwd=Path(errors.__file__).parent,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, said = process.communicate()
+    assert (process.returncode, said) == (1, b"")
