@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait 
     from trained import Reply, Trained
 
 ALTERNATIVES = 3
+PLACES = 5  # of an answer that are named
 
 
 @command()
@@ -60,9 +61,9 @@ def parted(words: list[str]) -> tuple[list[Path], str | None]:
         UserError: there is no folder, or what can't be told apart.
     """
     places, rest = list(words), None
-    if words and not (words[-1] and Path(words[-1]).is_dir()):  # Path("") is a folder, the current
+    if words and not os.path.isdir(words[-1]):  # Path.is_dir raises on what is too long for a name
         *places, rest = words
-    wrong = [word for word in places if not Path(word).is_dir()]
+    wrong = [word for word in places if not os.path.isdir(word)]
     if rest is not None and os.sep in rest and not any(map(str.isspace, rest)):
         wrong.append(rest)
     if wrong:
@@ -174,11 +175,12 @@ def lines(replies: "list[Reply]", context: str) -> list[str]:
     end = "" if answer.ended else "; cut off, since it did not end"
     found = [named(answer), f"  probability {answer.probability:.1%}{end}"]
     if answer.places:
-        places = ", ".join(f"{start}-{stop}" for start, stop in answer.places)
+        places = ", ".join(f"{start}-{stop}" for start, stop in answer.places[:PLACES])
+        more = len(answer.places) - PLACES
         start, stop = answer.places[0]
         before, after = context[max(0, start - 40) : start], context[stop : stop + 40]
         found += [
-            f"  in the context, characters {places}:",
+            f"  in the context, characters {places}{f' and {more} more' if more > 0 else ''}:",
             f"  …{printable(before)}[{printable(context[start:stop])}]{printable(after)}…",
         ]
     elif answer.text:

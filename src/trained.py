@@ -198,8 +198,7 @@ def weights_folder(place: Path, results: Mapping[str, Any]) -> Path:
     folder = place / str(results["exported"])
     if not folder.is_dir():
         raise UserError(f"{place} holds no {folder.name}/, which its run has written: copy it too.")
-    names = {file.relative_to(place).as_posix() for file in folder.iterdir()}
-    if damaged := record.damaged(place, names):
+    if damaged := record.damaged(place, among=f"{folder.name}/"):
         raise UserError(
             f"{place} holds {', '.join(damaged)} not as its run has written it: "
             f"python src/run.py resume='{place}' makes it anew."

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import ask
 from errors import UserError
-from trained import load
+from trained import Reply, load
 
 Runs = dict[str, Path]
 CONTEXT = "In 1200, Ada built the bridge of Oslo."
@@ -137,6 +137,14 @@ def test_a_context_that_is_too_long_is_said_to_be_shortened(
     assert "of the context's" in err
 
 
+def test_of_many_places_a_few_are_named() -> None:
+    reply = Reply("Ada", 0.5, True, [(n, n + 3) for n in range(0, 40, 4)])
+    assert (
+        "characters 0-3, 4-7, 8-11, 12-15, 16-19 and 5 more:" in ask.lines([reply], "Ada " * 10)[2]
+    )
+    assert "more" not in ask.lines([reply._replace(places=[(0, 3)])], "Ada")[2]
+
+
 def test_words_of_a_model_can_not_command_the_terminal() -> None:
     assert ask.printable("a\x1b[2Jb\nc") == "a\ufffd[2Jb c"
 
@@ -155,6 +163,7 @@ def test_what_can_not_be_asked_is_said_in_a_line(
     run = finished_runs["full"]
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "latin.txt").write_bytes(b"Malm\xf6")
+    (tmp_path / "wide.txt").write_bytes("Oslo".encode("utf-16-le"))
     for words, message in (
         ((), "Which run"),
         (("--context", context_file), "Which run"),
@@ -165,6 +174,8 @@ def test_what_can_not_be_asked_is_said_in_a_line(
         ((run, "--context", tmp_path / "none.txt", "Who?"), "can't be read"),
         ((run, "--context", tmp_path / "empty.txt", "Who?"), "is empty"),
         ((run, "--context", tmp_path / "latin.txt", "Who?"), "no text in UTF-8"),
+        ((run, "--context", tmp_path / "wide.txt", "Who?"), "no text"),
+        ((run, "--context", context_file, "Who?" * 2000), "ask a shorter one"),
         ((run, "--context", "-"), "give the question too"),
         ((run, "Who?", "--data", "x.json"), "asks one RUN"),
         ((run, "--data", tmp_path / "none.json"), "no file"),
@@ -198,6 +209,9 @@ def test_a_run_that_is_not_finished_or_not_whole(
     shutil.copytree(finished_runs["full"], tmp_path / "damaged")
     with (tmp_path / "damaged" / "model" / "model.safetensors").open("ab") as file:
         file.write(b"\0")
+    with pytest.raises(UserError, match="model/model.safetensors not as .* resume="):
+        load(tmp_path / "damaged", None)
+    (tmp_path / "damaged" / "model" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="model/model.safetensors not as .* resume="):
         load(tmp_path / "damaged", None)
     (place / "results.json").write_text("{}")

@@ -56,7 +56,7 @@ def read_files(paths: Iterable[Path]) -> list[Entry]:
     entries: list[Entry] = []
     for path in paths:
         if not os.path.isfile(path):  # a Path raises on names that are too long
-            raise UserError(f"There is no file {path}. Check data.path and data.test_path.")
+            raise UserError(f"There is no file {path}. Check the data's name (data.path).")
         if path.suffix == ".json":
             entries += _json_entries(path)
         elif path.suffix == ".parquet":

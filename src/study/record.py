@@ -79,8 +79,8 @@ def seal(folder: Path, files: Mapping[str, Path]) -> None:
     write_text(folder / SEAL, "".join(sums))
 
 
-def damaged(folder: Path, among: Container[str] | None = None) -> list[str]:
-    """The sealed files (those `among` these alone) that are gone or hold something else.
+def damaged(folder: Path, among: str | tuple[str, ...] = "") -> list[str]:
+    """The sealed files, of names that begin as `among`, that are gone or hold something else.
 
     The seal itself where that can't be read; nothing where none was set.
     """
@@ -93,7 +93,7 @@ def damaged(folder: Path, among: Container[str] | None = None) -> list[str]:
     return [
         name
         for noted, _, name in lines
-        if (among is None or name in among)
+        if name.startswith(among)
         and not ((folder / name).is_file() and _sha256(folder / name) == noted)
     ]
 
