@@ -127,7 +127,7 @@ def push(folder: Path, repo_id: str) -> str:
     except Exception as error:  # whatever the hub's client and its HTTP client of the day raise
         raise UserError(
             f"{folder} is written, but was not pushed to {repo_id}: {first_line(error)} "
-            f"(`hf upload {repo_id} {folder}` tries again.)"
+            f"(`hf auth login` logs in; `hf upload {repo_id} {folder}` tries again.)"
         ) from None
 
 

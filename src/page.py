@@ -8,6 +8,8 @@ served to this machine alone, loads nothing from elsewhere and sends nothing any
 import argparse
 import json
 import logging
+import os
+import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,11 +56,11 @@ def main() -> None:
     serve(args.runs, args.model, args.port)
 
 
-def serve(places: list[Path], base: str | None, port: int) -> None:
-    """Serve the page of the runs in `places` until Ctrl-C.
+def serve(runs: list[Path], base: str | None, port: int) -> None:
+    """Serve the page of the `runs` in these folders until Ctrl-C.
 
     Raises:
-        UserError: the extra is not installed, or a run can't be asked.
+        UserError: the extra is not installed, the port is taken, or a run can't be asked.
     """
     try:
         import flask  # noqa: F401
@@ -69,11 +71,19 @@ def serve(places: list[Path], base: str | None, port: int) -> None:
         ) from None
     from trained import load
 
-    app = build([load(place, base) for place in places], examples(places[0]))
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
-    server = make_server("127.0.0.1", port, app, threaded=True)
-    print(f"http://127.0.0.1:{port} (Ctrl-C ends)", flush=True)
-    server.serve_forever()
+    with socket.socket() as place:
+        try:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise UserError(f"--port={port}: {reason}. Choose another.") from None
+        app = build([load(run, base) for run in runs], examples(runs[0]))
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
+        place.listen()
+        server = make_server("127.0.0.1", port, app, threaded=True, fd=place.fileno())
+        print(f"http://127.0.0.1:{port} (Ctrl-C ends)", flush=True)
+        server.serve_forever()
 
 
 def build(runs: "list[Trained]", shown: Sequence[Example]) -> "Flask":

@@ -288,7 +288,7 @@ def _folder(name: str, cache: Path) -> Path:
     try:
         return folder_of(name, "model", cache)
     except UserError as error:
-        raise UserError(f"The base model can't be had. {error} {BASE}") from None
+        raise UserError(f"The base model can't be had: {BASE} ({error})") from None
 
 
 def _no_record(place: Path, wanted: str) -> UserError:

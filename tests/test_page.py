@@ -1,6 +1,7 @@
 """The page: what it shows of an answer, that no text becomes markup, and who may see it."""
 
 import json
+import socket
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -198,3 +199,10 @@ def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "flask", None)
     with pytest.raises(UserError, match=r"\[page\]"):
         page.serve([Path("x")], None, 8000)
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port={port}: Address already in use. Choose"):
+            page.serve([Path("x")], None, port)
