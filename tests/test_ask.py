@@ -13,6 +13,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import ask
+import experiment
 from errors import UserError
 from trained import Reply, load
 
@@ -66,6 +67,28 @@ def test_the_answers_are_those_that_the_run_has_recorded(mode: str, finished_run
         assert given.answer.text == one.text == p["prediction"]
         assert given.answer.log_probability == pytest.approx(p["log_probability"], rel=1e-4)
         assert (one.ended, given.context_cut) == (p["ended"], p["context_cut"])
+
+
+@pytest.mark.parametrize("kind", ["llama", "bf16-mixed", "bf16-true"])
+def test_of_another_type_or_precision_they_are_too(
+    kind: str, settings: dict[str, Any], llama_folder: Path, tmp_path: Path
+) -> None:
+    settings["lr"] = 0.1
+    if kind == "llama":
+        settings["model"] |= {"name": str(llama_folder), "config": {}}
+        settings["lora"]["target_modules"] = ["q_proj", "v_proj"]
+    else:
+        settings["trainer"]["precision"] = kind
+    experiment.run(settings, tmp_path / "run")
+    predictions, contexts = recorded(tmp_path / "run")
+    asked = [(contexts[str(p["paragraph"])], p["question"]) for p in predictions]
+    run = load(tmp_path / "run", None)
+    given = [one.answer for one in run.answers(asked)]
+    assert [answer and answer.text for answer in given] == [p["prediction"] for p in predictions]
+    assert len({p["prediction"] for p in predictions}) > 1
+    if kind == "llama":  # in bfloat16 it matters what is computed side by side
+        alone = [run.ask(run.read(context), question, 0)[0] for context, question in asked]
+        assert [answer.text for answer in alone] == [p["prediction"] for p in predictions]
 
 
 def test_a_file_of_questions_gives_predictions_in_the_official_format(
