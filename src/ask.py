@@ -33,7 +33,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("words", nargs="*", metavar="RUN", help="folders, then the QUESTION")
-    parser.add_argument("--context", metavar="FILE", help="a text file in UTF-8")
+    parser.add_argument(
+        "--context", metavar="FILE", help="a text file in UTF-8; - is what is piped in"
+    )
     parser.add_argument("--data", type=Path, metavar="FILE", help="questions in SQuAD's format")
     parser.add_argument(
         "--output", type=Path, default=Path("predictions.json"), metavar="FILE",

@@ -1,6 +1,8 @@
 """Scores of finished runs on other questions: those of its own test set are its own scores."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -117,3 +119,14 @@ def test_what_can_not_be_scored_is_said_in_a_line(
             run, "y", squad.check(squad.read_files([data]), "refuse", "refuse")[0], {},
             str(run / "adapter"),
         )  # fmt: skip
+
+
+def test_a_full_disk_is_told(run: Path, squad_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = squad_file(run.parent / "other.json", seed=7)
+    questions, counts = squad.check(squad.read_files([data]), "refuse", "refuse")
+    monkeypatch.setattr(evaluate_run.record, "write_lines", full)
+    with pytest.raises(UserError, match="evaluations/x can't be written: No space left"):
+        evaluate_run.evaluate(run, "x", questions, counts, None)
