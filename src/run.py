@@ -5,7 +5,6 @@ python src/run.py -m mode=lora,full seed=1,2,3
 """
 
 import contextlib
-import io
 import os
 import sys
 import threading
@@ -21,7 +20,7 @@ from omegaconf import DictConfig
 
 from command_line import CONF, prepare, saved, to_dict, usage
 from devices import is_first
-from errors import UserError, in_words
+from errors import UserError, command, in_words
 from settings import OF_LORA
 from study import record
 from sweep import INTERRUPTED, Sweep
@@ -42,7 +41,8 @@ def told(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if problem := in_words(error, folder):
-            refuse(problem)
+            print(f"Error: {problem}", file=sys.stderr)
+            sys.exit(1)
         raise
 
 
@@ -130,43 +130,22 @@ def job_of(sweep: Sweep) -> Callable[[DictConfig], None]:
     return start
 
 
-def show_help() -> None:
-    """Print what the command is for, its keys and presets."""
-    try:
-        print(f"{(__doc__ or '').strip()}\n\n{usage()}", flush=True)
-    except BrokenPipeError:  # `| head` has read what it wanted; nor can what is left be written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def refuse(error: UserError) -> None:
-    """Say what is wrong, and end."""
-    print(f"Error: {error}", file=sys.stderr)
-    sys.exit(1)
-
-
+@command()
 def main() -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be no UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
     args = get_args_parser().parse_args()
-    try:
-        if args.help:
-            show_help()
-            return
-        sweep = None
-        if not (args.hydra_help or args.cfg or args.info or args.shell_completion):
-            words, sweep = prepare(args)
-            sys.argv += words
-        task = job_of(sweep) if sweep else job
-        with contextlib.ExitStack() as stack:
-            if sweep:
-                stack.enter_context(told(sweep.place))
-                stack.enter_context(sweep.told())
-            hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
-    except UserError as error:
-        refuse(error)
-    except KeyboardInterrupt:  # before a run could listen to it
-        print("Stopped.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    if args.help:
+        print(f"{(__doc__ or '').strip()}\n\n{usage()}")
+        return
+    sweep = None
+    if not (args.hydra_help or args.cfg or args.info or args.shell_completion):
+        words, sweep = prepare(args)
+        sys.argv += words
+    task = job_of(sweep) if sweep else job
+    with contextlib.ExitStack() as stack:
+        if sweep:
+            stack.enter_context(told(sweep.place))
+            stack.enter_context(sweep.told())
+        hydra.main(version_base="1.3", config_path=CONF, config_name="config")(task)()
 
 
 if __name__ == "__main__":

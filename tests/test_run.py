@@ -70,17 +70,6 @@ def test_help_names_every_key_and_no_torch_is_needed_for_it() -> None:
     assert [key for key in SETTINGS if key not in done.stdout] == []
 
 
-def test_help_of_which_the_beginning_is_read_ends_well() -> None:
-    with subprocess.Popen(
-        [*RUN, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()  # as `head` does when it has enough
-        assert process.stderr.read() == ""
-    assert process.returncode == 0
-
-
 def test_a_run_from_another_folder_ends_with_its_table(words: list[str], tmp_path: Path) -> None:
     done = command("mode=lora", *words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
