@@ -22,6 +22,7 @@ from study.verdict import Contrast, contrast
 from study.wording import METRICS
 
 TITLE = "LoRA against full fine-tuning"
+FORMULA = tuple("=+-@\t\r\n")  # how a cell begins that a spreadsheet takes for one
 
 
 @command()
@@ -81,15 +82,20 @@ def table(study: Study) -> str:
         for seed, run in arm.runs.items():
             r = run.results
             c, config = r["cost"], r["config"]
-            writer.writerow([
+            writer.writerow(map(_cell, [
                 run.folder.name, arm.label, run.mode, seed, config["lr"], config["rank"],
                 config["mask_prompt"], r["parameters"]["trainable"], r["best_epoch"],
                 run.best["validation_loss"], run.best["f1"], r["test"]["exact_match"],
                 r["test"]["f1"], c["train_seconds"], c["seconds_per_batch"],
                 c["samples_per_second"], c["peak_memory_bytes"]["train"], c["exported_bytes"],
                 r["environment"]["commit"],
-            ])  # fmt: skip
+            ]))  # fmt: skip
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """What is no number, so that a spreadsheet shows it where it would compute it as a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
 
 
 def numbers(study: Study, found: Contrast | None, sections: list[Section]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The questions of a split as tokens: made in one pass, kept in a cache, a row at a time."""
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -124,8 +123,7 @@ def cached(
         shutil.rmtree(place)
     if not place.exists():
         rows, facts = build()
-        made = place.with_name(f"{place.name}.{os.getpid()}{record.PARTIAL}")
-        shutil.rmtree(made, ignore_errors=True)  # of a process of this number that was killed
+        made = record.partial(place)
         made.mkdir(parents=True)
         try:
             rows.questions.save_to_disk(made / "questions")

@@ -14,6 +14,7 @@ from qa.squad import Entry, Question
 
 FILES = (".json", ".parquet")
 NAMES = ("train", "validation", "test")
+MOST_FILES, MOST_BYTES = 1000, 20 * 10**9  # of a data set's folder; a home folder holds more
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Splits:
             for name, file in self._files(path):
                 digest.update(os.fsencode(name))
                 try:
-                    digest.update(hashlib.sha256(file.read_bytes()).digest())
+                    with file.open("rb") as content:
+                        digest.update(hashlib.file_digest(content, "sha256").digest())
                 except OSError as error:
                     raise UserError(
                         f"There is no file {file} that can be read ({error.strerror}). "
@@ -127,12 +129,7 @@ class Splits:
             if Path(item).suffix in FILES:
                 yield "", _local(item)
                 continue
-            folder = folder_of(item, "dataset", self.cache_dir)
-            for file in sorted(folder.rglob("*")):
-                name = file.relative_to(folder)
-                # Of any format: README.md names the splits, and not only parquet is loaded.
-                if file.is_file() and not any(part.startswith(".") for part in name.parts):
-                    yield name.as_posix(), file
+            yield from _in_folder(folder_of(item, "dataset", self.cache_dir))
 
     def _load(self, path: str | Sequence[str]) -> tuple[list[Entry], list[Entry] | None]:
         items = _items(path)
@@ -154,6 +151,31 @@ def _items(path: str | Sequence[str] | None) -> list[str]:
 
 def _local(item: str) -> Path:
     return Path(os.path.expanduser(item))  # a Path's own raises on a home that is not there
+
+
+def _in_folder(folder: Path) -> list[tuple[str, Path]]:
+    """The files of a data set's folder by the names they have in it, without what is hidden.
+
+    Of any format: README.md names the splits, and not only parquet is loaded.
+
+    Raises:
+        UserError: they are more than a data set has; known before any of them is read.
+    """
+    found: list[tuple[str, Path]] = []
+    size = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = Path(place, name)
+            if not name.startswith(".") and file.is_file():
+                found.append((file.relative_to(folder).as_posix(), file))
+                size += file.stat().st_size
+            if len(found) > MOST_FILES or size > MOST_BYTES:
+                raise UserError(
+                    f"{folder} holds more than {MOST_FILES:,} files or {MOST_BYTES // 10**9} GB: "
+                    "is it a data set? data.path names its folder, or its files."
+                )
+    return sorted(found)
 
 
 def _hold_out(

@@ -1,6 +1,7 @@
 """Train, validation and test: apart from each other, and the same whenever they should be."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -390,6 +391,28 @@ def test_the_fingerprint_changes_with_what_names_a_folders_splits(
     (folder / ".cache").mkdir()
     (folder / ".cache" / "note.json").write_text("{}")
     assert splits.fingerprint() == prints[-1]
+
+
+def test_a_folder_that_is_no_data_set_is_refused_before_it_is_read(
+    squad_file: SquadWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub_folder(tmp_path / "home", squad_file, train=0, test=1)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "sparse").touch()
+    os.truncate(folder / ".cache" / "sparse", 3 * 10**10)
+    splits = splits_of(folder, tmp_path)
+    before = splits.fingerprint()
+    (folder / "more").mkdir()
+    for number in range(1001):
+        (folder / "more" / str(number)).touch()
+    with pytest.raises(UserError, match="home holds more than 1,000 files or 20 GB"):
+        splits.fingerprint()
+    shutil.rmtree(folder / "more")
+    assert splits.fingerprint() == before
+    (folder / "film").touch()
+    os.truncate(folder / "film", 3 * 10**10)
+    with pytest.raises(UserError, match="home holds more than 1,000 files or 20 GB"):
+        splits.fingerprint()
 
 
 def test_a_missing_file_is_named_before_anything_is_read(two_files: Splits, tmp_path: Path) -> None:

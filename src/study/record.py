@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import subprocess
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def whole(file: Path) -> Iterator[Path]:
     Raises:
         OSError: it can't be written; names the file.
     """
-    made = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    made = partial(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield made
@@ -47,6 +48,11 @@ def whole(file: Path) -> Iterator[Path]:
         raise
     finally:
         made.unlink(missing_ok=True)
+
+
+def partial(file: Path) -> Path:
+    """A place beside `file` that no other process writes to, of whatever machine sees the disk."""
+    return file.with_name(f"{file.name}.{secrets.token_hex(4)}{PARTIAL}")
 
 
 def clear(folder: Path) -> None:

@@ -63,6 +63,20 @@ def test_a_whole_study(make_run: Any, tmp_path: Path) -> None:
     assert "0.250" in text  # what sign flips of three seeds can give at least
 
 
+def test_no_cell_of_the_table_is_a_formula(make_run: Any, tmp_path: Path) -> None:
+    for seed, start in enumerate("=+-@\t\r\n", 1):
+        make_run("lora", seed, name=f"{start}1+1", change=lambda r: r["environment"].update(
+            commit="@SUM(1,1)"))  # fmt: skip
+    make_run("lora", 9, change=lambda r: r["epochs"][1].update(validation_loss=0.125))
+    made(tmp_path)
+    with (tmp_path / "out" / "report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert not [cell for row in rows for cell in row.values() if cell[:1] in tuple("=+-@\t\r\n")]
+    assert {row["run"] for row in rows} > {"'=1+1", "lora_9"}
+    assert "0.125" in {row["validation_loss"] for row in rows}
+
+
 def test_a_new_report_takes_away_the_pictures_of_the_old_one_alone(
     make_run: Any, tmp_path: Path
 ) -> None:
