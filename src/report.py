@@ -22,7 +22,7 @@ from study.verdict import Contrast, contrast
 from study.wording import METRICS
 
 TITLE = "LoRA against full fine-tuning"
-FORMULA = tuple("=+-@\t\r\n")  # how a cell begins that a spreadsheet takes for one
+FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet takes for one
 
 
 @command()
@@ -94,8 +94,11 @@ def table(study: Study) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """What is no number, so that a spreadsheet shows it where it would compute it as a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
+    """A text that stays in its cell, and that a spreadsheet does not compute as a formula."""
+    if not isinstance(value, str):
+        return value
+    text = "".join(c if c.isprintable() else "?" for c in value)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def numbers(study: Study, found: Contrast | None, sections: list[Section]) -> dict[str, Any]:
