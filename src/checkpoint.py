@@ -18,13 +18,13 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from devices import STOPS
 from errors import UserError
 from lit_module import LitQuestionAnswering, saved_weights
 from predictions import Prediction
 from study import record
 
 LAST, BEFORE, BEST = "last.ckpt", "before.ckpt", "best.safetensors"
-STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818  # it is no error

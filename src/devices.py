@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from errors import UserError
@@ -13,13 +13,31 @@ if TYPE_CHECKING:
     import lightning as L  # seconds, which run.py spends only when a run begins
 
 T = TypeVar("T")
-# Where Lightning's launcher, torchrun and SLURM tell a process its number.
-NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+# Where torchrun and SLURM tell a process its number among all; Lightning's launcher, and who starts
+# a process on each machine by hand.
+OF_ALL, BY_HAND = ("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "NODE_RANK")
+MEETING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")  # what the second need
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def is_first() -> bool:
     """Whether this process is the first of its run, which alone writes and tells."""
-    return not any(int(os.environ.get(name) or 0) for name in NUMBERS)
+    return not any(int(os.environ.get(name) or 0) for name in (*OF_ALL, *BY_HAND))
+
+
+def check_meeting(machines: int) -> None:
+    """Refuse a run on several `machines` that could not find each other.
+
+    Raises:
+        UserError: with what is to be set.
+    """
+    unset = [name for name in MEETING if name not in os.environ]
+    if machines > 1 and unset and not any(name in os.environ for name in OF_ALL):
+        raise UserError(
+            f"trainer.num_nodes={machines}: {', '.join(unset)} must be set on each machine. "
+            "MASTER_ADDR and MASTER_PORT say where the first one is, NODE_RANK which one it is, "
+            "from 0; torchrun and SLURM's srun set what is needed (docs/slurm.sh)."
+        )
 
 
 @contextmanager
@@ -37,7 +55,9 @@ def connected(trainer: "L.Trainer") -> Iterator[None]:
     try:
         try:
             if launcher is not None:
-                launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
+                # Machines that are started by hand may be waited for long.
+                with _ended_by_signals() if trainer.num_nodes > 1 else nullcontext():
+                    launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
         except ValueError as error:
             raise UserError(f"Lightning refuses trainer.*: {error}") from None
         yield
@@ -48,6 +68,17 @@ def connected(trainer: "L.Trainer") -> Iterator[None]:
             process.send_signal(signal.SIGKILL)
         started.clear()  # else Lightning's watch over them would kill this one before it can tell
         raise
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a signal end this process as the system does: while torch waits, Python hears none."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def gathered(own: T) -> list[T]:

@@ -17,6 +17,7 @@ OF_STORAGE = {
 }  # fmt: skip
 # What torch says on its devices; the first is that of the processor.
 OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+OF_DEVICES = "gloo/transport"  # what torch says of lost ones is a RuntimeError, or its DistError
 
 
 class UserError(Exception):
@@ -92,6 +93,12 @@ def in_words(error: BaseException, folder: Path) -> UserError | None:
                 f"The memory is full ({text.partition(chr(10))[0] or type(cause).__name__}). A run "
                 "with a smaller batch_size, eval_batch_size or max_length, or with more "
                 f"trainer.accumulate_grad_batches, takes less; with more memory free: {again}"
+            )
+        if any(kind.__name__ == "DistError" for kind in type(cause).__mro__) or OF_DEVICES in text:
+            return UserError(
+                f"The processes of the devices have lost each other ({first_line(cause)}). One may "
+                "have been ended, for want of memory for example. What was saved before is kept. "
+                f"To go on: {again}"
             )
         if number in OF_STORAGE:
             return UserError(

@@ -171,7 +171,10 @@ def _folder(place: Path, name: str, identity: str) -> Path:
 
 def _run_child(words: list[str]) -> int:
     """The exit code of a run in a process of its own; ends this one if it was stopped."""
-    child = subprocess.Popen([sys.executable, str(RUN), *words])
+    # As in an interactive session, in a worker of SLURM's too: what it counts are the processes of
+    # the sweep, and a job starts those of its devices itself.
+    environment = os.environ | {"SLURM_JOB_NAME": "interactive"}
+    child = subprocess.Popen([sys.executable, str(RUN), *words], env=environment)
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

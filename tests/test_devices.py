@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import experiment
-from devices import gathered, is_first
+from devices import check_meeting, gathered, is_first
+from errors import UserError
 
 PROJECT = Path(__file__).parents[1]
 RUN = [sys.executable, str(PROJECT / "src" / "run.py")]
@@ -127,6 +129,150 @@ def test_two_devices_train_and_score_as_one_and_alike_whether_interrupted_or_not
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
 
 
+# As SLURM's: one task on each of two machines, on this one; it notes their processes.
+SRUN = """#!/usr/bin/env bash
+test "$1" = --kill-on-bad-exit=1 && shift
+export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=1 SLURM_NNODES=2 SLURM_NODELIST=127.0.0.1
+export SLURM_LOCALID=0
+for n in 0 1; do
+    SLURM_PROCID=$n SLURM_NODEID=$n "$@" &
+    tasks+=($!)
+done
+echo "${tasks[@]}" > tasks
+for task in "${tasks[@]}"; do wait "$task" || code=$?; done
+exit "${code:-0}"
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_two_machines_do_as_two_devices_of_one_whatever_starts_them(
+    words: list[str], tmp_path: Path
+) -> None:
+    environment = os.environ | QUIET
+    words = [*words, "trainer.enable_progress_bar=false"]
+
+    def outcome(folder: Path) -> list[bytes]:
+        names = ("adapter/adapter_model.safetensors", "predictions.jsonl")
+        return [(folder / name).read_bytes() for name in names]
+
+    def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+        out, errors = process.communicate(timeout=300)
+        return process.returncode, out, errors
+
+    def start(command: list[str], **more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment | more, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    one = tmp_path / "one"
+    code, _, errors = ended(start([*RUN, *words, *TWO, f"hydra.run.dir={one}"]))
+    assert (code, errors) == (0, "")
+
+    # By hand. The second is silent, and nothing is left that one machine alone would not leave.
+    nodes = ["trainer.num_nodes=2", f"hydra.run.dir={tmp_path / 'hand'}"]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    processes = [start([*RUN, *words, *nodes], **place, NODE_RANK=n) for n in "01"]
+    (code, told, errors), second = map(ended, processes)
+    assert (code, errors) == (0, "")
+    assert told.count("Will run") == told.count("peak memory") == 1
+    assert second == (0, "", "")
+    assert outcome(tmp_path / "hand") == outcome(one)
+    names = [sorted(f.name for f in folder.iterdir()) for folder in (tmp_path / "hand", one)]
+    assert names[0] == names[1]
+    events = (tmp_path / "hand" / "tb").glob("events.*")  # each names the process that wrote it
+    assert {f.name.rsplit(".", 2)[1] for f in events} == {str(processes[0].pid)}
+
+    # By torchrun.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command = [*launcher, f"--master-port={free_port()}", RUN[1], *words, *TWO]
+    code, _, errors = ended(start([*command, f"hydra.run.dir={tmp_path / 'torchrun'}"]))
+    assert code == 0, errors
+    assert outcome(tmp_path / "torchrun") == outcome(one)
+
+    # By SLURM, whose time is up, and which starts the same job again.
+    (tmp_path / "src").symlink_to(PROJECT / "src")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    path = f"PATH='{Path(sys.executable).parent}':$PWD/.venv/bin:$PATH\n"
+    (tmp_path / ".venv" / "bin" / "activate").write_text(path)
+    for name, text in (("srun", SRUN), ("scontrol", '#!/bin/sh\necho "$@" > asked\n')):
+        (tmp_path / ".venv" / "bin" / name).write_text(text)
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    job = ["bash", str(PROJECT / "docs" / "slurm.sh"), *words, "batch_size=4", "trainer.devices=1"]
+    slurm = {"SLURM_JOB_ID": "7000", "SLURM_JOB_NAME": "slurm.sh", "MASTER_PORT": free_port()}
+    run = tmp_path / "runs" / "slurm_7000"
+    batch = start(job, **slurm)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert batch.poll() is None, batch.communicate()
+    for task in (tmp_path / "tasks").read_text().split():
+        os.kill(int(task), signal.SIGTERM)
+    code, _, errors = ended(batch)
+    assert code == 130, errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "asked").read_text() == "requeue 7000\n"
+    code, told, errors = ended(start(job, **slurm))
+    assert code == 0, errors
+    assert "Goes on" in told
+    assert outcome(run) == outcome(one)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_runs_on_two_devices_works_in_a_worker_of_slurm_too(
+    words: list[str], tmp_path: Path
+) -> None:
+    slurm = {
+        "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "worker", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
+        "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1", "SLURM_NODEID": "0",
+        "SLURM_LOCALID": "0", "SLURM_NODELIST": "127.0.0.1",
+    }  # fmt: skip
+    words = [word for word in words if not word.startswith(("mode=", "lora.", "trainer.max"))]
+    few = ["data.test_size=4", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
+    asked = ["-m", "mode=lora,full", "study=both", *words, *few, *TWO]
+    done = subprocess.run(
+        [*RUN, *asked], capture_output=True, text=True, timeout=300,
+        env=os.environ | QUIET | slurm,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Will run") == 2
+    results = [json.loads(f.read_text()) for f in tmp_path.glob("runs/both/*/results.json")]
+    assert {r["config"]["mode"] for r in results} == {"lora", "full"}
+    assert {r["environment"]["device"] for r in results} == {"2 x cpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("struck", [0, 1])
+def test_a_process_of_two_that_is_killed_is_told_by_the_other(
+    struck: int, words: list[str], tmp_path: Path
+) -> None:
+    folder, place = tmp_path / "run", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    words = [*words, "trainer.max_epochs=200", "trainer.num_nodes=2", f"hydra.run.dir={folder}"]
+    processes = [
+        subprocess.Popen(
+            [*RUN, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=os.environ | QUIET | place | {"NODE_RANK": str(n)},
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[struck].kill()
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    told = errors[1 - struck].splitlines()
+    assert len(told) == 1, told
+    assert "Error: The processes of the devices have lost each other" in told[0]
+    assert told[0].endswith(f"To go on: python src/run.py resume='{folder}'")
+    assert processes[1 - struck].returncode == 1
+
+
 @pytest.mark.parametrize(
     ("environment", "first"),
     [
@@ -147,6 +293,19 @@ def test_one_process_of_a_run_is_the_first(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_first() is first
+
+
+def test_machines_that_could_not_find_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    check_meeting(1)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match="num_nodes=2: MASTER_ADDR, NODE_RANK must be set"):
+        check_meeting(2)
+    monkeypatch.setenv("RANK", "0")  # of torchrun, which sets the others
+    check_meeting(2)
 
 
 def test_one_device_gathers_what_it_has() -> None:

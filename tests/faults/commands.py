@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,10 +144,11 @@ class Job(Fork):
 
     before: Callable[[list[str]], object] = staticmethod(lambda words: None)
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], env: Mapping[str, str]) -> None:
         words = command[2:]
 
         def work() -> None:
+            os.environ |= env
             GlobalHydra.instance().clear()
             sys.argv = ["command", *words]
             Job.before(words)
