@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from devices import is_first
+from devices import check_meeting, is_first
 from errors import UserError, first_line
 from settings import GROUPS, OF_LORA, SETTINGS, check, explained, unknown
 from study import record
@@ -60,11 +60,14 @@ def prepare(args: Namespace) -> tuple[list[str], Sweep | None]:
         check(settings)
     for key in ("output_dir", "cache_dir"):
         _check_writable(key, Path(jobs[0][key]))
+    first = [own for own, *_ in values.values()]
     for override in overrides:
         value = str(override.value())
-        # What refers to other keys is known to Hydra alone.
-        if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and "${" not in value:
-            _check_writable(override.key_or_group, Path(value))
+        if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
+            if "${" in value:  # what refers to other keys is known to Hydra alone
+                _place(first, override.key_or_group)
+            else:
+                _check_writable(override.key_or_group, Path(value))
     if args.multirun:
         if jobs[0]["resume"] is not None:
             raise UserError("resume goes on with one run: leave -m out.")
@@ -74,7 +77,7 @@ def prepare(args: Namespace) -> tuple[list[str], Sweep | None]:
                 "on several machines see docs/slurm.sh; for jobs on several, hydra/launcher."
             )
         if jobs[0]["study"] is None:
-            place = _sweep_dir([first for first, *_ in values.values()])
+            place = _place(first, "hydra.sweep.dir")
         else:
             place = Path(jobs[0]["output_dir"], str(jobs[0]["study"]))
         # What the preset sweeps is among the words now: Hydra is not to add it again.
@@ -82,6 +85,7 @@ def prepare(args: Namespace) -> tuple[list[str], Sweep | None]:
         return words, Sweep(jobs, place)
     if jobs[0]["study"] is not None:
         raise UserError("study names the folder of a sweep, which needs -m.")
+    check_meeting(jobs[0]["trainer"]["num_nodes"])
     if jobs[0]["resume"] is None:
         return [], None
     return _resume(Path(jobs[0]["resume"]), overrides, jobs[0]), None
@@ -111,7 +115,8 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         try:
             return to_dict(hydra.compose("config", words))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # of mode=null too
+        # ValueError of mode=null, AssertionError of +=1
+        except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
             problem = str(error)
     for override in overrides:
         key = override.key_or_group
@@ -136,9 +141,14 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
     raise UserError(problem)
 
 
-def _sweep_dir(words: list[str]) -> Path:
+def _place(words: list[str], key: str) -> Path:
+    """The folder that one of Hydra's own keys names."""
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        return Path(hydra.compose("config", words, return_hydra_config=True).hydra.sweep.dir)
+        config = hydra.compose("config", words, return_hydra_config=True)
+        try:
+            return Path(OmegaConf.select(config, key, throw_on_missing=True))
+        except OmegaConfBaseException as error:
+            raise UserError(f"{key}: {first_line(error)}.") from None
 
 
 def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
@@ -178,6 +188,7 @@ def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> l
     if record.finished(folder):
         raise UserError(f"resume={folder}: that run is finished; see its results.json.")
     _check_writable("resume", folder)
+    check_meeting(before["trainer.num_nodes"])
     plain, new = record.flat(compose([], []), SETTINGS), record.flat(asked, SETTINGS)
     named = [override.key_or_group for override in overrides]
     differ = [
