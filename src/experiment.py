@@ -31,7 +31,7 @@ from checkpoint import (
 from cost import CostMonitor, anatomy, estimate
 from datamodule import SquadDataModule
 from devices import connected, gathered, is_first
-from errors import UserError
+from errors import UserError, first_line
 from hub import folder_of
 from identity import weights_fingerprint
 from lit_module import LitQuestionAnswering
@@ -227,8 +227,10 @@ def build_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,  # the sampler deals its steps itself
         )
-    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"Lightning refuses trainer.*: {str(error).splitlines()[0]}") from None
+    except (
+        MisconfigurationException, ImportError, ValueError, RuntimeError, TypeError,
+    ) as error:  # fmt: skip
+        raise UserError(f"Lightning refuses trainer.*: {first_line(error)}") from None
     shares = trainer.world_size * trainer.accumulate_grad_batches
     if shares > settings["batch_size"]:
         raise UserError(

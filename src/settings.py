@@ -129,7 +129,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "optimizer.betas": (BETAS, "of AdamW"),
     "optimizer.eps": (POSITIVE, "of AdamW"),
     "optimizer.warmup_steps": (WHOLE, "steps in which the learning rate rises from zero"),
-    "trainer.accelerator": (TEXT, "auto, cpu, cuda or mps"),
+    "trainer.accelerator": (one_of("auto", "cpu", "gpu", "cuda", "mps"), "what computes"),
     "trainer.devices": (ANY, "how many devices, or which; they share the questions of each step"),
     "trainer.num_nodes": (COUNT, "machines, on each of which the command is started"),
     "trainer.strategy": (

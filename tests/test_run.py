@@ -273,6 +273,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["-m", "seed=1,2", "trainer.num_nodes=2"], "each of its jobs runs on one machine"),
         (["-m", "hydra/launcher=slurmy"], "hydra/launcher=slurmy: there is no such launcher"),
         (["trainer.strategy=fsdp"], "trainer.strategy=fsdp: must be auto or ddp"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator=tpu: must be auto or cpu or gpu or"),
         (["data.path=nowhere.json", "model=builtin"], "no file nowhere.json"),
         (["model.name=./nowhere"], "no such folder"),
     ],
