@@ -302,3 +302,25 @@ def test_a_signal_in_training_is_this_projects_to_handle(
     monkeypatch.setattr(LitQuestionAnswering, "on_train_epoch_end", struck)
     with pytest.raises(Interrupted):
         experiment.run(settings, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [([2.0, 1.0, 1.5], [0, 1]), ([1.0, 1.0, 1.0], [0]), ([2.0, 1.0, 1.0], [0, 1])],
+)
+def test_of_equal_validation_losses_the_first_epoch_is_kept(
+    losses: list[float], kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(
+        LitQuestionAnswering, "save_trained", lambda self, file: saved.append(len(self.epochs) - 1)
+    )
+    module = LitQuestionAnswering.__new__(LitQuestionAnswering)  # what it trains plays no part
+    checkpoint = RunCheckpoint(tmp_path, 60, StopSignal())
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    for number in range(len(losses)):
+        module.epochs = [{"validation_loss": loss} for loss in losses[: number + 1]]
+        checkpoint.on_validation_end(trainer, module)
+    assert saved == kept
+    # results.json names the same epoch.
+    assert min(range(3), key=losses.__getitem__) == kept[-1]
