@@ -147,8 +147,10 @@ def test_any_parquet_file_is_read_right_or_refused_in_words(
     file = place / "f.parquet"
     try:
         parquet.write_table(table, file)
-    except pyarrow.ArrowNotImplementedError:  # a struct of nothing
-        reject()
+    except pyarrow.ArrowNotImplementedError as error:
+        if "no child field" not in str(error):
+            raise
+        reject()  # Parquet has no struct of nothing
     if bytes_changed:
         content = bytearray(file.read_bytes())
         for at, byte in bytes_changed:
