@@ -104,8 +104,8 @@ def context_of(name: str, question: str | None) -> str:
 
 def answer_file(place: Path, base: str | None, file: Path, output: Path) -> None:
     """Write the answer to each question of a file, by its id."""
+    from loading import load
     from qa import squad
-    from trained import load
 
     # Gold answers, where there are some, play no part: wrong places of theirs do no harm.
     questions, _ = squad.check(squad.read_files([file]), unanswerable="keep", misaligned="repair")
@@ -132,7 +132,7 @@ def answer_context(
     places: list[Path], base: str | None, context: str, question: str | None
 ) -> None:
     """Print the answers to a question about a context, or to all that are then typed."""
-    from trained import load
+    from loading import load
 
     runs = [load(place, base) for place in places]
     readings = [run.read(context) for run in runs]

@@ -18,9 +18,10 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+import weights
 from devices import STOPS
 from errors import UserError
-from lit_module import LitQuestionAnswering, saved_weights
+from lit_module import LitQuestionAnswering
 from predictions import Prediction
 from study import record
 
@@ -93,7 +94,7 @@ def resume_point(folder: Path) -> tuple[Path | None, int]:
             damaged.append(file)
             # Put aside, or it would become the one before.
             file.replace(file.with_name(f"{file.name}.damaged"))
-        elif state["epochs"] and saved_weights(folder / BEST) is None:
+        elif state["epochs"] and weights.saved(folder / BEST) is None:
             damaged.append(folder / BEST)
         else:
             _warn(damaged, f"goes on from {file.name}, step {state['global_step']}")

@@ -89,10 +89,10 @@ def evaluate(
         UserError: the run can't be loaded, `name` is that of another test set of it, or the record
             can't be written.
     """
+    from loading import load, results_of
     from precision import device_name
     from predictions import prediction, scores
     from qa.squad import fingerprint
-    from trained import load, results_of
 
     results_of(place)  # a run, and none made elsewhere, whose record this is to join
     folder, of_questions = place / "evaluations" / name, fingerprint(questions)

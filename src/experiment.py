@@ -1,10 +1,7 @@
 """One run: build data, model and trainer; score, fine-tune, score; record."""
 
-import hashlib
 import inspect
-import json
 import logging
-import sys
 import time
 import warnings
 from collections import Counter
@@ -19,6 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import terminal
+from before import keep, kept, place_of
 from checkpoint import (
     BEFORE,
     CheckedCheckpointIO,
@@ -45,7 +43,6 @@ from splits import Splits
 from study import record
 
 Settings = dict[str, Any]
-SCORES = "scores.json"
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -79,9 +76,8 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     with stop, connected(trainer):
         _check_one_folder(folder)
         data.deal(trainer.world_size, trainer.global_rank)
-        before, last, step = trainer.strategy.broadcast(
-            (_scores_before(settings, data, model_facts), last, step)
-        )
+        place = place_of(settings, data.facts["test"]["fingerprint"], model_facts["fingerprint"])
+        before, last, step = trainer.strategy.broadcast((kept(place), last, step))
         seconds = estimate(module, data, trainer, tests=1 if before else 2)
         if trainer.is_global_zero:
             terminal.announce(
@@ -92,9 +88,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
             if trainer.is_global_zero:
                 before = scores(predictions)
-                place = _before_place(settings, data, model_facts)
-                record.write_json(place / SCORES, before)
-                record.seal(place, {SCORES: place / SCORES})
+                keep(before, place)
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
         if trainer.global_step > step and trainer.is_global_zero:
             journal.unlink(missing_ok=True)  # its answers are those of weights before
@@ -266,33 +260,6 @@ def _test(
     if len(loader):
         trainer.test(module, loader, verbose=False)
     return journal.predictions if journal else []
-
-
-def _before_place(settings: Settings, data: SquadDataModule, model: dict[str, Any]) -> Path:
-    """The folder of the scores before training, named by all that they depend on."""
-    source = sorted((Path(__file__).parent / "qa").glob("*.py"))
-    key = {
-        "model": model["fingerprint"],
-        "model_config": settings["model"]["config"],
-        "test": data.facts["test"]["fingerprint"],
-        "lengths": [settings["max_length"], settings["max_new_tokens"]],
-        "precision": settings["trainer"]["precision"],
-        "accelerator": settings["trainer"]["accelerator"],
-        "code": hashlib.sha256(b"".join(file.read_bytes() for file in source)).hexdigest(),
-    }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return Path(settings["cache_dir"]) / "before" / name
-
-
-def _scores_before(
-    settings: Settings, data: SquadDataModule, model: dict[str, Any]
-) -> dict[str, Any] | None:
-    place = _before_place(settings, data, model)
-    if not record.intact(place):
-        if record.damaged(place):
-            print(f"Warning: {place} is damaged; it is made anew.", file=sys.stderr)
-        return None
-    return json.loads((place / SCORES).read_text(encoding="utf-8"))
 
 
 def _log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Prediction]) -> None:

@@ -59,7 +59,7 @@ def export(place: Path, output: Path, merge: bool, base: str | None, name: str) 
         UserError: the run is not finished or not whole, there is nothing to merge, or `output`
             holds something already.
     """
-    from trained import results_of, weights_folder  # seconds: torch and all that stands on it
+    from loading import results_of, weights_folder  # seconds: torch and all that stands on it
 
     results = results_of(place)
     source = weights_folder(place, results)
@@ -88,7 +88,7 @@ def check_pushable(place: Path, merge: bool, repo_id: str) -> None:
         UserError: the name is none, the adapter's base model is on this machine only, nobody is
             logged in, or the hub is out of reach.
     """
-    from trained import results_of
+    from loading import results_of
 
     try:
         validate_repo_id(repo_id)
@@ -148,8 +148,8 @@ def _card(place: Path, name: str, results: dict[str, Any], merge: bool) -> str:
 
 
 def _save_merged(place: Path, results: dict[str, Any], base: str | None, folder: Path) -> None:
+    from loading import base_folder, quiet
     from qa.model import load_adapter, load_model, load_tokenizer
-    from trained import base_folder, quiet
 
     quiet()
     source = place / results["exported"]

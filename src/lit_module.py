@@ -1,6 +1,5 @@
 """GPT-2 with LoRA or for full fine-tuning: loss, answers, scores, optimizer, checkpoint."""
 
-import hashlib
 import math
 import random
 import statistics
@@ -14,12 +13,11 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
+import weights
 from datamodule import Asked
 from devices import gathered
 from errors import UserError
@@ -29,9 +27,6 @@ from qa.kernels import speed_up_full
 from qa.model import add_lora, load_model, store_frozen
 from qa.packing import Sequences
 from qa.prompt import IGNORED
-from study import record
-
-DIGEST = "sha256"  # in the file of the trained weights: what `saved_weights` checks
 
 
 class LitQuestionAnswering(L.LightningModule):
@@ -252,9 +247,7 @@ class LitQuestionAnswering(L.LightningModule):
 
     def save_trained(self, file: Path) -> None:
         """Write the trained weights as safetensors, whole or not at all."""
-        weights = {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
-        with record.whole(file) as made:
-            save_file(weights, made, metadata={DIGEST: _digest(weights)})
+        weights.save(self.trained(), file)
 
     @torch.no_grad()
     def load_trained(self, file: Path) -> None:
@@ -263,7 +256,7 @@ class LitQuestionAnswering(L.LightningModule):
         Raises:
             UserError: it is damaged, or of another model.
         """
-        saved, trained = saved_weights(file), self.trained()
+        saved, trained = weights.saved(file), self.trained()
         if saved is None:
             raise UserError(f"{file} is damaged. To train it again: resume={file.parents[1]}")
         self._check_names(saved.keys(), str(file))
@@ -290,23 +283,3 @@ class LitQuestionAnswering(L.LightningModule):
                 f"{source} is of another model: {missing} trained weights are missing in it, "
                 f"{surplus} have no place here."
             )
-
-
-def saved_weights(file: Path) -> dict[str, torch.Tensor] | None:
-    """The weights in a file of `save_trained`; None if it is gone or damaged."""
-    try:
-        with safe_open(file, "pt") as content:
-            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-            noted = (content.metadata() or {}).get(DIGEST)
-    except (FileNotFoundError, SafetensorError):
-        return None
-    return weights if noted == _digest(weights) else None
-
-
-def _digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """A hash of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(weights.items()):
-        digest.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
-        digest.update(weight.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -69,7 +69,7 @@ def serve(runs: list[Path], base: str | None, port: int) -> None:
         raise UserError(
             "The page needs more: pip install -c constraints.txt -e '.[page]'"
         ) from None
-    from trained import load
+    from loading import load
 
     with socket.socket() as place:
         try:

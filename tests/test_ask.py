@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 import ask
 import experiment
 from errors import UserError
-from trained import Reply, load
+from loading import load
+from trained import Reply
 
 Runs = dict[str, Path]
 CONTEXT = "In 1200, Ada built the bridge of Oslo."

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import export
 import model_card
 from errors import UserError
-from trained import load
+from loading import load
 
 Runs = dict[str, Path]
 

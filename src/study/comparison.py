@@ -1,4 +1,4 @@
-"""Whether two arms of a study differ: over seeds, over questions, and over both.
+"""Whether two arms of a study differ: over seeds, and over questions.
 
 Every difference is of the first arm minus the second, paired: the same seed, the same question.
 """
@@ -13,7 +13,6 @@ from scipy import stats
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 10_000
-STUDIES = 100_000  # simulated, for the coverage of the joint interval
 POWER = 0.8
 MOST_SEEDS = 10_000
 
@@ -59,38 +58,6 @@ class Discordant:
     first_only: int
     second_only: int
     p: float
-
-
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """Over other seeds and other paragraphs at once. `coverage` is the share of simulated studies
-    whose interval held the truth, by number of seeds. So many as `seeds_needed` find a difference
-    of the margin with a power of 80 % on so many paragraphs; None: no number of seeds does."""
-
-    mean: float
-    interval: Interval
-    p: float
-    p_equivalent: float
-    degrees_of_freedom: float
-    coverage: dict[int, float]
-    seeds_needed: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Components:
-    """The variance of a difference that seeds make, paragraphs, and the two together."""
-
-    seeds: float
-    paragraphs: float
-    rest: float
-
-    def expected(self, seeds: int, paragraphs: int) -> tuple[float, float, float]:
-        """The mean squares to expect of so many seeds and paragraphs."""
-        return (
-            self.rest + paragraphs * self.seeds,
-            self.rest + seeds * self.paragraphs,
-            self.rest,
-        )
 
 
 def over_seeds(differences: Sequence[float], margin: float) -> OverSeeds:
@@ -170,7 +137,7 @@ def over_questions(differences: Array, paragraphs: Sequence[Hashable]) -> OverQu
 
     The mean of a draw is that of its questions.
     """
-    sums, counts = _by_paragraph(differences.mean(axis=0)[None], paragraphs)
+    sums, counts = by_paragraph(differences.mean(axis=0)[None], paragraphs)
     if len(counts) < 2:
         return OverQuestions(float(differences.mean()), None, len(counts))
     result = stats.bootstrap(
@@ -197,95 +164,6 @@ def discordant(seed: int, first: Array, second: Array) -> Discordant:
     return Discordant(seed, only_first, only_second, p)
 
 
-def joint(differences: Array, paragraphs: Sequence[Hashable], margin: float) -> Joint | None:
-    """Compare by `differences` (seeds, questions), both seeds and paragraphs taken as drawn.
-
-    A two-way analysis of variance without replication, its degrees of freedom by Satterthwaite
-    (as in the comparison of readers over cases: Hillis 2007). None with one seed or paragraph, or
-    where nothing varies.
-    """
-    sums, counts = _by_paragraph(differences, paragraphs)
-    seeds, places = sums.shape
-    if seeds < 2 or places < 2:
-        return None
-    mean = float(differences.mean())
-    # Each paragraph's part in the mean, paragraphs being of unlike size: (seeds, paragraphs)
-    parts = mean + (sums - mean * counts) * places / counts.sum()
-    squares = mean_squares(parts)
-    error, freedom = (float(value) for value in standard_error(*squares, seeds, places))
-    if error < 1e-9:
-        return None
-    of_seeds, of_places, rest = squares
-    components = Components(
-        max(0.0, (of_seeds - rest) / places), max(0.0, (of_places - rest) / seeds), rest
-    )
-
-    def spread(n: int) -> tuple[float, float]:
-        error, freedom = standard_error(*components.expected(n, places), n, places)
-        return float(error), float(freedom)
-
-    t = stats.t(freedom)
-    half = float(t.ppf((1 + LEVEL) / 2)) * error
-    return Joint(
-        mean,
-        (mean - half, mean + half),
-        float(2 * t.sf(abs(mean) / error)),
-        equivalence(mean, error, freedom, margin),
-        freedom,
-        {n: coverage(components, n, places) for n in sorted({3, 6, 10, seeds})},
-        seeds_needed(margin, spread),
-    )
-
-
-def mean_squares(parts: Array) -> tuple[float, float, float]:
-    """Of seeds, of paragraphs and of the rest, of (seeds, paragraphs)."""
-    s, p = parts.shape
-    whole = parts.mean()
-    rows, columns = parts.mean(axis=1, keepdims=True), parts.mean(axis=0, keepdims=True)
-    rest = parts - rows - columns + whole
-    return (
-        float(p * ((rows - whole) ** 2).sum() / (s - 1)),
-        float(s * ((columns - whole) ** 2).sum() / (p - 1)),
-        float((rest**2).sum() / ((s - 1) * (p - 1))),
-    )
-
-
-def standard_error(
-    of_seeds: float | Array, of_places: float | Array, rest: float | Array, seeds: int, places: int
-) -> tuple[Array, Array]:
-    """Of the mean, from the mean squares; and its degrees of freedom."""
-    # Less than what seeds or paragraphs alone make can only come of chance.
-    total = np.maximum(of_seeds + of_places - rest, np.maximum(of_seeds, of_places))
-    below = (
-        np.square(of_seeds) / (seeds - 1)
-        + np.square(of_places) / (places - 1)
-        + np.square(rest) / ((seeds - 1) * (places - 1))
-    )
-    freedom = np.divide(total**2, below, out=np.ones_like(total), where=below > 0)
-    return np.sqrt(total / (seeds * places)), np.maximum(freedom, 1.0)
-
-
-def coverage(components: Components, seeds: int, places: int) -> float:
-    """The share of STUDIES, drawn with these components, whose joint interval holds the truth.
-
-    Of normal seeds, paragraphs and rests the three mean squares and the mean are independent: the
-    first follow chi-squared distributions, the last a normal one, and only they are drawn.
-    """
-    rng = np.random.default_rng(0)
-    expected = components.expected(seeds, places)
-    freedoms = (seeds - 1, places - 1, (seeds - 1) * (places - 1))
-    drawn = [
-        value * rng.chisquare(freedom, STUDIES) / freedom
-        for value, freedom in zip(expected, freedoms, strict=True)
-    ]
-    of_seeds, of_places, rest = expected
-    truth = math.sqrt((of_seeds + of_places - rest) / (seeds * places))
-    mean = rng.normal(0.0, truth, STUDIES)
-    error, freedom = standard_error(drawn[0], drawn[1], drawn[2], seeds, places)
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-    return float((np.abs(mean) <= half).mean())
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p values, adjusted for being several (Holm 1979)."""
     adjusted, so_far = [0.0] * len(p_values), 0.0
@@ -305,7 +183,7 @@ def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None, Inter
     return mean, deviation, (mean - half, mean + half)
 
 
-def _by_paragraph(values: Array, paragraphs: Sequence[Hashable]) -> tuple[Array, Array]:
+def by_paragraph(values: Array, paragraphs: Sequence[Hashable]) -> tuple[Array, Array]:
     """The sums (seeds, paragraphs) of `values` (seeds, questions), and the questions of each."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(paragraphs))}
     of = np.array([numbers[name] for name in paragraphs])

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from study.checks import odd
-from study.comparison import joint, mean_over_seeds, over_questions
+from study.comparison import mean_over_seeds, over_questions
 from study.document import Block, Points, Section, Table, Text
+from study.over_both import joint
 from study.runs import Arm, Study
 from study.verdict import Contrast
 from study.wording import METRICS, NONE, counted, shown_interval, signed, spread

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from study import comparison, figures
-from study.comparison import Discordant, Interval, Joint, OverQuestions, OverSeeds
+from study import comparison, figures, over_both
+from study.comparison import Discordant, Interval, OverQuestions, OverSeeds
 from study.document import Block, Figure, Points, Section, Table, Text
+from study.over_both import Joint
 from study.runs import Arm, Study, shown
 from study.wording import METRICS, NONE, counted, p_value, p_with, shown_interval, signed
 
@@ -49,7 +50,7 @@ def contrast(study: Study, margin: float) -> Contrast | None:
         for metric in METRICS
     }  # (seeds, questions) each
     over_seeds = {m: comparison.over_seeds(d.mean(axis=1), margin) for m, d in apart.items()}
-    joint = {m: comparison.joint(d, paragraphs, margin) for m, d in apart.items()}
+    joint = {m: over_both.joint(d, paragraphs, margin) for m, d in apart.items()}
     return Contrast(
         lora,
         full,
@@ -278,7 +279,7 @@ def significance(found: Contrast | None) -> Section | None:
                    "degrees of freedom", "coverage", "seeds needed"],
                   joint_rows,
                   "Two-way analysis of variance, seeds × paragraphs. Coverage: how often such "
-                  f"an interval held the truth in {comparison.STUDIES:,} simulated studies with "
+                  f"an interval held the truth in {over_both.STUDIES:,} simulated studies with "
                   "the components of variance found here, by number of seeds. Seeds needed: as "
                   "above, on so many paragraphs."),
         ]  # fmt: skip

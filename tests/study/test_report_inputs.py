@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from strategies import any_json, examples, met, spoilt, texts
 
 import report
-from study import comparison
+from study import comparison, over_both
 from study.runs import collect
 
 RUNS = ("lora_1", "lora_2", "full_1", "full_2", "lora_3")
@@ -36,7 +36,7 @@ ELEMENTS = {
 def place(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two seeds of both modes, a run that failed, and the plan of these; fewer draws than else."""
     monkeypatch.setattr(comparison, "RESAMPLES", 50)
-    monkeypatch.setattr(comparison, "STUDIES", 50)
+    monkeypatch.setattr(over_both, "STUDIES", 50)
     for name in RUNS:
         mode, seed = name.split("_")
         folder = make_run(mode, int(seed))
