@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("other", type=Path)
     args = parser.parse_args()
+    for run in (args.run, args.other):
+        if not (run / "results.json").is_file():
+            parser.error(f"{run} is no finished run.")
     for name, value in apart(args.run, args.other).items():
         print(f"{name}: {value:.3g}")
 

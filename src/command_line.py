@@ -64,6 +64,8 @@ def prepare(args: Namespace) -> tuple[list[str], Sweep | None]:
     for override in overrides:
         value = str(override.value())
         if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
+            if not value:
+                raise UserError(f"{override.key_or_group}=: must name a folder.")
             if "${" in value:  # what refers to other keys is known to Hydra alone
                 _place(first, override.key_or_group)
             else:

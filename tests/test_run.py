@@ -269,6 +269,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["output_dir=/dev/null/runs"], "output_dir=/dev/null/runs can't be written"),
         (["cache_dir=/dev/null/cache"], "cache_dir=/dev/null/cache can't be written"),
         (["hydra.run.dir=/dev/null/run"], "hydra.run.dir=/dev/null/run can't be written"),
+        (["hydra.run.dir="], "hydra.run.dir=: must name a folder"),
+        (["-m", "hydra.sweep.dir="], "hydra.sweep.dir=: must name a folder"),
         (["-m", "resume=nowhere,elsewhere"], "leave -m out"),
         (["-m", "seed=1,2", "trainer.num_nodes=2"], "each of its jobs runs on one machine"),
         (["-m", "hydra/launcher=slurmy"], "hydra/launcher=slurmy: there is no such launcher"),
