@@ -48,9 +48,9 @@ def command(
     )  # fmt: skip
 
 
-def refusal(*words: str, **environment: str) -> str:
+def refusal(*words: str, folder: Path = PROJECT, **environment: str) -> str:
     """The message of a command that is refused: never a trace."""
-    done = command(*words, **environment)
+    done = command(*words, folder=folder, **environment)
     assert done.returncode != 0, done.stdout
     assert "Traceback" not in done.stderr + done.stdout
     assert done.stderr.startswith("Error: "), done.stderr
@@ -280,8 +280,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["model.name=./nowhere"], "no such folder"),
     ],
 )
-def test_a_wrong_word_is_refused_in_one_message(asked: list[str], message: str) -> None:
-    assert message in refusal(*asked)
+def test_a_wrong_word_is_refused_in_one_message(
+    asked: list[str], message: str, tmp_path: Path
+) -> None:
+    # In a folder of its own: another test may begin a run of the same name in the same second.
+    assert message in refusal(*asked, folder=tmp_path)
 
 
 def test_an_option_that_is_none_is_refused_with_those_that_are() -> None:
