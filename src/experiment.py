@@ -114,7 +114,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         "parameters": module.size,
         "shapes": {name: list(weight.shape) for name, weight in module.trained().items()},
         "epochs": module.epochs,
-        "best_epoch": min(module.epochs, key=lambda epoch: epoch["validation_loss"])["epoch"],
+        "best_epoch": module.best_epoch["epoch"],
         "before": before,
         "test": scores(predictions),
         "cost": costs
@@ -267,11 +267,13 @@ def _log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Predic
     config = results["config"]
     keys = ("mode", "lr", "rank", "seed", "mask_prompt")  # five: more are hidden at first
     parameters = {key: config[key] for key in keys if config[key] is not None}
+    best = results["epochs"][results["best_epoch"] - 1]
     metrics = {
         "test/exact_match": results["test"]["exact_match"],
         "test/f1": results["test"]["f1"],
         "test/f1_before": results["before"]["f1"],
-        "best/validation_loss": min(epoch["validation_loss"] for epoch in results["epochs"]),
+        "best/validation_loss": best["validation_loss"],
+        "best/validation_f1": best["f1"],
         "cost/train_seconds": results["cost"]["train_seconds"],
         "cost/peak_memory_MB": max(results["cost"]["peak_memory_bytes"].values()) / 1e6,
         "parameters/trainable": results["parameters"]["trainable"],

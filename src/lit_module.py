@@ -112,6 +112,12 @@ class LitQuestionAnswering(L.LightningModule):
         """The weights that training changes, by name; tied ones once."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    @property
+    def best_epoch(self) -> dict[str, float]:
+        """Of the epochs that ended the one to score and to keep: that of the highest validation F1,
+        of equals that of the lowest validation loss, of equals the first."""
+        return max(self.epochs, key=lambda epoch: (epoch["f1"], -epoch["validation_loss"]))
+
     def loss_sum(self, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed cross entropy (nats) over the labels that count, and their number."""
         targets = sequences.labels[:, 1:]  # (B, T-1): a token's label is predicted one before it

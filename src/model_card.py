@@ -208,7 +208,7 @@ def _recipe(results: Record) -> list[str]:
         ),
         f"AdamW, learning rate {config['lr']:g} falling linearly to zero, "
         f"{config['batch_size']} questions a step, {len(results['epochs'])} epochs, of which "
-        f"number {results['best_epoch']} had the lowest validation loss and is this one",
+        f"number {results['best_epoch']} had the highest validation F1 and is this one",
         "loss on " + ("the answers only" if config["mask_prompt"] else "all tokens"),
         f"precision {config['trainer']['precision']}, seed {config['seed']}",
     ]  # fmt: skip

@@ -96,7 +96,7 @@ def close(results: dict[str, Any], folder: Path) -> None:
 def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
     """Show what each job of a sweep gave; None for one that has no results."""
     table = Table(title="Sweep", title_justify="left")
-    for column in ("run", "val. loss", "EM", "F1", "train MB", "training"):
+    for column in ("run", "val. F1", "EM", "F1", "train MB", "training"):
         side: Literal["left", "right"] = "left" if column == "run" else "right"
         table.add_column(column, justify=side, overflow="fold")
     for name, results in jobs.items():
@@ -106,7 +106,7 @@ def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
         cost, test = results["cost"], results["test"]
         table.add_row(
             name,
-            f"{min(epoch['validation_loss'] for epoch in results['epochs']):.4f}",
+            f"{results['epochs'][results['best_epoch'] - 1]['f1']:.1f}",
             f"{test['exact_match']:.1f}",
             f"{test['f1']:.1f}",
             f"{cost['peak_memory_bytes']['train'] / 1e6:,.0f}",

@@ -305,11 +305,19 @@ def test_a_signal_in_training_is_this_projects_to_handle(
 
 
 @pytest.mark.parametrize(
-    ("losses", "kept"),
-    [([2.0, 1.0, 1.5], [0, 1]), ([1.0, 1.0, 1.0], [0]), ([2.0, 1.0, 1.0], [0, 1])],
+    ("f1s", "losses", "kept"),
+    [
+        ([50.0, 60.0, 55.0], [1.0, 2.0, 0.5], [0, 1]),
+        ([50.0, 50.0, 50.0], [2.0, 1.0, 1.0], [0, 1]),
+        ([50.0, 50.0, 50.0], [1.0, 1.0, 1.0], [0]),
+    ],
 )
-def test_of_equal_validation_losses_the_first_epoch_is_kept(
-    losses: list[float], kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_epoch_of_the_best_f1_is_kept_of_equals_the_lowest_loss_then_the_first(
+    f1s: list[float],
+    losses: list[float],
+    kept: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     saved: list[int] = []
     monkeypatch.setattr(
@@ -318,9 +326,9 @@ def test_of_equal_validation_losses_the_first_epoch_is_kept(
     module = LitQuestionAnswering.__new__(LitQuestionAnswering)  # what it trains plays no part
     checkpoint = RunCheckpoint(tmp_path, 60, StopSignal())
     trainer: Any = SimpleNamespace(is_global_zero=True)
-    for number in range(len(losses)):
-        module.epochs = [{"validation_loss": loss} for loss in losses[: number + 1]]
+    epochs = [{"f1": f1, "validation_loss": loss} for f1, loss in zip(f1s, losses, strict=True)]
+    for number in range(len(epochs)):
+        module.epochs = epochs[: number + 1]
         checkpoint.on_validation_end(trainer, module)
     assert saved == kept
-    # results.json names the same epoch.
-    assert min(range(3), key=losses.__getitem__) == kept[-1]
+    assert module.best_epoch is epochs[kept[-1]]  # which results.json names

@@ -89,8 +89,8 @@ def test_the_record_holds_together(
         assert p["f1"] == f1(p["prediction"], p["answers"])
     assert results["test"]["f1"] == mean([p["f1"] for p in recorded])
     assert [epoch["epoch"] for epoch in results["epochs"]] == [1, 2, 3]
-    losses = [epoch["validation_loss"] for epoch in results["epochs"]]
-    assert results["best_epoch"] == 1 + losses.index(min(losses))
+    ranks = [(epoch["f1"], -epoch["validation_loss"]) for epoch in results["epochs"]]
+    assert results["best_epoch"] == 1 + ranks.index(max(ranks))
     assert results["parameters"]["trainable"] == sum(
         torch.Size(shape).numel() for shape in results["shapes"].values()
     )
@@ -102,13 +102,13 @@ def test_the_record_holds_together(
 def test_the_best_epoch_is_the_one_that_is_scored_and_exported(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The validation loss is made to rise after the first epoch."""
+    """The validation F1 is made to fall after the first epoch."""
     original = LitQuestionAnswering.on_validation_epoch_end
     kept = {}
 
     def rising(self: LitQuestionAnswering) -> None:
         original(self)
-        self.epochs[-1]["validation_loss"] = float(len(self.epochs))
+        self.epochs[-1]["f1"] = -float(len(self.epochs))
         kept[len(self.epochs)] = {n: p.detach().clone() for n, p in self.trained().items()}
 
     monkeypatch.setattr(LitQuestionAnswering, "on_validation_epoch_end", rising)

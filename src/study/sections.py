@@ -99,7 +99,7 @@ def dynamics(study: Study) -> Section:
         Table(
             ["", "train loss", "validation loss", "validation EM, %", "validation F1, %", "scored"],
             rows,
-            "Means over seeds. Scored: in how many runs this epoch had the lowest validation loss.",
+            "Means over seeds. Scored: in how many runs this epoch had the highest validation F1.",
         ),
         Figure("dynamics", figures.dynamics(study.arms),
                "Losses, validation EM and F1 by epoch: means over seeds, the range of the seeds "
