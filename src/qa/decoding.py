@@ -5,7 +5,7 @@ and their answers grow side by side in one sequence; else each prompt is a row o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from qa.packing import NOTHING, Block, block_inputs, packed, sees
+from qa.packing import NOTHING, Block, block_inputs, packed, padded, sees
 from qa.prompt import IGNORED, Parts
 
 Model = PreTrainedModel | PeftModel
@@ -21,11 +21,13 @@ Model = PreTrainedModel | PeftModel
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said: text, natural log-probability with the end token, and if it ended."""
+    """What a model said: text, natural log-probability with the end token, and if it ended; and the
+    log-probability of the gold answer, where one was given."""
 
     text: str
     log_probability: float
     ended: bool
+    gold_log_probability: float | None = None
 
 
 class Way(Protocol):
@@ -56,23 +58,31 @@ def greedy(
     stops: Sequence[int],
     max_new_tokens: int,
     packed_length: int | None,
+    golds: Sequence[list[int]] | None = None,
 ) -> list[Answer]:
     """The greedy answer to each prompt, the same as if it were asked alone.
 
     `model` is in eval mode. Questions share equal contexts in blocks of `packed_length` tokens;
-    None if the model can't.
+    None if the model can't. `golds` are the token ids of an answer to each prompt, whose
+    log-probability is found in the same pass over the prompts.
     """
     if not prompts:
         return []
     order = sorted(range(len(prompts)), key=lambda n: prompts[n].context)
     prompts = [prompts[n] for n in order]
+    ordered = None if golds is None else [golds[n] for n in order]
     way = (
-        _Rows(model, prompts)
+        _Rows(model, prompts, ordered)
         if packed_length is None
-        else _Shared(model, prompts, packed_length, max_new_tokens - 1)
+        else _Shared(model, prompts, packed_length, max_new_tokens - 1, ordered)
     )
     value, token = way.start().float().log_softmax(-1).max(-1)  # (prompts,)
     found = continued(way, token, value, tokenizer, stops, max_new_tokens)
+    if golds is not None:
+        found = [
+            replace(answer, gold_log_probability=number)
+            for answer, number in zip(found, way.gold_log_probability.tolist(), strict=True)
+        ]
     answers = dict(zip(order, found, strict=True))
     return [answers[number] for number in range(len(answers))]
 
@@ -142,22 +152,40 @@ class _Shared:
 
     In the cache each block has a place of its own, with room for `room` new tokens a prompt: what
     its tokens see lies together, and is not copied to be read. Prompts of the same context stand
-    together.
+    together. Gold answers are read behind their prompts, but new tokens do not see them.
     """
 
+    gold_log_probability: torch.Tensor  # (prompts,), from the start on
+
     def __init__(
-        self, model: Model, prompts: Sequence[Parts], packed_length: int, room: int
+        self,
+        model: Model,
+        prompts: Sequence[Parts],
+        packed_length: int,
+        room: int,
+        golds: Sequence[list[int]] | None = None,
     ) -> None:
         self.model = model
-        # The label of a question's last token says which prompt it is of.
-        marks = [[IGNORED] * (len(p.question) - 1) + [row] for row, p in enumerate(prompts)]
+        self.golds = golds or [[]] * len(prompts)
+        read = [gold[:-1] for gold in self.golds]  # behind a last token nothing is predicted
+        # A label says which prompt a question's last token is of; from there the labels of the
+        # gold answer go up by the number of prompts.
+        marks = [
+            [IGNORED] * (len(p.question) - 1)
+            + [row + place * len(prompts) for place in range(len(gold) + 1)]
+            for row, (p, gold) in enumerate(zip(prompts, read, strict=True))
+        ]
         sequence = packed(
-            [p.head + p.context for p in prompts], [p.question for p in prompts], marks,
+            [p.head + p.context for p in prompts],
+            [p.question + gold for p, gold in zip(prompts, read, strict=True)],
+            marks,
             packed_length,
-        ).to(model.device)  # fmt: skip
+        ).to(model.device)
         marked = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
-        ends = marked[sequence.labels[0, marked].argsort()]  # (prompts,)
-        self.inputs = sequence.model_inputs(ends)
+        marked = marked[sequence.labels[0, marked].argsort()]
+        self.marks = sequence.labels[0, marked]
+        ends, answered = marked[: len(prompts)], marked[len(prompts) :]
+        self.inputs = sequence.model_inputs(marked)
         # Of each row: its block, its branch, the position behind it, and where in the cache its new
         # tokens lie.
         self.block, self.branch = sequence.block_of[ends], sequence.branch_of[ends]
@@ -174,6 +202,7 @@ class _Shared:
         size = int((sizes + rooms).sum())
         self.branch_of = torch.full((size,), NOTHING, device=model.device)
         self.branch_of[places] = sequence.branch_of
+        self.branch_of[places[answered.cpu()]] = NOTHING  # new tokens must not see them
         layers = model.config.get_text_config().num_hidden_layers
         self.layers = [_Room(size) for _ in range(layers)]
         self._write_to(places)
@@ -182,7 +211,10 @@ class _Shared:
         """The logits behind each prompt: (prompts, vocabulary)."""
         self.cache = Cache(layers=[*self.layers])
         output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
-        return output.logits[0]
+        logits, count = output.logits[0], len(self.golds)  # (marks, vocabulary)
+        rows, places = self.marks % count, self.marks // count
+        self.gold_log_probability = _of_golds(logits, rows, places, self.golds)
+        return logits[:count]
 
     def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """The logits behind one token more each (A) of the rows `kept` (A) of before."""
@@ -214,6 +246,21 @@ class _Shared:
         """Where in the cache the tokens that are read next go."""
         for layer in self.layers:
             layer.places = places.to(self.model.device)
+
+
+def _of_golds(
+    logits: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, golds: Sequence[list[int]]
+) -> torch.Tensor:
+    """The log-probability of each of `golds` (B), of none 0. `logits` (N, vocabulary) are those
+    which predict what stands at each of `places` (N) in the gold of each of `rows` (N)."""
+    total = torch.zeros(len(golds), dtype=torch.float32, device=logits.device)
+    pairs = enumerate(zip(rows.tolist(), places.tolist(), strict=True))
+    held = [(n, row, golds[row][place]) for n, (row, place) in pairs if place < len(golds[row])]
+    if not held:
+        return total
+    number, row, token = torch.tensor(held, device=logits.device).T
+    scores = logits[number].float().log_softmax(-1).gather(1, token[:, None]).squeeze(1)
+    return total.index_add_(0, row, scores)
 
 
 class _Room(DynamicLayer):
@@ -255,8 +302,12 @@ class _Room(DynamicLayer):
 class _Rows:
     """Prompts as rows padded on the left, with positions counted from their first real token."""
 
-    def __init__(self, model: Model, prompts: Sequence[Parts]) -> None:
-        self.model = model
+    gold_log_probability: torch.Tensor  # (B,), from the start on
+
+    def __init__(
+        self, model: Model, prompts: Sequence[Parts], golds: Sequence[list[int]] | None = None
+    ) -> None:
+        self.model, self.prompts, self.golds = model, prompts, golds
         longest = max(len(p.prompt) for p in prompts)
         rows = [[0] * (longest - len(p.prompt)) + p.prompt for p in prompts]
         self.ids = torch.tensor(rows, device=model.device)  # (B, T)
@@ -274,7 +325,22 @@ class _Rows:
             logits_to_keep=1,
         )
         self.cache = output.past_key_values
+        if self.golds is not None:
+            self.gold_log_probability = self._read(self.golds)
         return output.logits[:, -1]
+
+    def _read(self, golds: Sequence[list[int]]) -> torch.Tensor:
+        """The log-probability of each gold answer (B), in rows padded on the right."""
+        pairs = list(zip(self.prompts, golds, strict=True))
+        rows = padded([p.prompt + gold[:-1] for p, gold in pairs], [[] for _ in pairs])
+        rows = rows.to(self.model.device)
+        ends = torch.tensor([len(p.prompt) - 1 for p, _ in pairs])
+        places = torch.arange(rows.input_ids.shape[1]) - ends[:, None]  # (B, T): in the answer
+        answers = (places >= 0) & (places < torch.tensor(list(map(len, golds)))[:, None])
+        columns = answers.any(dim=0).nonzero().squeeze(1)  # (K,)
+        logits = self.model(**rows.model_inputs(columns.to(self.model.device))).logits  # (B, K, V)
+        row, column = answers[:, columns].nonzero(as_tuple=True)
+        return _of_golds(logits[row, column], row, places[row, columns[column]], golds)
 
     def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """The logits behind one token more each (A) of the rows `kept` (A) of before."""
