@@ -3,10 +3,10 @@
 python bench/minutes.py RUN [RUN ...] --target_modules=c_attn --output=minutes
 
 RUN is a finished run of this project. For each one an adapter on `target_modules` (r 8, alpha 16,
-dropout 0.1, 2e-4 falling linearly to zero, 4 questions a step, one a row, the model's own dropouts)
-is trained by transformers' Trainer as long as RUN was, in its precision, on questions drawn from the
-same articles with its seed; how many steps that is, a few measured ones tell before. Both are scored
-by this project on RUN's test questions.
+dropout 0.1, 2e-4 falling linearly to zero, 4 questions a step, one a row, the model's dropouts) is
+trained by transformers' Trainer as long as RUN was, in its precision, on questions drawn from the
+same articles with its seed; how many steps that is, a few measured ones tell before. Both are
+scored by this project on RUN's test questions.
 """
 
 import argparse
