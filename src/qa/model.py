@@ -129,12 +129,21 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
                 f"it has {', '.join(sorted({n.rpartition('.')[2] for n in layers}))}."
             )
     transposed = any(isinstance(layer, Conv1D) for layer in layers.values())
+    # LoRA's usual start draws only its own matrices; some of PEFT's others take from the model's.
+    drawn = lora.get("init_lora_weights", True)
+    held = [(w, w.detach().clone()) for w in model.parameters()] if isinstance(drawn, str) else []
     try:
         adapted = get_peft_model(
             model, LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **lora)
         )
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"PEFT refuses these values of lora.*: {first_line(error)}") from None
+    if any(not torch.equal(weight, before) for weight, before in held):
+        raise UserError(
+            f"lora.init_lora_weights={drawn} changes the model's own "
+            "weights, which an adapter does not hold: it would answer otherwise than it was "
+            "scored. Leave it out."
+        )
     speed_up_dropout(adapted)
     return adapted
 

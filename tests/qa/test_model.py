@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,18 @@ def test_counts_of_the_full_size_gpt2() -> None:
     assert round(100 * 294_912 / 124_734_720, 4) == 0.2364
 
 
+def test_all_linear_layers_of_the_full_size_gpt2_and_no_head() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(GPT2Config())
+        adapted = add_lora(model, {**LORA, "target_modules": "all-linear"})
+    names = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    layers = {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
+    assert {name.split(".lora_")[0].split(".", 5)[-1] for name in names} == layers
+    assert len(names) == 2 * 4 * 12
+    # A and B of each of twelve blocks: 768 to 2304, 768 to 768, 768 to 3072 and back
+    assert trainable(adapted) == 8 * 12 * (3072 + 1536 + 3840 + 3840)
+
+
 def test_full_trains_every_weight_and_lora_its_own_only(gpt2_folder: Path) -> None:
     full = load_model(gpt2_folder, "tiny", {})
     assert trainable(full) == sum(p.numel() for p in full.parameters())
@@ -40,6 +53,31 @@ def test_full_trains_every_weight_and_lora_its_own_only(gpt2_folder: Path) -> No
     names = [name for name, p in lora.named_parameters() if p.requires_grad]
     assert len(names) == 2 * 2  # A and B in each of two layers
     assert all("c_attn.lora_" in name for name in names)
+
+
+@pytest.mark.parametrize("kind", ["gpt2_folder", "llama_folder"])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_what_changes_the_models_own_weights_is_refused(
+    init: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """An adapter does not hold them: one of PiSSA's answered otherwise than it was scored."""
+    model = load_model(request.getfixturevalue(kind), "tiny", {})
+    lora = (LORA if kind == "gpt2_folder" else LLAMA) | {"init_lora_weights": init}
+    with pytest.raises(UserError, match=f"init_lora_weights={init} changes the model's own"):
+        add_lora(model, lora)
+
+
+@pytest.mark.parametrize(
+    "more", [{"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "gaussian"}], ids=str
+)
+def test_what_only_adds_weights_is_not(more: dict[str, Any], gpt2_folder: Path) -> None:
+    model = load_model(gpt2_folder, "tiny", {})
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    adapted = add_lora(model, LORA | more)
+    after = {
+        n.replace(".base_layer", ""): w for n, w in adapted.base_model.model.state_dict().items()
+    }
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_lora_changes_nothing_before_training(gpt2_folder: Path) -> None:
