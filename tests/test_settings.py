@@ -14,7 +14,7 @@ from settings import DERIVED, SETTINGS, check, flat, unknown
     "words",
     [
         [], ["mode=full"], ["model=llama"], ["experiment=demo"], ["experiment=reference"],
-        ["experiment=fast"],
+        ["experiment=fast"], ["experiment=subset"], ["experiment=squad", "mode=full"],
     ],
 )  # fmt: skip
 def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -> None:
