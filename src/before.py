@@ -20,6 +20,7 @@ def place_of(settings: Mapping[str, Any], test: str, model: str) -> Path:
         "model": model,
         "model_config": settings["model"]["config"],
         "test": test,
+        "asked": [settings[key] for key in ("attention", "decoding", "question_first", "target")],
         "lengths": [settings["max_length"], settings["max_new_tokens"]],
         "precision": settings["trainer"]["precision"],
         "accelerator": settings["trainer"]["accelerator"],

@@ -211,8 +211,8 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LitQuestionAnswering)
-        losses = [epoch["validation_loss"] for epoch in pl_module.epochs]
-        if losses.index(min(losses)) == len(losses) - 1 and trainer.is_global_zero:
+        newest = pl_module.epochs[-1]["epoch"]
+        if pl_module.best_epoch == newest and trainer.is_global_zero:
             pl_module.save_trained(self.best)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -59,6 +59,9 @@ class SquadDataModule(L.LightningDataModule):
         positions: int,
         mask_prompt: bool,
         packed_length: int | None,
+        attention: str,
+        target: str,
+        question_first: bool,
         parts: int,
         cache_dir: Path,
     ) -> None:
@@ -68,6 +71,8 @@ class SquadDataModule(L.LightningDataModule):
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.positions, self.mask_prompt, self.packed_length = positions, mask_prompt, packed_length
         self.devices, self.device = 1, 0
+        self.attention = attention
+        self.target, self.question_first = target, question_first
         self.head = prompt.head_ids(tokenizer)
         self.train: Rows
         self.validation: Rows
@@ -147,7 +152,7 @@ class SquadDataModule(L.LightningDataModule):
         answers = [row["answer_ids"] for row in rows]
         length = self.packed_length if self.mask_prompt else None
         return {
-            "sequences": sequences(prompts, answers, self.mask_prompt, length),
+            "sequences": sequences(prompts, answers, self.mask_prompt, length, self.attention),
             "step_labels": step_labels,
             "samples": len(rows),
             "tokens": sum(row["prompt_tokens"] + row["answer_tokens"] for row in rows),
@@ -165,11 +170,11 @@ class SquadDataModule(L.LightningDataModule):
         labelled = None
         if fitting:
             prompts, answers = zip(*fitting, strict=True)
-            labelled = sequences(prompts, answers, True, self.packed_length)
+            labelled = sequences(prompts, answers, True, self.packed_length, self.attention)
         return Asked(list(rows), asked, labelled)
 
     def _parts(self, row: Row) -> Parts:
-        return Parts(self.head, row["context_ids"], row["question_ids"])
+        return Parts(row["head_ids"], row["context_ids"], row["question_ids"])
 
     def _evaluation_loader(self, table: Rows, skip: int) -> DataLoader:
         lengths, paragraphs = table.column("prompt_tokens"), table.column("paragraph")
@@ -189,6 +194,8 @@ class SquadDataModule(L.LightningDataModule):
         """Where the rows of a split are cached: named by all that they depend on."""
         key = {
             "format": rows.FORMAT,
+            "target": self.target,
+            "question_first": self.question_first,
             "source": source,
             **self.splits.key(name),
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
@@ -204,7 +211,9 @@ class SquadDataModule(L.LightningDataModule):
         """The rows of a split, and its facts: counts, and a fingerprint of its questions."""
         training = name == "train"
         length = self.max_length if training else self.max_prompt_length
-        table = rows.make(questions, self.tokenizer, self.head, length, training)
+        table = rows.make(
+            questions, self.tokenizer, self.head, length, training, self.target, self.question_first
+        )
         if not len(table):
             raise UserError(
                 f"No question of the {name} split fits into max_length={self.max_length}."
@@ -225,6 +234,7 @@ def sequences(
     answers: Sequence[list[int]],
     mask_prompt: bool,
     packed_length: int | None,
+    attention: str = "causal",
 ) -> Sequences:
     """Prompts with their answers, and the labels of both; packed, or as padded rows for None."""
     labels = [
@@ -234,10 +244,11 @@ def sequences(
     if packed_length is None:
         ids = [part.prompt + answer for part, answer in zip(prompts, answers, strict=True)]
         return padded(ids, labels)
-    contexts = [part.head + part.context for part in prompts]
-    branches = [part.question + answer for part, answer in zip(prompts, answers, strict=True)]
+    contexts, questions = zip(*(part.shared(attention) for part in prompts), strict=True)
+    branches = [own + answer for own, answer in zip(questions, answers, strict=True)]
     behind = [own[-len(branch) :] for own, branch in zip(labels, branches, strict=True)]
-    return packed(contexts, branches, behind, packed_length)
+    given = None if attention == "causal" else list(map(len, questions))
+    return packed(contexts, branches, behind, packed_length, given)
 
 
 class _Parts(torch.utils.data.Dataset):

@@ -114,7 +114,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         "parameters": module.size,
         "shapes": {name: list(weight.shape) for name, weight in module.trained().items()},
         "epochs": module.epochs,
-        "best_epoch": min(module.epochs, key=lambda epoch: epoch["validation_loss"])["epoch"],
+        "best_epoch": module.best_epoch,
         "before": before,
         "test": scores(predictions),
         "cost": costs
@@ -164,6 +164,9 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         max_prompt_length=min(settings["max_length"], room),
         positions=positions,
         mask_prompt=settings["mask_prompt"],
+        attention=settings["attention"],
+        target=settings["target"],
+        question_first=settings["question_first"],
         packed_length=None,  # until it is known whether the model can share a context
         parts=settings["trainer"]["accumulate_grad_batches"],
         cache_dir=cache,
@@ -181,6 +184,9 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         total_steps=settings["trainer"]["max_epochs"] * data.steps,
         max_length=settings["max_length"],
         max_new_tokens=settings["max_new_tokens"],
+        attention=settings["attention"],
+        decoding=settings["decoding"],
+        select_by=settings["select_by"],
         packed_length=settings["packed_length"] if settings["packing"] else None,
         seed=settings["seed"],
     )

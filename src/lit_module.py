@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 import weights
 from datamodule import Asked
@@ -27,6 +27,7 @@ from qa.kernels import speed_up_full
 from qa.model import add_lora, load_model, store_frozen
 from qa.packing import Sequences
 from qa.prompt import IGNORED
+from qa.search import most_probable_spans
 
 
 class LitQuestionAnswering(L.LightningModule):
@@ -64,6 +65,11 @@ class LitQuestionAnswering(L.LightningModule):
         total_steps: int,
         max_length: int,
         max_new_tokens: int,
+        attention: str,
+        decoding: str,
+        select_by: str,
+        lr_scheduler_type: str,
+        loraplus_lr_ratio: float,
         packed_length: int | None,
         seed: int,
     ) -> None:
@@ -93,6 +99,8 @@ class LitQuestionAnswering(L.LightningModule):
         # Lightning could tell this too, but by building the loader too early to resume it.
         self.total_steps = total_steps
         self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.attention, self.decoding, self.select_by = attention, decoding, select_by
+        self.lr_scheduler_type, self.loraplus_lr_ratio = lr_scheduler_type, loraplus_lr_ratio
         self.epochs: list[dict[str, float]] = []
         self.train_loss = MeanMetric(sync_on_compute=False)  # it counts all devices at each step
         # of this validation: sums of the loss with their label tokens, a batch each; the answers
@@ -111,6 +119,12 @@ class LitQuestionAnswering(L.LightningModule):
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The weights that training changes, by name; tied ones once."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @property
+    def best_epoch(self) -> int:
+        """The number of the epoch that is scored: the first one of the best."""
+        sign = -1 if self.select_by == "validation_loss" else 1
+        return max(self.epochs, key=lambda epoch: sign * epoch[self.select_by])["epoch"]
 
     def loss_sum(self, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed cross entropy (nats) over the labels that count, and their number."""
@@ -190,27 +204,36 @@ class LitQuestionAnswering(L.LightningModule):
     def predict(self, batch: Asked) -> list[Prediction]:
         """The answer to each row of the batch, scored; nothing where the prompt is too long."""
         asked = [prompt for prompt in batch.prompts if prompt is not None]
-        answers = iter(
-            greedy(
-                self.model, self.tokenizer, asked, self.stops, self.max_new_tokens,
-                self.packed_length,
-            )
-        )  # fmt: skip
+        arguments = (self.model, self.tokenizer, asked, self.stops, self.max_new_tokens)
+        if self.decoding == "greedy":
+            answers = iter(greedy(*arguments, self.packed_length, self.attention))
+        else:
+            assert self.packed_length is not None
+            found = most_probable_spans(*arguments, self.packed_length, self.attention)
+            answers = iter([own[0] for own in found])
         return [
             prediction(row, None if prompt is None else next(answers))
             for row, prompt in zip(batch.rows, batch.prompts, strict=True)
         ]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        split = self.loraplus_lr_ratio != 1
+        faster = [p for n, p in self.trained().items() if split and "lora_B" in n]
+        others = [p for n, p in self.trained().items() if not split or "lora_B" not in n]
+        groups = [{"params": others}]
+        if faster:
+            groups.append({"params": faster, "lr": self.learning_rate * self.loraplus_lr_ratio})
         optimizer = torch.optim.AdamW(
-            self.trained().values(),
+            groups,
             lr=self.learning_rate,
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
             fused=self.trainer.scaler is None,  # else Lightning can't clip: it unscales first
         )
-        schedule = get_linear_schedule_with_warmup(optimizer, self.warmup_steps, self.total_steps)
+        schedule = get_scheduler(
+            self.lr_scheduler_type, optimizer, self.warmup_steps, self.total_steps
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from datasets import Dataset, disable_progress_bars, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from qa import prompt
+from qa.scoring import normalize
 from qa.squad import Question
 from study import record
 
-FORMAT = 3  # part of the cache's key: raise it when what a row holds changes
+FORMAT = 4  # part of the cache's key: raise it when what a row holds changes
 Row = dict[str, Any]
 
 
@@ -53,6 +55,8 @@ def make(
     head: list[int],
     length: int,
     training: bool,
+    target: str = "first",
+    question_first: bool = False,
 ) -> Rows:
     """The rows of `questions`, with contexts shortened so that the prompt behind `head`, in
     training with its answer, has at most `length` tokens.
@@ -64,11 +68,19 @@ def make(
     numbers = {context: number for number, context in enumerate(contexts)}
     context_ids = prompt.encode(tokenizer, list(map(prompt.context_text, contexts)))
     asked = prompt.encode(tokenizer, [prompt.question_text(q.question) for q in questions])
-    said = prompt.encode(tokenizer, [prompt.answer_text(q.answers[0]) for q in questions])
+    taught = [target_of(q, target) for q in questions]
+    said = prompt.encode(tokenizer, [prompt.answer_text(answer) for answer, _ in taught])
+    heads = [head] * len(questions)
+    if question_first:
+        texts = [f"Question: {q.question.strip()}\nContext:" for q in questions]
+        own = prompt.encode(tokenizer, texts)
+        heads = [head[: -len(prompt.encode(tokenizer, ["Context:"])[0])] + ids for ids in own]
     rows: list[Row] = []
     golds: list[tuple[int, int]] = []  # of each row: the characters of its first answer
     cut: dict[int, list[int]] = {}  # the rows of each context that is cut around their answers
-    for q, question_ids, answer_ids in zip(questions, asked, said, strict=True):
+    for q, question_ids, answer_ids, (answer, start), head in zip(
+        questions, asked, said, taught, heads, strict=True
+    ):
         paragraph = numbers[q.context]
         answer_ids = [*answer_ids, tokenizer.eos_token_id]
         room = length - len(head) - len(question_ids) - len(answer_ids) * training
@@ -76,7 +88,7 @@ def make(
             continue
         size = len(context_ids[paragraph])
         kept = prompt.window(size, max(room, 0))
-        if training and kept.stop < size and q.starts[0] >= 0:
+        if training and kept.stop < size and start >= 0:
             cut.setdefault(paragraph, []).append(len(rows))
         rows.append(
             {
@@ -85,6 +97,7 @@ def make(
                 "paragraph": paragraph,
                 "question": q.question,
                 "answers": q.answers,
+                "head_ids": head,
                 "question_ids": question_ids,
                 "answer_ids": answer_ids,
                 "start": kept.start,
@@ -94,7 +107,7 @@ def make(
                 "answer_tokens": len(answer_ids),
             }
         )
-        golds.append((q.starts[0], q.starts[0] + len(q.answers[0])))
+        golds.append((start, start + len(answer)))
     offsets = _offsets(tokenizer, [contexts[paragraph] for paragraph in cut])
     for places, cut_rows in zip(offsets, cut.values(), strict=True):
         needed = [_tokens_of(*golds[number], places) for number in cut_rows]
@@ -108,6 +121,17 @@ def make(
         ),
         Dataset.from_dict({"context": contexts, "context_ids": context_ids}),
     )
+
+
+def target_of(q: Question, how: str) -> tuple[str, int]:
+    """The gold answer that is taught, and its offset."""
+    golds = list(zip(q.answers, q.starts, strict=True))
+    if how == "shortest":
+        return min(golds, key=lambda gold: len(gold[0]))
+    if how == "most_common":
+        counts = Counter(normalize(answer) for answer in q.answers)
+        return max(golds, key=lambda gold: counts[normalize(gold[0])])
+    return golds[0]
 
 
 def cached(

@@ -29,10 +29,12 @@ class Answer:
 
 
 class Way(Protocol):
-    """How answers that grow side by side are computed."""
+    """How answers that grow side by side are computed.
 
-    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+    The ends of prompts, and each token behind them, are nodes, numbered as they come."""
+
+    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -56,20 +58,21 @@ def greedy(
     stops: Sequence[int],
     max_new_tokens: int,
     packed_length: int | None,
+    attention: str = "causal",
 ) -> list[Answer]:
     """The greedy answer to each prompt, the same as if it were asked alone.
 
     `model` is in eval mode. Questions share equal contexts in blocks of `packed_length` tokens;
-    None if the model can't.
+    None if the model can't. `attention` is that of `Parts.shared`.
     """
     if not prompts:
         return []
     order = sorted(range(len(prompts)), key=lambda n: prompts[n].context)
     prompts = [prompts[n] for n in order]
     way = (
-        _Rows(model, prompts)
+        Rows(model, prompts)
         if packed_length is None
-        else _Shared(model, prompts, packed_length, max_new_tokens - 1)
+        else Shared(model, prompts, packed_length, max_new_tokens - 1, attention)
     )
     value, token = way.start().float().log_softmax(-1).max(-1)  # (prompts,)
     found = continued(way, token, value, tokenizer, stops, max_new_tokens)
@@ -92,6 +95,7 @@ def continued(
     log_probability = [0.0] * len(token)
     ended = [False] * len(token)
     active = list(range(len(token)))  # the rows whose answers go on
+    nodes = torch.arange(len(token), device=token.device)  # their ends
     for left in reversed(range(max_new_tokens)):
         going = ~torch.isin(token, ends)
         for row, number, chosen, goes in zip(
@@ -104,7 +108,8 @@ def continued(
         active = [active[row] for row in kept.tolist()]
         if not active or not left:
             break
-        logits = way.go_on(token[kept], kept)  # (active, vocabulary)
+        logits = way.go_on(token[kept], nodes[kept])  # (active, vocabulary)
+        nodes = nodes[-1] + 1 + torch.arange(len(kept), device=token.device)
         value, token = logits.float().log_softmax(-1).max(-1)
     return [
         Answer(text_of(tokenizer, ids), number, end)
@@ -122,8 +127,8 @@ def shares_context(model: Model, length: int) -> bool:
     prompts = [Parts([], ids[size:], ids[:size]), Parts([], ids[size:], ids[size - 1 :: -1])]
     try:
         shared, alone = (
-            _trial(_Shared(model, prompts, 2 * length, 2)),
-            _trial(_Rows(model, prompts)),
+            _trial(Shared(model, prompts, 2 * length, 2)),
+            _trial(Rows(model, prompts)),
         )
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
         return False  # it does not take these arguments, or can't compute with them
@@ -131,35 +136,39 @@ def shares_context(model: Model, length: int) -> bool:
 
 
 @torch.no_grad()
-def _trial(way: "_Shared | _Rows") -> torch.Tensor:
+def _trial(way: "Shared | Rows") -> torch.Tensor:
     """The logits (3, 2, vocabulary) behind two prompts, and behind one and two tokens more."""
     both = torch.arange(2)
-    return torch.stack([way.start(), way.go_on(both, both), way.go_on(both, both)])
+    return torch.stack([way.start(), way.go_on(both, both), way.go_on(both, both + 2)])
 
 
-class _Shared:
+class Shared:
     """Prompts as blocks of one sequence; new tokens see what theirs may see.
 
-    In the cache each block has a place of its own, with room for `room` new tokens a prompt: what
-    its tokens see lies together, and is not copied to be read. Prompts of the same context stand
-    together.
+    The ends of prompts, and each new token, are nodes, numbered as they come. In the cache each
+    block has a place of its own, with room for `room` new tokens a prompt: what its tokens see lies
+    together, and is not copied to be read. Prompts of the same context stand together.
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[Parts], packed_length: int, room: int
+        self,
+        model: Model,
+        prompts: Sequence[Parts],
+        packed_length: int,
+        room: int,
+        attention: str = "causal",
     ) -> None:
         self.model = model
+        contexts, questions = zip(*(p.shared(attention) for p in prompts), strict=True)
         # The label of a question's last token says which prompt it is of.
-        marks = [[IGNORED] * (len(p.question) - 1) + [row] for row, p in enumerate(prompts)]
-        sequence = packed(
-            [p.head + p.context for p in prompts], [p.question for p in prompts], marks,
-            packed_length,
-        ).to(model.device)  # fmt: skip
+        marks = [[IGNORED] * (len(q) - 1) + [row] for row, q in enumerate(questions)]
+        given = None if attention == "causal" else list(map(len, questions))
+        sequence = packed(contexts, questions, marks, packed_length, given).to(model.device)
         marked = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
         ends = marked[sequence.labels[0, marked].argsort()]  # (prompts,)
         self.inputs = sequence.model_inputs(ends)
-        # Of each row: its block, its branch, the position behind it, and where in the cache its new
-        # tokens lie.
+        # Of each node (N): its block, its branch, the position behind it, and where in the
+        # cache the new tokens on the way to it lie.
         self.block, self.branch = sequence.block_of[ends], sequence.branch_of[ends]
         self.positions = sequence.position_ids[0, ends] + 1
         self.ways: list[list[int]] = [[] for _ in prompts]
@@ -184,31 +193,37 @@ class _Shared:
         output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
         return output.logits[0]
 
-    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
-        self.block, self.branch = self.block[kept], self.branch[kept]
-        self.positions = self.positions[kept]
-        before, self.ways = [self.ways[row] for row in kept.tolist()], []
+    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""
+        order = self.block[parents].argsort(stable=True)  # a block's tokens stand together
+        tokens, parents = tokens[order], parents[order]
+        block, branch = self.block[parents], self.branch[parents]
         blocks: list[Block] = []
-        numbers, counts = self.block.unique_consecutive(return_counts=True)
+        ways: list[list[int]] = []
+        numbers, counts = block.unique_consecutive(return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            first, begin, read = len(self.ways), self.starts[number], self.read[number]
-            seen = sees(self.branch[first : first + count], self.branch_of[begin:read])
+            first, begin, read = len(ways), self.starts[number], self.read[number]
+            seen = sees(branch[first : first + count], self.branch_of[begin:read])
             new = torch.zeros(count, self.used[number] + count - read, dtype=torch.bool)
-            for row in range(count):
-                self.ways.append([*before[first + row], self.used[number] + row])
-                new[row, torch.tensor(self.ways[-1]) - read] = True
+            for row, parent in enumerate(parents[first : first + count].tolist()):
+                ways.append([*self.ways[parent], self.used[number] + row])
+                new[row, torch.tensor(ways[-1]) - read] = True
             self.used[number] += count
             mask = torch.cat([seen, new.to(seen.device)], dim=1)  # (count, seen)
-            blocks.append(Block(first, len(self.ways), mask, slice(begin, self.used[number])))
-        self._write_to(torch.tensor([way[-1] for way in self.ways]))
+            blocks.append(Block(first, len(ways), mask, slice(begin, self.used[number])))
+        self._write_to(torch.tensor([way[-1] for way in ways]))
+        positions = self.positions[parents]
         output = self.model(
-            **block_inputs(tokens[None], self.positions[None], blocks),
+            **block_inputs(tokens[None], positions[None], blocks),
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.positions = self.positions + 1
-        return output.logits[0]
+        back = order.argsort()
+        self.block = torch.cat([self.block, block[back]])
+        self.branch = torch.cat([self.branch, branch[back]])
+        self.positions = torch.cat([self.positions, positions[back] + 1])
+        self.ways += [ways[row] for row in back.tolist()]
+        return output.logits[0, back]
 
     def _write_to(self, places: torch.Tensor) -> None:
         """Where in the cache the tokens that are read next go."""
@@ -252,11 +267,13 @@ class _Room(DynamicLayer):
         return (key_states, value_states) if first else (self.keys, self.values)
 
 
-class _Rows:
-    """Prompts as rows padded on the left, with positions counted from their first real token."""
+class Rows:
+    """Prompts as rows padded on the left, with positions counted from their first real token.
+
+    Nodes are as in Shared; only the newest can go on."""
 
     def __init__(self, model: Model, prompts: Sequence[Parts]) -> None:
-        self.model = model
+        self.model, self.first = model, 0  # of the newest nodes
         longest = max(len(p.prompt) for p in prompts)
         rows = [[0] * (longest - len(p.prompt)) + p.prompt for p in prompts]
         self.ids = torch.tensor(rows, device=model.device)  # (B, T)
@@ -276,8 +293,10 @@ class _Rows:
         self.cache = output.past_key_values
         return output.logits[:, -1]
 
-    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""
+        kept = parents - self.first
+        self.first += len(self.mask)
         if len(kept) < len(self.mask):
             self.cache.batch_select_indices(kept)
         self.mask = torch.cat([self.mask[kept], torch.ones_like(tokens)[:, None]], dim=1)

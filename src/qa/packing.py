@@ -32,14 +32,15 @@ SMALL = 512
 class Block(NamedTuple):
     """The tokens `start` to `stop` of what the model reads (R), and which of them each may see.
 
-    With a cache, `keys` says where in it lies what they may see (C). Each of the first `apart`
-    tokens sees all of the block that comes before it, which needs no mask."""
+    With a cache, `keys` says where in it lies what they may see (C). The first `apart` tokens need
+    no mask: each of them sees those of the block before it or, in a `prefix`, all."""
 
     start: int
     stop: int
     mask: torch.Tensor  # (R, C), bool; without a cache (R, R)
     keys: slice | None = None
     apart: int = 0
+    prefix: bool = False
 
 
 class Padded(NamedTuple):
@@ -116,9 +117,13 @@ def packed(
     branches: Sequence[list[int]],
     labels: Sequence[list[int]],
     length: int,
+    given: Sequence[int] | None = None,
 ) -> Packed:
     """One sequence of all `branches` (a question each, with or without its answer) and their
     `labels`, equal `contexts` shared, and the words that all questions over one begin with.
+
+    With `given`, a context's tokens see each other, and so do the first `given` tokens of each
+    branch: attention in both directions over what is given (a prefix language model).
 
     A block holds at most `length` tokens, or one branch; more branches repeat the context. They
     keep their order where contexts come in a row.
@@ -130,18 +135,25 @@ def packed(
     branch_of: list[int] = []
     blocks: list[Block] = []
     for number, rows in enumerate(_shared(contexts, branches, length)):
-        opening = _opening([branches[row] for row in rows], [labels[row] for row in rows])
+        opening = (
+            []  # which a context would see
+            if given
+            else _opening([branches[row] for row in rows], [labels[row] for row in rows])
+        )
         start, context = len(ids), contexts[rows[0]] + opening
         ids += context
         targets += [IGNORED] * len(context)
         positions += range(len(context))
         branch_of += [CONTEXT] * len(context)
+        looks_ahead = [True] * len(context)
         for branch, row in enumerate(rows, CONTEXT + 1):
             own = branches[row][len(opening) :]
             ids += own
             targets += labels[row][len(opening) :]
             positions += range(len(context), len(context) + len(own))
             branch_of += [branch] * len(own)
+            if given:
+                looks_ahead += [n < given[row] for n in range(len(own))]
         filling = -(len(ids) - start) % MULTIPLE
         ids += [0] * filling
         targets += [IGNORED] * filling
@@ -149,9 +161,15 @@ def packed(
         branch_of += [NOTHING] * filling
         block_of += [number] * (len(ids) - start)
         owners = torch.tensor(branch_of[start:])
+        seen = sees(owners, owners)
+        if given:
+            ahead = torch.tensor(looks_ahead + [False] * filling)
+            mask = seen & (ahead[:, None] & ahead | torch.ones_like(seen).tril())
+            blocks.append(Block(start, len(ids), mask, apart=len(context), prefix=True))
+            continue
         alone = len(rows) == 1  # what fills up may see anything: nobody looks at it
         apart = len(owners) if alone else len(context) // MULTIPLE * MULTIPLE
-        blocks.append(Block(start, len(ids), sees(owners, owners).tril(), apart=apart))
+        blocks.append(Block(start, len(ids), seen.tril(), apart=apart))
     return Packed(
         torch.tensor([ids]),
         torch.tensor([targets]),
@@ -221,12 +239,14 @@ def attention(
         if blocks[0].keys is None
         else ((key[:, :, block.keys], value[:, :, block.keys]) for block in blocks)
     )
-    for (*_, mask, _, apart), size, q, (k, v) in zip(blocks, sizes, queries, seen, strict=True):
+    for (*_, mask, _, apart, prefix), size, q, (k, v) in zip(
+        blocks, sizes, queries, seen, strict=True
+    ):
         if apart:
             own = (part if apart == size else part[:, :, :apart] for part in (q, k, v))
             q_own, k_own, v_own = own
-            triangle = mask[:apart, :apart]
-            parts.append(_attend(module, q_own, k_own, v_own, triangle, True, **kwargs))
+            own_mask = None if prefix else mask[:apart, :apart]
+            parts.append(_attend(module, q_own, k_own, v_own, own_mask, not prefix, **kwargs))
         if apart < size:
             rest = q[:, :, apart:] if apart else q
             parts.append(_attend(module, rest, k, v, mask[apart:], False, **kwargs))
@@ -238,29 +258,36 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
     causal: bool,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """What rows (R) attend to in columns (C) by `mask` (R, C): (B, R, heads, width).
+    """What rows (R) attend to in columns (C) by `mask` (R, C), None for all: (B, R, heads, width).
 
     `causal` says that the mask is the triangle, of which the fused kernel computes only half."""
     # Positions by rotation may leave queries and keys, but not values, in float32.
     low = value.device.type == "cpu" and value.dtype == torch.bfloat16
     if low and value.shape[2] <= SMALL and not kwargs.get("dropout"):
         return _products(query, key, value, mask, kwargs["scaling"])
-    kwargs = kwargs | {"attention_mask": None if causal else mask[None, None], "is_causal": causal}
+    unmasked = causal or mask is None
+    kwargs |= {"attention_mask": None if unmasked else mask[None, None], "is_causal": causal}
     return sdpa_attention_forward(module, query, key, value, **kwargs)[0]
 
 
 def _products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
 ) -> torch.Tensor:
     """The same as products of matrices, in the precision of `value`."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = (query * scaling) @ key.transpose(2, 3)  # (B, heads, R, C)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(-1)
     return (weights @ value).transpose(1, 2)
 
 

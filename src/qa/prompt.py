@@ -27,6 +27,16 @@ class Parts(NamedTuple):
     def prompt(self) -> list[int]:
         return self.head + self.context + self.question
 
+    def shared(self, attention: str) -> tuple[list[int], list[int]]:
+        """What questions over one context share of their prompts, and what is this one's own.
+
+        With attention 'joint', where the context sees the question, nearly all is its own: two
+        equal prompts alone can share."""
+        before = self.head + self.context
+        if attention == "joint":
+            return before + self.question[:-1], self.question[-1:]
+        return before, self.question
+
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, with nothing added; '<|endoftext|>' in a text is only its letters."""

@@ -89,6 +89,7 @@ class _Behind:
 
     def __init__(self, model: Model, cache: Cache, size: int) -> None:
         self.model, self.cache, self.size, self.rows = model, cache, size, 1
+        self.first = 0  # of the newest nodes, which alone can go on
 
     def start(self, ids: list[int]) -> torch.Tensor:
         """The logits (1, vocabulary) behind a question."""
@@ -99,8 +100,9 @@ class _Behind:
         self.cache.batch_repeat_interleave(rows)
         self.rows = rows
 
-    def go_on(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""
+        kept, self.first = parents - self.first, self.first + self.rows
         if len(kept) < self.rows:
             self.cache.batch_select_indices(kept)
             self.rows = len(kept)

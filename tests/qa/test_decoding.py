@@ -133,9 +133,9 @@ def test_bfloat16_answers_over_a_shared_context_nearly_as_float32(
 ) -> None:
     """A cache holds keys and values, which rotary positions leave in unlike precision."""
     both = [prompts()[number] for number in pair]
-    exact = decoding._trial(decoding._Rows(models[0], both))
+    exact = decoding._trial(decoding.Rows(models[0], both))
     with torch.autocast("cpu", torch.bfloat16):
-        near = decoding._trial(decoding._Shared(models[0], both, 1000, 2))
+        near = decoding._trial(decoding.Shared(models[0], both, 1000, 2))
     assert not torch.equal(near, exact)
     assert (near - exact).norm() < 0.05 * exact.norm()
 

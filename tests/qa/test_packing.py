@@ -273,6 +273,39 @@ def test_loss_and_gradients_are_those_of_separate_rows(
     assert blocks == [0, 8, 4, 3]
 
 
+@pytest.mark.parametrize("attention", ["prefix", "joint"])
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_given_sees_itself_in_both_directions(
+    kind: str, mode: str, attention: str, request: pytest.FixtureRequest
+) -> None:
+    """As a plain model computes it, a row at a time, with the whole mask written out."""
+    folder = request.getfixturevalue(kind)
+    prompts, answers = questions()
+    own = own_model(folder, kind, mode)
+    plain = plain_model(folder, own, "sdpa")
+    loss = 0.0
+    for parts, answer in zip(prompts, answers, strict=True):
+        ids = parts.prompt + answer
+        given, context = len(parts.prompt), len(parts.head + parts.context)
+        mask = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+        mask[:given, :given] = True
+        if attention == "prefix":
+            mask[:context, context:] = False
+        else:
+            mask[: given - 1, given - 1] = False  # the last one of a prompt is seen by none before
+        logits = plain(torch.tensor([ids]), attention_mask=mask[None, None]).logits[0]
+        own_loss = cross_entropy(logits[given - 1 : -1], torch.tensor(answer), reduction="sum")
+        own_loss.backward()
+        loss += own_loss.item()
+    expected = gradients(plain)
+    for length in (1, 60, 1000):
+        own.zero_grad()
+        value, found = by_sequence(own, sequences(prompts, answers, True, length, attention))
+        assert value == pytest.approx(loss, rel=1e-5)
+        assert distance(found, expected) < 1e-5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_fills_a_sequence_up_changes_nothing(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
