@@ -62,6 +62,7 @@ class SquadDataModule(L.LightningDataModule):
         attention: str,
         target: str,
         question_first: bool,
+        end: str,
         parts: int,
         cache_dir: Path,
     ) -> None:
@@ -72,7 +73,7 @@ class SquadDataModule(L.LightningDataModule):
         self.positions, self.mask_prompt, self.packed_length = positions, mask_prompt, packed_length
         self.devices, self.device = 1, 0
         self.attention = attention
-        self.target, self.question_first = target, question_first
+        self.target, self.question_first, self.end = target, question_first, end
         self.head = prompt.head_ids(tokenizer)
         self.train: Rows
         self.validation: Rows
@@ -196,6 +197,7 @@ class SquadDataModule(L.LightningDataModule):
             "format": rows.FORMAT,
             "target": self.target,
             "question_first": self.question_first,
+            "ending": self.end,
             "source": source,
             **self.splits.key(name),
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
@@ -212,8 +214,9 @@ class SquadDataModule(L.LightningDataModule):
         training = name == "train"
         length = self.max_length if training else self.max_prompt_length
         table = rows.make(
-            questions, self.tokenizer, self.head, length, training, self.target, self.question_first
-        )
+            questions, self.tokenizer, self.head, length, training, self.target, self.question_first,
+            self.end,
+        )  # fmt: skip
         if not len(table):
             raise UserError(
                 f"No question of the {name} split fits into max_length={self.max_length}."

@@ -167,6 +167,7 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
         attention=settings["attention"],
         target=settings["target"],
         question_first=settings["question_first"],
+        end=settings["end"],
         packed_length=None,  # until it is known whether the model can share a context
         parts=settings["trainer"]["accumulate_grad_batches"],
         cache_dir=cache,

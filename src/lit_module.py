@@ -70,6 +70,7 @@ class LitQuestionAnswering(L.LightningModule):
         select_by: str,
         lr_scheduler_type: str,
         loraplus_lr_ratio: float,
+        average_last: float,
         packed_length: int | None,
         seed: int,
     ) -> None:
@@ -101,6 +102,10 @@ class LitQuestionAnswering(L.LightningModule):
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.attention, self.decoding, self.select_by = attention, decoding, select_by
         self.lr_scheduler_type, self.loraplus_lr_ratio = lr_scheduler_type, loraplus_lr_ratio
+        self.average_last = average_last
+        self.averaged: dict[str, torch.Tensor] = {}
+        self.current: dict[str, torch.Tensor] = {}
+        self.averaged_steps = 0
         self.epochs: list[dict[str, float]] = []
         self.train_loss = MeanMetric(sync_on_compute=False)  # it counts all devices at each step
         # of this validation: sums of the loss with their label tokens, a batch each; the answers
@@ -125,6 +130,27 @@ class LitQuestionAnswering(L.LightningModule):
         """The number of the epoch that is scored: the first one of the best."""
         sign = -1 if self.select_by == "validation_loss" else 1
         return max(self.epochs, key=lambda epoch: sign * epoch[self.select_by])["epoch"]
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.trainer.global_step > self.total_steps * (1 - self.average_last):
+            self.averaged_steps += 1
+            for name, weight in self.trained().items():
+                mean = self.averaged.setdefault(name, torch.zeros_like(weight))
+                mean += (weight.detach() - mean) / self.averaged_steps
+
+    def on_validation_start(self) -> None:
+        if self.averaged:
+            self.current = {n: w.detach().clone() for n, w in self.trained().items()}
+            self._put(self.averaged)
+
+    def on_validation_end(self) -> None:  # behind the callback that saves the best
+        if self.averaged:
+            self._put(self.current)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for name, weight in self.trained().items():
+            weight.copy_(weights[name])
 
     def loss_sum(self, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed cross entropy (nats) over the labels that count, and their number."""

@@ -57,6 +57,7 @@ def make(
     training: bool,
     target: str = "first",
     question_first: bool = False,
+    end: str = "eos",
 ) -> Rows:
     """The rows of `questions`, with contexts shortened so that the prompt behind `head`, in
     training with its answer, has at most `length` tokens.
@@ -75,6 +76,7 @@ def make(
         texts = [f"Question: {q.question.strip()}\nContext:" for q in questions]
         own = prompt.encode(tokenizer, texts)
         heads = [head[: -len(prompt.encode(tokenizer, ["Context:"])[0])] + ids for ids in own]
+    newline = prompt.encode(tokenizer, ["\n"])[0][0]
     rows: list[Row] = []
     golds: list[tuple[int, int]] = []  # of each row: the characters of its first answer
     cut: dict[int, list[int]] = {}  # the rows of each context that is cut around their answers
@@ -82,7 +84,7 @@ def make(
         questions, asked, said, taught, heads, strict=True
     ):
         paragraph = numbers[q.context]
-        answer_ids = [*answer_ids, tokenizer.eos_token_id]
+        answer_ids = [*answer_ids, tokenizer.eos_token_id if end == "eos" else newline]
         room = length - len(head) - len(question_ids) - len(answer_ids) * training
         if training and room < 1:
             continue
