@@ -19,6 +19,8 @@ COLUMNS = (
     "epoch",
     "step",
     "lr-AdamW",
+    "lr-AdamW/pg1",
+    "lr-AdamW/pg2",
     "train/loss",
     "train/epoch_loss",
     "validation/loss",
