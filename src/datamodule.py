@@ -23,17 +23,13 @@ from steps import ResumableLoader, StepSampler
 
 
 class Asked(NamedTuple):
-    """Questions to evaluate: their `rows`, their `prompts` (None where one is too long) and, of
-    those that fit with their answer (None if none does), sequences in which the answers alone are
-    `labelled`, always."""
+    """Questions to evaluate: their `rows`, their `prompts` (None where one is too long), and the
+    token ids of their `golds`, the answers that are taught (empty where prompt and answer do not
+    fit)."""
 
     rows: list[Row]
     prompts: list[Parts | None]
-    labelled: Sequences | None
-
-    def to(self, device: torch.device) -> "Asked":
-        """The same, with what is computed with on a device; Lightning calls this."""
-        return self._replace(labelled=self.labelled and self.labelled.to(device))
+    golds: list[list[int]]
 
 
 class SquadDataModule(L.LightningDataModule):
@@ -160,19 +156,16 @@ class SquadDataModule(L.LightningDataModule):
         }
 
     def collate_evaluation(self, rows: Sequence[Row]) -> Asked:
-        """Rows to evaluate, laid out."""
+        """Rows to evaluate."""
         parts = [self._parts(row) for row in rows]
         asked = [part if len(part.prompt) <= self.max_prompt_length else None for part in parts]
-        fitting = [
-            (part, row["answer_ids"])
-            for part, row in zip(asked, rows, strict=True)
+        golds = [
+            row["answer_ids"]
             if part is not None and len(part.prompt + row["answer_ids"]) <= self.positions
+            else []
+            for part, row in zip(asked, rows, strict=True)
         ]
-        labelled = None
-        if fitting:
-            prompts, answers = zip(*fitting, strict=True)
-            labelled = sequences(prompts, answers, True, self.packed_length, self.attention)
-        return Asked(list(rows), asked, labelled)
+        return Asked(list(rows), asked, golds)
 
     def _parts(self, row: Row) -> Parts:
         return Parts(row["head_ids"], row["context_ids"], row["question_ids"])

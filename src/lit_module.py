@@ -22,12 +22,11 @@ from datamodule import Asked
 from devices import gathered
 from errors import UserError
 from predictions import Prediction, prediction
-from qa.decoding import greedy, shares_context, stop_ids
+from qa.decoding import Answer, greedy, shares_context, stop_ids
 from qa.kernels import speed_up_full
 from qa.model import add_lora, load_model, store_frozen
 from qa.packing import Sequences
 from qa.prompt import IGNORED
-from qa.search import most_probable_spans
 
 
 class LitQuestionAnswering(L.LightningModule):
@@ -108,7 +107,7 @@ class LitQuestionAnswering(L.LightningModule):
         self.averaged_steps = 0
         self.epochs: list[dict[str, float]] = []
         self.train_loss = MeanMetric(sync_on_compute=False)  # it counts all devices at each step
-        # of this validation: sums of the loss with their label tokens, a batch each; the answers
+        # of this validation: the loss on each gold answer with its tokens; the answers
         self.losses: list[tuple[float, int]] = []
         self.samples: list[Prediction] = []
         self.on_prediction: Callable[[list[Prediction]], None] = lambda predictions: None
@@ -195,10 +194,13 @@ class LitQuestionAnswering(L.LightningModule):
         self.log("train/epoch_loss", self.epochs[-1]["train_loss"], sync_dist=True)
 
     def validation_step(self, batch: Asked, batch_idx: int) -> None:
-        if batch.labelled is not None:
-            loss, count = self.loss_sum(batch.labelled)
-            self.losses.append((loss.item(), int(count)))
-        self.samples += self.predict(batch)
+        answers = self.answers(batch, with_golds=True)
+        self.losses += [
+            (-answer.gold_log_probability, len(gold))
+            for answer, gold in zip(answers, batch.golds, strict=True)
+            if answer and answer.gold_log_probability is not None and gold
+        ]
+        self.samples += list(map(prediction, batch.rows, answers))
 
     def on_validation_epoch_end(self) -> None:
         shares = gathered((self.losses, self.samples))
@@ -223,24 +225,21 @@ class LitQuestionAnswering(L.LightningModule):
             self.log(name, value, prog_bar=True, sync_dist=True)
 
     def test_step(self, batch: Asked, batch_idx: int) -> None:
-        for predictions in gathered(self.predict(batch)):
+        for predictions in gathered(list(map(prediction, batch.rows, self.answers(batch)))):
             if predictions:
                 self.on_prediction(predictions)
 
-    def predict(self, batch: Asked) -> list[Prediction]:
-        """The answer to each row of the batch, scored; nothing where the prompt is too long."""
+    def answers(self, batch: Asked, with_golds: bool = False) -> list[Answer | None]:
+        """The answer to each row of the batch; None where the prompt is too long."""
         asked = [prompt for prompt in batch.prompts if prompt is not None]
-        arguments = (self.model, self.tokenizer, asked, self.stops, self.max_new_tokens)
-        if self.decoding == "greedy":
-            answers = iter(greedy(*arguments, self.packed_length, self.attention))
-        else:
-            assert self.packed_length is not None
-            found = most_probable_spans(*arguments, self.packed_length, self.attention)
-            answers = iter([own[0] for own in found])
-        return [
-            prediction(row, None if prompt is None else next(answers))
-            for row, prompt in zip(batch.rows, batch.prompts, strict=True)
-        ]
+        golds = [gold for gold, p in zip(batch.golds, batch.prompts, strict=True) if p is not None]
+        found = iter(
+            greedy(
+                self.model, self.tokenizer, asked, self.stops, self.max_new_tokens,
+                self.packed_length, self.attention, golds if with_golds else None,
+            )
+        )  # fmt: skip
+        return [None if prompt is None else next(found) for prompt in batch.prompts]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         split = self.loraplus_lr_ratio != 1

@@ -148,17 +148,15 @@ def test_training_labels_end_with_the_answer_and_end_of_text(make: Make, mask_pr
         assert [label for label in labels if label != IGNORED][-1] == module.tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("packed_length", [None, 1, 200, 1000])
 @pytest.mark.parametrize("mask_prompt", [True, False])
-def test_evaluation_labels_are_the_answers_alone_even_when_training_labels_are_not(
-    mask_prompt: bool, packed_length: int | None, make: Make
+def test_golds_of_evaluation_are_the_answers_alone_even_when_training_labels_are_not(
+    mask_prompt: bool, make: Make
 ) -> None:
-    module = _ready(make(mask_prompt=mask_prompt, packed_length=packed_length))
+    module = _ready(make(mask_prompt=mask_prompt))
     for loader in (module.val_dataloader(), module.test_dataloader()):
         for batch in loader:
-            assert isinstance(batch.labelled, Padded if packed_length is None else Packed)
             expected = [f" {row['answers'][0]}{ENDING}" for row in batch.rows]
-            assert _answers(module, batch.labelled) == expected
+            assert [module.tokenizer.decode(gold) for gold in batch.golds] == expected
 
 
 @pytest.mark.parametrize("packed_length", [1, 200, 1000])
@@ -190,23 +188,16 @@ def test_a_prompt_is_the_documented_text_and_stops_before_the_answer(make: Make)
 
 
 @pytest.mark.parametrize("packed_length", [None, 1000])
-def test_all_that_is_computed_with_goes_to_the_device(
-    packed_length: int | None, make: Make
-) -> None:
+def test_all_that_is_trained_on_goes_to_the_device(packed_length: int | None, make: Make) -> None:
     module = _ready(make(packed_length=packed_length))
     training = module.collate_training([module.train[0], module.train[1]], 1)
-    asked = module.collate_evaluation([module.test[0], module.test[1]])
     meta = torch.device("meta")
-    moved = (
-        module.transfer_batch_to_device(training, meta, 0)["sequences"],
-        module.transfer_batch_to_device(asked, meta, 0).labelled,
-    )
-    for sequences in moved:
-        tensors = [value for value in sequences if isinstance(value, torch.Tensor)]
-        inputs = dict(sequences.model_inputs())
-        tensors += [block.mask for block in inputs.pop("blocks", [])]
-        assert {tensor.device for tensor in [*tensors, *inputs.values()]} == {meta}
-        assert len(tensors) >= 2
+    sequences = module.transfer_batch_to_device(training, meta, 0)["sequences"]
+    tensors = [value for value in sequences if isinstance(value, torch.Tensor)]
+    inputs = dict(sequences.model_inputs())
+    tensors += [block.mask for block in inputs.pop("blocks", [])]
+    assert {tensor.device for tensor in [*tensors, *inputs.values()]} == {meta}
+    assert len(tensors) >= 2
 
 
 def test_padding_is_on_the_right_and_carries_no_label(make: Make) -> None:
@@ -371,10 +362,7 @@ def test_evaluation_rows_are_never_dropped_and_too_long_prompts_are_none(
                 assert len(part.prompt) <= length
                 assert part.question == whole[row["id"]]["question_ids"]
                 asked.append(f" {row['answers'][0]}{ENDING}")
-        if asked:
-            assert sorted(_answers(module, batch.labelled)) == sorted(asked)
-        else:
-            assert batch.labelled is None
+        assert [module.tokenizer.decode(gold) for gold in batch.golds if gold] == asked
     assert sorted(seen) == sorted(whole)
     assert too_long == sum(least > length for least in needed)
     assert too_long in {"some fit": range(1, 8), "all fit": [0]}[kind]

@@ -202,14 +202,18 @@ def test_validation_depends_on_no_way_of_computing_it(
         change = {"eval_batch_size": size, "packing": packing, "packed_length": packed_length}
         data, module, _ = experiment.build(settings | change)
         said: dict[str, Any] = {}
-        predict = module.predict
+        answer = module.answers
 
-        def keep(batch: Any, predict: Any = predict, said: dict[str, Any] = said) -> Any:
-            predictions = predict(batch)
-            said.update((p["id"], (p["prediction"], p["ended"])) for p in predictions)
-            return predictions
+        def keep(
+            batch: Any, with_golds: bool, answer: Any = answer, said: dict[str, Any] = said
+        ) -> Any:
+            found = answer(batch, with_golds)
+            said |= {
+                row["id"]: (own.text, own.ended) for row, own in zip(batch.rows, found, strict=True)
+            }
+            return found
 
-        module.predict = keep  # type: ignore[method-assign]
+        module.answers = keep  # type: ignore[method-assign]
         trainer = L.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
@@ -221,7 +225,7 @@ def test_validation_depends_on_no_way_of_computing_it(
     assert len(rows) == len(answers[0]) == 8
     module.eval()
     with torch.no_grad():
-        sums = [module.loss_sum(data.collate_evaluation([row]).labelled) for row in rows]
+        sums = [module.loss_sum(data.collate_training([row], 1)["sequences"]) for row in rows]
     expected = sum(loss.item() for loss, _ in sums) / sum(count.item() for _, count in sums)
     assert losses == pytest.approx([expected] * len(losses), rel=1e-5)
     assert all(said == answers[0] for said in answers)
@@ -229,28 +233,32 @@ def test_validation_depends_on_no_way_of_computing_it(
 
 
 def test_validation_loss_is_over_answers_whatever_is_trained_on(settings: Settings) -> None:
-    counts = []
+    losses = []
     for masked in (True, False):
-        data, _, _ = experiment.build(settings | {"mask_prompt": masked})
-        batches = list(data.val_dataloader())
-        counts.append([(batch.labelled.labels != IGNORED).sum().item() for batch in batches])
-    assert counts[0] == counts[1]
+        data, module, _ = experiment.build(settings | {"mask_prompt": masked})
+        module.eval()
+        for batch in data.val_dataloader():
+            module.validation_step(batch, 0)
+        losses.append(module.losses)
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == len(data.validation)
 
 
 def test_training_on_prompts_too_shares_no_context_but_evaluation_does(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A context that is shared would count once, not once a question."""
-    seen: dict[bool, set[type]] = {True: set(), False: set()}
+    seen: set[type] = set()
     original = LitQuestionAnswering.loss_sum
 
     def loss_sum(self: LitQuestionAnswering, sequences: Any) -> Any:
-        seen[self.training].add(type(sequences))
+        assert self.training
+        seen.add(type(sequences))
         return original(self, sequences)
 
     monkeypatch.setattr(LitQuestionAnswering, "loss_sum", loss_sum)
     module, _ = fit(settings | {"mask_prompt": False}, tmp_path)
-    assert seen == {True: {Padded}, False: {Packed}}
+    assert seen == {Padded}
     assert module.packed_length == settings["packed_length"]
 
 
@@ -266,7 +274,7 @@ def test_a_model_that_can_not_share_a_context_trains_and_answers_by_rows(
     assert plain["epochs"] == results["epochs"]
     data, module, _ = experiment.build(settings)
     assert module.packed_length is data.packed_length is None
-    assert isinstance(data.collate_evaluation([data.test[0]]).labelled, Padded)
+    assert isinstance(data.collate_training([data.train[0]], 1)["sequences"], Padded)
 
 
 def test_a_window_that_answers_alone_outgrow_shares_no_context(
@@ -299,13 +307,13 @@ def test_a_gold_answer_beyond_the_models_positions_has_no_loss(
     short = data.validation[1]
     batch = data.collate_evaluation([row, short])
     assert len(batch.rows) == len(batch.prompts) == 2
-    labels = batch.labelled.labels
-    assert labels[labels != IGNORED].tolist() == short["answer_ids"]
+    assert batch.golds == [[], short["answer_ids"]]
     module.eval()
-    assert len(module.predict(batch)) == 2
-    assert data.collate_evaluation([row]).labelled is None
-    module.validation_step(data.collate_evaluation([row]), 0)
-    assert module.losses == []
+    module.validation_step(batch, 0)
+    assert len(module.samples) == 2
+    [(loss, count)] = module.losses
+    assert loss > 0
+    assert count == len(short["answer_ids"])
 
 
 # Precision and clipping

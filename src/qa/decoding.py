@@ -5,7 +5,7 @@ and their answers grow side by side in one sequence; else each prompt is a row o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from qa.packing import NOTHING, Block, block_inputs, packed, sees
+from qa.packing import NOTHING, Block, block_inputs, packed, padded, sees
 from qa.prompt import IGNORED, Parts
 
 Model = PreTrainedModel | PeftModel
@@ -21,11 +21,13 @@ Model = PreTrainedModel | PeftModel
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said: text, natural log-probability with the end token, and if it ended."""
+    """What a model said: text, natural log-probability with the end token, and if it ended; and the
+    log-probability of the gold answer, where one was given."""
 
     text: str
     log_probability: float
     ended: bool
+    gold_log_probability: float | None = None
 
 
 class Way(Protocol):
@@ -59,23 +61,31 @@ def greedy(
     max_new_tokens: int,
     packed_length: int | None,
     attention: str = "causal",
+    golds: Sequence[list[int]] | None = None,
 ) -> list[Answer]:
     """The greedy answer to each prompt, the same as if it were asked alone.
 
     `model` is in eval mode. Questions share equal contexts in blocks of `packed_length` tokens;
-    None if the model can't. `attention` is that of `Parts.shared`.
+    None if the model can't. `attention` is that of `Parts.shared`. `golds` are token ids, read in
+    the same pass as the prompts.
     """
     if not prompts:
         return []
     order = sorted(range(len(prompts)), key=lambda n: prompts[n].context)
     prompts = [prompts[n] for n in order]
+    ordered = None if golds is None else [golds[n] for n in order]
     way = (
-        Rows(model, prompts)
+        Rows(model, prompts, ordered)
         if packed_length is None
-        else Shared(model, prompts, packed_length, max_new_tokens - 1, attention)
+        else Shared(model, prompts, packed_length, max_new_tokens - 1, attention, ordered)
     )
     value, token = way.start().float().log_softmax(-1).max(-1)  # (prompts,)
     found = continued(way, token, value, tokenizer, stops, max_new_tokens)
+    if golds is not None:
+        found = [
+            replace(answer, gold_log_probability=number)
+            for answer, number in zip(found, way.gold_log_probability.tolist(), strict=True)
+        ]
     answers = dict(zip(order, found, strict=True))
     return [answers[number] for number in range(len(answers))]
 
@@ -157,16 +167,26 @@ class Shared:
         packed_length: int,
         room: int,
         attention: str = "causal",
+        golds: Sequence[list[int]] | None = None,
     ) -> None:
         self.model = model
         contexts, questions = zip(*(p.shared(attention) for p in prompts), strict=True)
-        # The label of a question's last token says which prompt it is of.
-        marks = [[IGNORED] * (len(q) - 1) + [row] for row, q in enumerate(questions)]
+        self.golds = golds or [[]] * len(prompts)
+        read = [gold[:-1] for gold in self.golds]  # behind its last token nothing is predicted
+        # The label of a question's last token says which prompt it is of; the tokens of its gold
+        # answer go on from there in steps of the number of prompts.
+        marks = [
+            [IGNORED] * (len(q) - 1) + [row + n * len(prompts) for n in range(1 + len(gold))]
+            for row, (q, gold) in enumerate(zip(questions, read, strict=True))
+        ]
         given = None if attention == "causal" else list(map(len, questions))
-        sequence = packed(contexts, questions, marks, packed_length, given).to(model.device)
+        branches = [q + gold for q, gold in zip(questions, read, strict=True)]
+        sequence = packed(contexts, branches, marks, packed_length, given).to(model.device)
         marked = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
-        ends = marked[sequence.labels[0, marked].argsort()]  # (prompts,)
-        self.inputs = sequence.model_inputs(ends)
+        marked = marked[sequence.labels[0, marked].argsort()]
+        self.of_marked = sequence.labels[0, marked]
+        ends, answered = marked[: len(prompts)], marked[len(prompts) :]
+        self.inputs = sequence.model_inputs(marked)
         # Of each node (N): its block, its branch, the position behind it, and where in the
         # cache the new tokens on the way to it lie.
         self.block, self.branch = sequence.block_of[ends], sequence.branch_of[ends]
@@ -183,6 +203,7 @@ class Shared:
         size = int((sizes + rooms).sum())
         self.branch_of = torch.full((size,), NOTHING, device=model.device)
         self.branch_of[places] = sequence.branch_of
+        self.branch_of[places[answered.cpu()]] = NOTHING  # new tokens must not see them
         layers = model.config.get_text_config().num_hidden_layers
         self.layers = [_Room(size) for _ in range(layers)]
         self._write_to(places)
@@ -191,7 +212,10 @@ class Shared:
         """The logits behind each prompt: (prompts, vocabulary)."""
         self.cache = Cache(layers=[*self.layers])
         output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
-        return output.logits[0]
+        count = len(self.golds)
+        rows, places = self.of_marked % count, self.of_marked // count
+        self.gold_log_probability = _of_golds(output.logits[0], rows, places, self.golds)
+        return output.logits[0, :count]
 
     def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
         """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""
@@ -229,6 +253,27 @@ class Shared:
         """Where in the cache the tokens that are read next go."""
         for layer in self.layers:
             layer.places = places.to(self.model.device)
+
+
+def _of_golds(
+    logits: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, golds: Sequence[list[int]]
+) -> torch.Tensor:
+    """The summed log-probability of each of `golds` (B): `logits` (N, vocabulary) are those of the
+    token at each of `places` (N) in the gold of each of `rows` (N); those behind its end count for
+    nothing."""
+    total = logits.new_zeros(len(golds), dtype=torch.float32)
+    held = [
+        (n, row, golds[row][place])
+        for n, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True))
+        if place < len(golds[row])
+    ]
+    if not held:
+        return total
+    number, row, token = (
+        torch.tensor(part, device=logits.device) for part in zip(*held, strict=True)
+    )
+    scores = logits[number].float().log_softmax(-1).gather(1, token[:, None]).squeeze(1)
+    return total.index_add_(0, row, scores)
 
 
 class _Room(DynamicLayer):
@@ -272,8 +317,11 @@ class Rows:
 
     Nodes are as in Shared; only the newest can go on."""
 
-    def __init__(self, model: Model, prompts: Sequence[Parts]) -> None:
+    def __init__(
+        self, model: Model, prompts: Sequence[Parts], golds: Sequence[list[int]] | None = None
+    ) -> None:
         self.model, self.first = model, 0  # of the newest nodes
+        self.prompts, self.golds = prompts, golds
         longest = max(len(p.prompt) for p in prompts)
         rows = [[0] * (longest - len(p.prompt)) + p.prompt for p in prompts]
         self.ids = torch.tensor(rows, device=model.device)  # (B, T)
@@ -291,7 +339,24 @@ class Rows:
             logits_to_keep=1,
         )
         self.cache = output.past_key_values
+        if self.golds is not None:
+            self.gold_log_probability = self._golds()
         return output.logits[:, -1]
+
+    def _golds(self) -> torch.Tensor:
+        """The log-probability of each gold answer (B), read in a pass of its own: this one's rows
+        end where their prompts end."""
+        assert self.golds is not None
+        ids = [p.prompt + gold[:-1] for p, gold in zip(self.prompts, self.golds, strict=True)]
+        ends = torch.tensor([len(p.prompt) - 1 for p in self.prompts])
+        longest = max(len(gold) for gold in self.golds)
+        columns = torch.unique(ends[:, None] + torch.arange(max(1, longest)))
+        rows = padded(ids, [[]] * len(ids)).to(self.model.device)
+        columns = columns[columns < rows.input_ids.shape[1]]
+        logits = self.model(**rows.model_inputs(columns.to(self.model.device))).logits
+        places = columns - ends[:, None]  # (B, K): which token of the answer is predicted there
+        of, at = (places >= 0).nonzero(as_tuple=True)
+        return _of_golds(logits[of, at], of, places[of, at], self.golds)
 
     def go_on(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
         """The logits behind one token more each (A) of the nodes `parents` (A): the next nodes."""

@@ -108,6 +108,31 @@ def test_an_answer_depends_on_its_own_prompt_alone(
 
 
 @pytest.mark.usefixtures("ids_for_texts")
+def test_golds_have_the_probability_of_a_pass_of_their_own_and_change_no_answer(
+    packed_length: int | None,
+    models: tuple[PreTrainedModel, Any],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    own, plain = models
+    rng = random.Random(3)
+    golds = [[rng.randrange(1, 300) for _ in range(n % 5)] for n in range(len(prompts()))]
+    expected = []
+    for prompt, gold in zip(prompts(), golds, strict=True):
+        ids, first = torch.tensor([prompt.prompt + gold]), len(prompt.prompt) - 1
+        with torch.no_grad():
+            scores = plain(input_ids=ids).logits[0].log_softmax(-1)
+        expected.append(scores[range(first, first + len(gold)), gold].sum().item())
+    without = greedy(own, tokenizer, prompts(), some_stops(plain), 12, packed_length)
+    answers = greedy(own, tokenizer, prompts(), some_stops(plain), 12, packed_length, golds=golds)
+    assert [a.text for a in answers] == [a.text for a in without]
+    assert [a.log_probability for a in answers] == pytest.approx(
+        [a.log_probability for a in without], rel=1e-4
+    )
+    assert [a.gold_log_probability for a in answers] == pytest.approx(expected, rel=1e-4)
+    assert {a.gold_log_probability for a in without} == {None}
+
+
+@pytest.mark.usefixtures("ids_for_texts")
 def test_a_shared_context_is_read_once_and_an_ended_answer_no_further(
     models: tuple[PreTrainedModel, Any], tokenizer: PreTrainedTokenizerBase
 ) -> None:
