@@ -260,7 +260,7 @@ def estimate(
     module.eval()
     middle = next(iter(data.test_dataloader(skip=data.devices * (len(test) // 2))))
     with torch.no_grad():
-        answer = timed(middle, module.predict)
+        answer = timed(middle, module.answers)
     module.train()
     epochs = trainer.max_epochs or 1
     return epochs * (step * len(training) + answer * len(validation)) + tests * answer * len(test)
