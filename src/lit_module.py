@@ -22,10 +22,11 @@ from datamodule import Asked
 from devices import gathered
 from errors import UserError
 from predictions import Prediction, prediction
-from qa.decoding import Answer, greedy, shares_context, stop_ids
+from qa.decoding import Answer, greedy, stop_ids
 from qa.kernels import speed_up_full
 from qa.model import add_lora, load_model, store_frozen
 from qa.packing import Sequences
+from qa.prefill import shares_context
 from qa.prompt import IGNORED
 
 

@@ -14,8 +14,8 @@ from errors import UserError
 from hub import folder_of
 from identity import weights_fingerprint
 from precision import WHOLE, device_of, precision_of
-from qa.decoding import Model
 from qa.model import load_adapter, load_model, load_tokenizer, max_positions
+from qa.prefill import Model
 from study import record
 from trained import Trained
 

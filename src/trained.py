@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from errors import UserError
 from precision import computing
 from qa import prompt
-from qa.decoding import Answer, Model, greedy, shares_context, stop_ids
+from qa.decoding import Answer, greedy, stop_ids
+from qa.prefill import Model, shares_context
 from qa.prompt import Parts
 from qa.reading import Reading
 from qa.spans import Span, spans

@@ -6,7 +6,8 @@ import torch
 from transformers import Cache, PreTrainedTokenizerBase
 
 from errors import UserError
-from qa.decoding import Answer, Model, continued
+from qa.decoding import Answer, continued
+from qa.prefill import Model
 from qa.prompt import context_text, encode, head_ids, question_text, window
 
 

@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from qa import decoding
-from qa.decoding import greedy, shares_context, stop_ids, text_of
+from qa.decoding import greedy, stop_ids, text_of
 from qa.model import load_model
+from qa.prefill import shares_context
 from qa.prompt import Parts
 
 KINDS = ["gpt2_folder", "llama_folder", "grouped_llama_folder"]
@@ -150,30 +151,6 @@ def test_a_shared_context_is_read_once_and_an_ended_answer_no_further(
 
 def test_no_prompts_have_no_answers(gpt2_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     assert greedy(load_model(gpt2_folder, "tiny", {}), tokenizer, [], [0], 12, 1000) == []
-
-
-@pytest.mark.parametrize("pair", [(0, 3), (0, 1)], ids=["of one context", "of two"])
-def test_bfloat16_answers_over_a_shared_context_nearly_as_float32(
-    pair: tuple[int, int], models: tuple[PreTrainedModel, Any]
-) -> None:
-    """A cache holds keys and values, which rotary positions leave in unlike precision."""
-    both = [prompts()[number] for number in pair]
-    exact = decoding._trial(decoding._Rows(models[0], both))
-    with torch.autocast("cpu", torch.bfloat16):
-        near = decoding._trial(decoding._Shared(models[0], both, 1000, 2))
-    assert not torch.equal(near, exact)
-    assert (near - exact).norm() < 0.05 * exact.norm()
-
-
-# Which models can share a context
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("length", [2, 60, 1000])
-def test_both_tested_types_share_a_context(
-    kind: str, length: int, request: pytest.FixtureRequest
-) -> None:
-    assert shares_context(load_model(request.getfixturevalue(kind), "tiny", {}), length)
 
 
 @pytest.mark.usefixtures("ids_for_texts")
