@@ -26,9 +26,12 @@ import torch
 import transformers
 from datasets import Dataset
 
+from errors import UserError, command
+from evaluate_run import predictions_of
 from hub import folder_of
 from loading import load, quiet, results_of
-from predictions import prediction, scores
+from precision import device_name
+from predictions import scores
 from qa import prompt
 from qa.squad import Question
 from splits import Splits
@@ -57,9 +60,9 @@ def train(
             for part in (text, prompt.answer_text(q.answers[0]))
         )
         answer = [*answer, tokenizer.eos_token_id]
-        # As the replaced report did: what is too long loses the end of its prompt.
-        before = before[: config["max_length"] - len(answer)]
-        rows.append({"input_ids": before + answer, "labels": [-100] * len(before) + answer})
+        # The replaced report cut what was too long from the right, which left nothing to learn.
+        if len(before + answer) <= config["max_length"]:
+            rows.append({"input_ids": before + answer, "labels": [-100] * len(before) + answer})
     whole = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = peft.get_peft_model(
         whole, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **LORA)
@@ -105,20 +108,11 @@ def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
     folder = output / place.name
     once = train(config, targets, questions["train"], SKIPPED + MEASURED, folder) / MEASURED
     steps = round(seconds / once)
+    if steps <= SKIPPED:
+        raise UserError(f"{place} trained {seconds:.1f} s, the time of {steps} steps: too short.")
     took = train(config, targets, questions["train"], steps, folder) * steps / (steps - SKIPPED)
-    asked = questions["test"]
-    given = load(folder, None).answers([(q.context, q.question) for q in asked])
-    number = {q.context: n for n, q in enumerate(asked)}
-    answered = [
-        prediction(
-            {
-                "id": q.id, "title": q.title, "paragraph": number[q.context],
-                "question": q.question, "answers": q.answers, "context_cut": one.context_cut,
-            },
-            one.answer,
-        )
-        for q, one in zip(asked, given, strict=True)
-    ]  # fmt: skip
+    trained = load(folder, None)
+    answered, _ = predictions_of(trained, questions["test"])
     plain = scores(answered)
     record.write_lines(folder / "predictions.jsonl", answered)
     own = {
@@ -131,12 +125,13 @@ def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
         "plain_train_seconds": took,
         "plain_questions_seen": steps * BATCH_SIZE,
         "plain_test": plain,
-        "environment": record.environment("cpu", record.commit()),
+        "environment": record.environment(device_name(trained.model.device), record.commit()),
     }
     record.write_json(folder / "minutes.json", own)
     return own
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter

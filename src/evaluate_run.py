@@ -21,6 +21,7 @@ from study import record
 
 if TYPE_CHECKING:
     from qa.squad import Question
+    from trained import Trained
 
 NAME = re.compile(r"[\w-]+")
 
@@ -91,7 +92,7 @@ def evaluate(
     """
     from loading import load, results_of
     from precision import device_name
-    from predictions import prediction, scores
+    from predictions import scores
     from qa.squad import fingerprint
 
     results_of(place)  # a run, and none made elsewhere, whose record this is to join
@@ -100,20 +101,7 @@ def evaluate(
         raise UserError(f"{folder} holds the scores on other questions: choose another --name.")
     run, began = load(place, base), time.monotonic()
     assert run.results is not None
-    given = run.answers([(q.context, q.question) for q in questions])
-    contexts = list(dict.fromkeys(q.context for q in questions))
-    numbers = {context: number for number, context in enumerate(contexts)}
-    rows = [
-        prediction(
-            {
-                "id": q.id, "title": q.title, "paragraph": numbers[q.context],
-                "question": q.question, "answers": q.answers, "context_cut": one.context_cut,
-            },
-            one.answer,
-        )
-        for q, one in zip(questions, given, strict=True)
-    ]  # fmt: skip
-    rows.sort(key=lambda row: row["id"])
+    rows, contexts = predictions_of(run, questions)
     results = {
         "name": name,
         "data": {
@@ -121,7 +109,7 @@ def evaluate(
                 "questions": len(rows),
                 "paragraphs": len(contexts),
                 "articles": len({q.title for q in questions}),
-                "truncated": sum(one.context_cut for one in given),
+                "truncated": sum(row["context_cut"] for row in rows),
                 "fingerprint": of_questions,
                 "in_all_files": counts,
             },
@@ -139,6 +127,29 @@ def evaluate(
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error.strerror}.") from None
     return results
+
+
+def predictions_of(
+    run: "Trained", questions: "list[Question]"
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What `run` answers to `questions`, scored, by their ids; and the contexts that it names by
+    number."""
+    from predictions import prediction
+
+    given = run.answers([(q.context, q.question) for q in questions])
+    contexts = list(dict.fromkeys(q.context for q in questions))
+    numbers = {context: number for number, context in enumerate(contexts)}
+    rows = [
+        prediction(
+            {
+                "id": q.id, "title": q.title, "paragraph": numbers[q.context],
+                "question": q.question, "answers": q.answers, "context_cut": one.context_cut,
+            },
+            one.answer,
+        )
+        for q, one in zip(questions, given, strict=True)
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: row["id"]), contexts
 
 
 def _fingerprint(folder: Path) -> str | None:
