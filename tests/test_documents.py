@@ -301,7 +301,7 @@ def run_in(place: Path, *words: str | Path) -> str:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     done = subprocess.run(
         words, cwd=place, env=environment, capture_output=True, text=True, timeout=900,
-        input="Who founded Port Trenia?\n",  # where a command asks for more
+        input="How many people live in Port Trenia?\n",  # where a command asks for more
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
