@@ -213,7 +213,7 @@ def main() -> None:
             ]  # fmt: skip
             names = [name for name in TABLE if args.only in name]
             if not NATIVE_BF16:
-                print("This processor has no instructions for bf16: what compares it is left out.")
+                print("This processor is not faster in bf16: what compares it is left out.")
                 names = [name for name in names if "bf16" not in name]
             lines = [
                 line

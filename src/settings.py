@@ -139,7 +139,7 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     ),
     "trainer.precision": (
         ANY,
-        "32-true, bf16-mixed, ...; auto: bf16-mixed where the hardware has it, else 32-true",
+        "32-true, bf16-mixed, ...; auto: bf16-mixed where the hardware is fast at it, else 32-true",
     ),
     "trainer.max_epochs": (COUNT, "epochs"),
     "trainer.accumulate_grad_batches": (COUNT, "parts that a step is computed in, to save memory"),

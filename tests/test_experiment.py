@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import experiment
+import precision
 from errors import UserError
 from lit_module import LitQuestionAnswering
 from qa.decoding import greedy, stop_ids
@@ -162,6 +163,7 @@ def test_a_run_records_the_precision_that_its_hardware_was_given(
 ) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: native)
+    monkeypatch.setattr(precision, "cpu_gain", lambda: 4.0)
     settings["trainer"]["precision"] = "auto"
     computed = set()
     original = LitQuestionAnswering.training_step

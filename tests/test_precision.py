@@ -1,10 +1,11 @@
-"""Precision: what was asked for, or else what the hardware computes natively."""
+"""Precision: what was asked for, or else what the hardware computes natively, and fast."""
 
 from typing import Any
 
 import pytest
 import torch
 
+import precision
 from precision import frozen_dtype, precision_of
 
 CUDA, CUDA_BF16 = "cuda.is_available", "cuda.is_bf16_supported"
@@ -13,7 +14,8 @@ MPS = "backends.mps.is_available"
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *has: str) -> None:
-    """A machine that has nothing but what is named."""
+    """A machine that has nothing but what is named; its processor's bfloat16 is fast."""
+    monkeypatch.setattr(precision, "cpu_gain", lambda: 4.0)
     for name in (CUDA, CUDA_BF16, AVX, AMX, MPS):
         monkeypatch.setattr(f"torch.{name}", lambda found=name in has, **_: found)
 
@@ -42,6 +44,36 @@ def test_auto_is_bfloat16_where_the_runs_own_hardware_has_it(
 ) -> None:
     machine(monkeypatch, *has)
     assert precision_of({"precision": "auto", "accelerator": accelerator}) == expected
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(0.55, "32-true"), (1.9, "bf16-mixed")])
+def test_a_processor_whose_bfloat16_is_slower_computes_in_float32(
+    gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, AVX)
+    monkeypatch.setattr(precision, "cpu_gain", lambda: gain)
+    assert precision_of({"precision": "auto", "accelerator": "cpu"}) == expected
+
+
+def test_how_fast_bfloat16_is_is_measured_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1000))
+    taken = {torch.float32: 3, torch.bfloat16: 2}  # the first turn of each takes 100 times as long
+    clock, turns = [0.0], [0]
+
+    class Factor:
+        def __init__(self, dtype: torch.dtype) -> None:
+            self.T, self.dtype = self, dtype
+
+        def __matmul__(self, other: "Factor") -> None:
+            clock[0] += taken[self.dtype] * (100 if next(ticks) < 2 else 1)
+            turns[0] += 1
+
+    monkeypatch.setattr(torch, "ones", lambda *_, dtype: Factor(dtype))
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    precision.cpu_gain.cache_clear()
+    assert [precision.cpu_gain(), precision.cpu_gain()] == [1.5, 1.5]
+    assert turns == [12]
+    precision.cpu_gain.cache_clear()
 
 
 def test_a_gpu_is_not_asked_for_what_it_emulates(monkeypatch: pytest.MonkeyPatch) -> None:
