@@ -92,6 +92,7 @@ def train(
         data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         callbacks=[Times()],
     )
+    trainer.remove_callback(transformers.PrinterCallback)  # of lines amid the table
     trainer.train()
     model.save_pretrained(str(folder), save_embedding_layers=False)
     return ends[-1] - ends[SKIPPED - 1]
