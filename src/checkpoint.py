@@ -157,7 +157,7 @@ class RunCheckpoint(Checkpoint):
 
     The first is written at each epoch's end, before the last step of an epoch, every `interval`
     seconds and on a stop signal, always between two optimizer steps; the second whenever the
-    validation loss is the lowest so far. The processes of all devices do this together.
+    validation F1 is the highest so far. The processes of all devices do this together.
     """
 
     def __init__(self, folder: Path, interval: float, stop: StopSignal) -> None:

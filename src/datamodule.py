@@ -95,8 +95,8 @@ class SquadDataModule(L.LightningDataModule):
         if not any(p <= self.max_prompt_length and p + a <= self.positions for p, a in sizes):
             raise UserError(
                 f"No validation question fits into max_length={self.max_length} and, with its "
-                f"answer, into the {self.positions} tokens that the model reads. Their loss "
-                "chooses the epoch."
+                f"answer, into the {self.positions} tokens that the model reads. There "
+                "would be no validation loss."
             )
         self.facts = facts
 

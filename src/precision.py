@@ -33,12 +33,12 @@ def cpu_gain() -> float:
     """How many times as fast as in float32 this processor multiplies in bfloat16.
 
     Its instructions do not tell: with AMX it is four times and more, with AVX-512 alone about
-    twice on some processors and half on others. Measured in 0.1 s, the best of five turns each.
+    twice on some processors and half on others. Measured in 0.2 s, the best of twenty turns each.
     """
     dtypes = torch.float32, torch.bfloat16
     factors = {dtype: torch.ones(512, 768, dtype=dtype) for dtype in dtypes}
     seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in dtypes}
-    for _ in range(6):  # the first turn also prepares the kernels
+    for _ in range(21):  # the first turn also prepares the kernels
         for dtype, factor in factors.items():
             began = time.perf_counter()
             factor @ factor.T
