@@ -2,10 +2,11 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from errors import UserError
 
@@ -90,3 +91,18 @@ def gathered(own: T) -> list[T]:
     everyones = [own] * distributed.get_world_size()
     distributed.all_gather_object(everyones, own)
     return everyones
+
+
+def leave() -> NoReturn:
+    """End this process, which has done its part of a run that went well.
+
+    Python is not shut down: a thread of gloo's may still let go of what was gathered last, and that
+    aborts an interpreter that is shutting down (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from command_line import CONF, prepare, saved, to_dict, usage
-from devices import is_first
+from devices import is_first, leave
 from errors import UserError, command, in_words
 from settings import OF_LORA
 from study import record
@@ -87,8 +87,9 @@ def single(settings: dict[str, Any], folder: Path) -> None:
             identity = identity or identity_of(settings)
             record.set_status(folder, "running", identity, process=os.getpid())
         results = run(settings, folder)
-        if is_first():
-            record.set_status(folder, "finished", identity)
+        if not is_first():
+            leave()
+        record.set_status(folder, "finished", identity)
     except (Interrupted, SIGTERMException, KeyboardInterrupt):
         _note(folder, "interrupted", identity)
         print(f"Stopped. To go on: python src/run.py resume='{folder}'", file=sys.stderr)
@@ -97,8 +98,7 @@ def single(settings: dict[str, Any], folder: Path) -> None:
         reason = in_words(error, folder) or f"{type(error).__name__}: {error}"
         _note(folder, "failed", identity, error=str(reason))
         raise
-    if is_first():
-        terminal.close(results, folder)
+    terminal.close(results, folder)
 
 
 def _in_thread(raised: threading.ExceptHookArgs) -> None:

@@ -129,6 +129,14 @@ def test_two_devices_train_and_score_as_one_and_alike_whether_interrupted_or_not
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_a_process_that_has_done_its_part_ends_without_a_shutdown_of_python() -> None:
+    code = "import atexit, devices as d; atexit.register(print, 'shut down'); print('done'); d.leave()"
+    command = [sys.executable, "-c", code]
+    src = PROJECT / "src"
+    done = subprocess.run(command, cwd=src, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 # As SLURM's: one task on each of two machines, on this one; it notes their processes.
 SRUN = """#!/usr/bin/env bash
 test "$1" = --kill-on-bad-exit=1 && shift
