@@ -128,12 +128,7 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
                 "-c constraints.txt -e '.[joblib]' or '.[submitit]' brings one."
             )
         if key in GROUPS:
-            swept = override.is_sweep_override()
-            given = (
-                [w.partition("=")[2] for w in _values(override)]
-                if swept
-                else [str(override.value())]
-            )
+            given = itertools.chain(*_presets(override))
             if wrong := [value for value in given if value not in _options(key)]:
                 raise _no_option(key, wrong[0], _options(key))
         elif key.startswith("lora.") and "mode=full" in words:
@@ -154,24 +149,39 @@ def _place(words: list[str], key: str) -> Path:
 
 
 def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
-    """The words for what the experiment that is asked for sweeps over, where no others are given.
+    """The words for what the experiments that are asked for sweep over, where no others are given.
 
     Raises:
-        UserError: it is a sweep, and -m is missing.
+        UserError: it is a sweep, and -m is missing, or another sweep is over the experiments.
     """
-    presets = [str(o.value()) for o in overrides if o.key_or_group == "experiment"]
-    if not presets or presets[-1] not in _options("experiment"):
+    given = {o.get_key_element(): o for o in overrides}
+    if "experiment" not in given or "hydra.sweeper.params" in given:  # the latter: a job of a sweep
         return []
-    file = OmegaConf.load(Path(CONF, "experiment", f"{presets[-1]}.yaml"))
-    swept = OmegaConf.select(file, "hydra.sweeper.params") or {}
-    given = {o.get_key_element(): str(o.value()) for o in overrides}
-    if "hydra.sweeper.params" in given:  # a job of that sweep
-        return []
-    none = OF_LORA if given.get("mode") == "full" else ()
+    experiment = given["experiment"]
+    choices = _presets(experiment)
+    swept: dict[str, Any] = {}
+    for preset in itertools.chain(*choices):
+        if preset not in _options("experiment"):
+            return []  # which Hydra refuses
+        file = OmegaConf.load(Path(CONF, "experiment", f"{preset}.yaml"))
+        own = OmegaConf.select(file, "hydra.sweeper.params") or {}
+        if own and len(choices) > 1:
+            raise UserError(
+                f"{experiment.input_line}: experiment={preset} is a sweep itself; start it alone."
+            )
+        swept |= own
+    none = OF_LORA if "mode" in given and str(given["mode"].value()) == "full" else ()
     words = [f"{k}={value}" for k, value in swept.items() if k not in given and k not in none]
     if words and not args.multirun:
-        raise UserError(f"experiment={presets[-1]} is a sweep, which needs -m.")
+        raise UserError(f"{experiment.input_line} is a sweep, which needs -m.")
     return words
+
+
+def _presets(override: Override) -> list[list[str]]:
+    """The files of conf/ that an override of a group names, for each job of a sweep over it."""
+    parser = OverridesParser.create()
+    values = [parser.parse_override(words).value() for words in _values(override)]
+    return [[*map(str, v)] if isinstance(v, list) else [str(v)] for v in values]
 
 
 def _no_option(group: str, value: Any, options: list[str]) -> UserError:

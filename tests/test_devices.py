@@ -130,8 +130,8 @@ def test_two_devices_train_and_score_as_one_and_alike_whether_interrupted_or_not
 
 
 def test_a_process_that_has_done_its_part_ends_without_a_shutdown_of_python() -> None:
-    code = "import atexit, devices as d; atexit.register(print, 'shut down'); print('done'); d.leave()"
-    command = [sys.executable, "-c", code]
+    said = "import atexit, devices; atexit.register(print, 'shut down'); print('done')"
+    command = [sys.executable, "-c", f"{said}; devices.leave()"]
     src = PROJECT / "src"
     done = subprocess.run(command, cwd=src, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

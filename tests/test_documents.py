@@ -346,6 +346,7 @@ def of_files(words: list[str]) -> list[str]:
         return []
     own = " ".join(words)
     added = ["lr=1e-4", "rank=8"] if "experiment=grid" in words else []  # one job of each mode
+    added += ["mode=lora", "seed=1"] if "experiment=[subset,ablation]" in words else []
     if {"model=llama", "model=smollm2"} & set(words):
         added += ["model.name=llama", "max_length=200"]
     elif "model.name=" not in own:

@@ -180,7 +180,9 @@ def test_a_launchers_workers_do_a_sweep_as_one_process_does(
 def test_a_preset_may_be_a_sweep_and_the_command_line_wins(
     words: list[str], tmp_path: Path
 ) -> None:
-    done = command("-m", "experiment=grid", "lr=1e-4", "rank=2", "study=preset", *words)
+    # two presets, of which the second is a sweep
+    swept = ["experiment=[fast,grid]", "lr=1e-4", "rank=2", "study=preset"]
+    done = command("-m", *swept, *words)
     assert done.returncode == 0, done.stderr
     names = {folder.name for folder in (tmp_path / "runs" / "preset").iterdir() if folder.is_dir()}
     assert names == {"full_lr0.0001_seed1", "lora_r2_lr0.0001_seed1"}
@@ -254,6 +256,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["experiment=dem"], "experiment=dem: must be ablation, demo"),
         (["mode=full", "rank=8"], "mode=full has no rank"),
         (["experiment=ablation"], "experiment=ablation is a sweep, which needs -m"),
+        (["experiment=[subset,ablation]"], "experiment=[subset,ablation] is a sweep, which needs"),
+        (["experiment=[subset,dem]"], "experiment=dem: must be ablation, demo"),
+        (["-m", "experiment=demo,grid"], "experiment=grid is a sweep itself; start it alone"),
         (["-m", "experiment=grid", "mode=full", "lr=0"], "lr=0: must be a number above 0"),
         (["study=mine"], "study names the folder of a sweep"),
         (["-m", "study=../mine"], "study=../mine: must be a name of letters"),
