@@ -74,7 +74,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     checkpoint = RunCheckpoint(states, 60 * settings["checkpoint_minutes"], stop)
     trainer = build_trainer(settings, folder, step, [checkpoint, cost])
     with stop, connected(trainer):
-        _check_one_folder(folder)
+        _check_alike(folder, settings["trainer"]["precision"])
         data.deal(trainer.world_size, trainer.global_rank)
         place = place_of(settings, data.facts["test"]["fingerprint"], model_facts["fingerprint"])
         before, last, step = trainer.strategy.broadcast((kept(place), last, step))
@@ -235,12 +235,19 @@ def build_trainer(
     return trainer
 
 
-def _check_one_folder(folder: Path) -> None:
-    """The processes of a run that are started apart may each have named it by their own clock."""
-    if len(folders := sorted({str(own) for own in gathered(folder)})) > 1:
+def _check_alike(folder: Path, precision: str) -> None:
+    """The processes of a run that are started apart may each have named it by their own clock, and
+    found their own precision on their own machines."""
+    folders, precisions = map(set, zip(*gathered((str(folder), precision)), strict=True))
+    if len(folders) > 1:
         raise UserError(
-            f"The processes of this run are in folders of their own ({', '.join(folders)}). Give "
-            "all of them one: hydra.run.dir=<folder>."
+            f"The processes of this run are in folders of their own ({', '.join(sorted(folders))})."
+            " Give all of them one: hydra.run.dir=<folder>."
+        )
+    if len(precisions) > 1:
+        raise UserError(
+            f"trainer.precision=auto is {' and '.join(sorted(precisions))} on the machines of this "
+            "run. Give all of them one: trainer.precision=32-true or bf16-mixed."
         )
 
 

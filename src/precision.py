@@ -7,6 +7,9 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
+
+from qa.kernels import multiply, onednn_is_faster
 
 FROZEN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # what autocast rounds to
 WHOLE = {"bf16-true": torch.bfloat16, "16-true": torch.float16}  # what all weights are kept in
@@ -35,13 +38,16 @@ def cpu_gain() -> float:
     Its instructions do not tell: with AMX it is four times and more, with AVX-512 alone about
     twice on some processors and half on others. Measured in 0.2 s, the best of twenty turns each.
     """
-    dtypes = torch.float32, torch.bfloat16
-    factors = {dtype: torch.ones(512, 768, dtype=dtype) for dtype in dtypes}
-    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in dtypes}
+    products = {
+        torch.float32: multiply if onednn_is_faster() else linear,  # as a model's layers
+        torch.bfloat16: linear,
+    }
+    factors = {dtype: torch.ones(512, 768, dtype=dtype) for dtype in products}
+    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in products}
     for _ in range(21):  # the first turn also prepares the kernels
-        for dtype, factor in factors.items():
+        for dtype, product in products.items():
             began = time.perf_counter()
-            factor @ factor.T
+            product(factors[dtype], factors[dtype])
             seconds[dtype].append(time.perf_counter() - began)
     return min(seconds[torch.float32][1:]) / min(seconds[torch.bfloat16][1:])
 

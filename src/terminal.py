@@ -29,7 +29,7 @@ def announce(
     table.add_row("model", f"{settings['model']['name']}, {mode}")
     table.add_row("parameters", _parameters(parameters))
     for name in ("train", "validation", "test"):
-        table.add_row(name, _split(data[name]))
+        table.add_row(name, _split(data[name], settings["data"][f"{name}_size"]))
     if odd := {key: count for key, count in data["train"]["in_all_files"].items() if count}:
         text = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in odd.items())
         table.add_row("in all files", text)
@@ -136,10 +136,11 @@ def _packing(settings: dict[str, Any], model: dict[str, Any]) -> str:
     return "questions of a batch share their context"
 
 
-def _split(facts: dict[str, Any]) -> str:
+def _split(facts: dict[str, Any], size: int | None) -> str:
+    few = f" of {size:,} asked for" if size and facts["questions"] < size else ""
     odd = "".join(f", {facts[key]} {key}" for key in ("truncated", "dropped") if facts[key])
     return (
-        f"{facts['questions']:,} questions, {facts['paragraphs']:,} paragraphs, "
+        f"{facts['questions']:,} questions{few}, {facts['paragraphs']:,} paragraphs, "
         f"{facts['articles']:,} articles{odd}"
     )
 

@@ -31,6 +31,35 @@ def lora_run(settings: Settings, tmp_path: Path) -> tuple[dict[str, Any], Path]:
     return experiment.run(settings, tmp_path / "run"), tmp_path / "run"
 
 
+def test_a_split_that_is_smaller_than_asked_for_is_told(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings["data"] |= {"train_size": 1234, "validation_size": 3}
+    results = experiment.run(settings, tmp_path / "run")
+    told = capsys.readouterr().out
+    assert f"{results['data']['train']['questions']} questions of 1,234 asked for" in told
+    assert told.count("asked for") == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (("elsewhere", "32-true"), "hydra.run.dir="),
+        (("here", "bf16-mixed"), "trainer.precision=auto is 32-true and bf16-mixed"),
+    ],
+)
+def test_processes_that_are_not_alike_are_refused(
+    others: tuple[str, str], message: str, settings: Settings, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def gathered(own: tuple[str, str]) -> list[tuple[str, str]]:
+        return [own, (own[0] if others[0] == "here" else others[0], others[1])]
+
+    monkeypatch.setattr(experiment, "gathered", gathered)
+    with pytest.raises(UserError, match=message):
+        experiment.run(settings, tmp_path / "run")
+
+
 def predictions_of(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

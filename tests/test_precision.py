@@ -55,23 +55,32 @@ def test_a_processor_whose_bfloat16_is_slower_computes_in_float32(
     assert precision_of({"precision": "auto", "accelerator": "cpu"}) == expected
 
 
-def test_how_fast_bfloat16_is_is_measured_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("onednn", [True, False])
+def test_how_fast_bfloat16_is_is_measured_and_once(
+    onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against float32 as the layers of a model compute it on this processor."""
     ticks = iter(range(1000))
-    taken = {torch.float32: 3, torch.bfloat16: 2}  # the first turn of each takes 100 times as long
     clock, turns = [0.0], [0]
 
-    class Factor:
-        def __init__(self, dtype: torch.dtype) -> None:
-            self.T, self.dtype = self, dtype
+    def product(x: torch.Tensor, y: torch.Tensor, seconds: float) -> None:
+        assert x.shape == y.shape == (512, 768)
+        clock[0] += seconds * (100 if next(ticks) < 2 else 1)  # the first turn of each takes longer
+        turns[0] += 1
 
-        def __matmul__(self, other: "Factor") -> None:
-            clock[0] += taken[self.dtype] * (100 if next(ticks) < 2 else 1)
-            turns[0] += 1
+    def linear(x: torch.Tensor, y: torch.Tensor) -> None:
+        product(x, y, 4 if x.dtype == torch.float32 else 2)
 
-    monkeypatch.setattr(torch, "ones", lambda *_, dtype: Factor(dtype))
+    def multiply(x: torch.Tensor, y: torch.Tensor) -> None:
+        assert x.dtype == torch.float32
+        product(x, y, 3)
+
+    monkeypatch.setattr(precision, "linear", linear)
+    monkeypatch.setattr(precision, "multiply", multiply)
+    monkeypatch.setattr(precision, "onednn_is_faster", lambda: onednn)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     precision.cpu_gain.cache_clear()
-    assert [precision.cpu_gain(), precision.cpu_gain()] == [1.5, 1.5]
+    assert [precision.cpu_gain() for _ in range(2)] == [1.5 if onednn else 2.0] * 2
     assert turns == [42]
     precision.cpu_gain.cache_clear()
 

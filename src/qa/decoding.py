@@ -56,7 +56,7 @@ def greedy(
 
     `model` is in eval mode. Questions share equal contexts in blocks of `packed_length` tokens;
     None if the model can't. `golds` are the token ids of an answer to each prompt, whose
-    log-probability is found in the same pass over the prompts.
+    log-probability is found from what was computed of the prompts.
     """
     if not prompts:
         return []

@@ -118,7 +118,7 @@ class _Product(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.transposed = transposed
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return _multiply(x, weight.t() if transposed else weight, bias)
+        return multiply(x, weight.t() if transposed else weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -126,16 +126,16 @@ class _Product(torch.autograd.Function):
         gradient = gradients[0].contiguous()  # (M, out)
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = _multiply(gradient, weight if ctx.transposed else weight.t())
+            of_x = multiply(gradient, weight if ctx.transposed else weight.t())
         if ctx.needs_input_grad[1]:
             left, right = (x, gradient) if ctx.transposed else (gradient, x)
-            of_weight = _multiply(left.t(), right.t())  # of the weight's own shape
+            of_weight = multiply(left.t(), right.t())  # of the weight's own shape
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum(0)
         return of_x, of_weight, of_bias, None
 
 
-def _multiply(
+def multiply(
     left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """left (M, in) times right (out, in) transposed, by oneDNN."""

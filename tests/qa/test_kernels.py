@@ -113,13 +113,13 @@ def test_dropout_drops_its_share_and_scales_the_rest(share: float) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_only_what_is_float32_goes_to_onednn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.dtype] = []
-    original = kernels._multiply
+    original = kernels.multiply
 
     def multiply(left: torch.Tensor, *more: Any) -> torch.Tensor:
         calls.append(left.dtype)
         return original(left, *more)
 
-    monkeypatch.setattr(kernels, "_multiply", multiply)
+    monkeypatch.setattr(kernels, "multiply", multiply)
     plain = LAYERS[kind]()
     own = copy.deepcopy(plain)
     own.__class__ = kernels.OF_ONEDNN[type(own)]
