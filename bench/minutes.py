@@ -4,12 +4,14 @@ python bench/minutes.py RUN [RUN ...] --target_modules=c_attn --output=minutes
 
 RUN is a finished run of this project. For each one an adapter on `target_modules` (r 8, alpha 16,
 dropout 0.1, 2e-4 falling linearly to zero, 4 questions a step, one a row, the model's dropouts) is
-trained by transformers' Trainer as long as RUN was, in its precision, on questions drawn from the
-same articles with its seed; how many steps that is, a few measured ones tell before. Both are
-scored by this project on RUN's test questions.
+trained by transformers' Trainer as long as RUN was, in its precision, on one device, on questions
+drawn from the same articles with its seed; how many steps that is, a few measured ones tell before.
+RUN's validation is not in its minutes; it stands beside them. Both are scored by this project on
+RUN's test questions, in the same way.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -33,12 +35,13 @@ from loading import load, quiet, results_of
 from precision import device_name
 from predictions import scores
 from qa import prompt
-from qa.squad import Question
+from qa.squad import Question, fingerprint
 from splits import Splits
 from study import record
 
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}
+PRECISIONS = "32-true", "bf16-mixed", "16-mixed"
 SKIPPED, MEASURED = 3, 12  # steps before training: not counted, and counted
 
 
@@ -52,22 +55,26 @@ def train(
     base = str(folder_of(config["model"]["name"], "model", Path(config["cache_dir"])))
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.eos_token
-    rows = []
+    rows, head = [], prompt.head_ids(tokenizer)
     for q in questions:
-        text = f"Context: {q.context.strip()}\nQuestion: {q.question.strip()}\nAnswer:"
-        before, answer = (
-            tokenizer(part, add_special_tokens=False)["input_ids"]
-            for part in (text, prompt.answer_text(q.answers[0]))
+        context, question, answer = prompt.encode(
+            tokenizer,
+            [
+                prompt.context_text(q.context),
+                prompt.question_text(q.question),
+                prompt.answer_text(q.answers[0]),
+            ],
         )
-        answer = [*answer, tokenizer.eos_token_id]
+        asked, answer = head + context + question, [*answer, tokenizer.eos_token_id]
         # The replaced report cut what was too long from the right, which left nothing to learn.
-        if len(before + answer) <= config["max_length"]:
-            rows.append({"input_ids": before + answer, "labels": [-100] * len(before) + answer})
+        if len(asked + answer) <= config["max_length"]:
+            rows.append({"input_ids": asked + answer, "labels": [-100] * len(asked) + answer})
     whole = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = peft.get_peft_model(
         whole, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **LORA)
     )
     ends: list[float] = []
+    precision = config["trainer"]["precision"]
 
     class Times(transformers.TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -80,7 +87,8 @@ def train(
             per_device_train_batch_size=BATCH_SIZE,
             max_steps=steps,
             learning_rate=LEARNING_RATE,
-            bf16=config["trainer"]["precision"] == "bf16-mixed",
+            bf16=precision == "bf16-mixed",
+            fp16=precision == "16-mixed",
             use_cpu=config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available(),
             report_to="none",
             save_strategy="no",
@@ -99,34 +107,48 @@ def train(
 
 
 def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
-    """What the run in `place` and the plain recipe reached in the same time."""
+    """What the run in `place` and the plain recipe reached in the same time.
+
+    Raises:
+        UserError: its way to train has no like in the plain recipe, or its data are others now.
+    """
     results = results_of(place)
     config = results["config"]
-    seconds = results["cost"]["train_seconds"]
+    trainer, seconds = config["trainer"], results["cost"]["train_seconds"]
+    if trainer["precision"] not in PRECISIONS:
+        raise UserError(f"{place}: trainer.precision must be one of {', '.join(PRECISIONS)}.")
+    if (trainer["devices"], trainer["num_nodes"]) != (1, 1) or torch.cuda.device_count() > 1:
+        raise UserError(f"{place}: one device alone is compared (CUDA_VISIBLE_DEVICES=0).")
     parts = config["data"] | {"train_size": None, "draw_by": "question"}
     cache = Path(config["cache_dir"])
     questions, _ = Splits(**parts, seed=config["seed"], cache_dir=cache).read()
+    if fingerprint(questions["test"]) != results["data"]["test"]["fingerprint"]:
+        raise UserError(f"{config['data']['path']}: the test questions are not those of {place}.")
     folder = output / place.name
     once = train(config, targets, questions["train"], SKIPPED + MEASURED, folder) / MEASURED
     steps = round(seconds / once)
     if steps <= SKIPPED:
         raise UserError(f"{place} trained {seconds:.1f} s, the time of {steps} steps: too short.")
     took = train(config, targets, questions["train"], steps, folder) * steps / (steps - SKIPPED)
-    trained = load(folder, None)
-    answered, _ = predictions_of(trained, questions["test"])
+    run = load(place, None)
+    model = load(folder, None).model
+    torch.nn.Module.to(model, run.model.device)
+    asked = dataclasses.replace(run, model=model)  # as RUN was: its limits, batches, precision
+    answered, _ = predictions_of(asked, questions["test"])
     plain = scores(answered)
     record.write_lines(folder / "predictions.jsonl", answered)
     own = {
         "run": place.name,
         "seed": config["seed"],
-        "precision": config["trainer"]["precision"],
+        "precision": trainer["precision"],
         "train_seconds": seconds,
+        "validation_seconds": results["cost"]["validation_seconds"],
         "questions_seen": results["cost"]["samples"],
         "test": results["test"],
         "plain_train_seconds": took,
         "plain_questions_seen": steps * BATCH_SIZE,
         "plain_test": plain,
-        "environment": record.environment(device_name(trained.model.device), record.commit()),
+        "environment": record.environment(device_name(run.model.device), record.commit()),
     }
     record.write_json(folder / "minutes.json", own)
     return own
@@ -147,11 +169,11 @@ def main() -> None:
     quiet()
     targets = args.target_modules.split(",")
     found = [compare(place, targets, args.output) for place in args.runs]
-    head = ["run", "minutes", "questions seen", "EM", "F1", "plain: minutes", "questions seen",
-            "EM", "F1", "F1, difference"]  # fmt: skip
+    head = ["run", "its validation, minutes", "minutes", "questions seen", "EM", "F1",
+            "plain: minutes", "questions seen", "EM", "F1", "F1, difference"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for own in found:
-        cells = [own["run"]]
+        cells = [own["run"], f"{own['validation_seconds'] / 60:.1f}"]
         for side in ("", "plain_"):
             test = own[f"{side}test"]
             cells += [
