@@ -74,9 +74,10 @@ def table(study: Study) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([
-        "run", "arm", "mode", "seed", "lr", "rank", "mask_prompt", "trainable", "best_epoch",
-        "validation_loss", "validation_f1", "exact_match", "f1", "train_seconds",
-        "seconds_per_batch", "samples_per_second", "train_peak_bytes", "exported_bytes", "commit",
+        "run", "arm", "mode", "seed", "lr", "rank", "mask_prompt", "train_questions", "epochs",
+        "trainable", "best_epoch", "validation_loss", "validation_exact_match", "validation_f1",
+        "exact_match", "f1", "train_seconds", "seconds_per_batch", "samples_per_second",
+        "train_peak_bytes", "exported_bytes", "commit",
     ])  # fmt: skip
     for arm in study.arms:
         for seed, run in arm.runs.items():
@@ -84,11 +85,11 @@ def table(study: Study) -> str:
             c, config = r["cost"], r["config"]
             writer.writerow(map(_cell, [
                 run.folder.name, arm.label, run.mode, seed, config["lr"], config["rank"],
-                config["mask_prompt"], r["parameters"]["trainable"], r["best_epoch"],
-                run.best["validation_loss"], run.best["f1"], r["test"]["exact_match"],
-                r["test"]["f1"], c["train_seconds"], c["seconds_per_batch"],
-                c["samples_per_second"], c["peak_memory_bytes"]["train"], c["exported_bytes"],
-                r["environment"]["commit"],
+                config["mask_prompt"], r["data"]["train"]["questions"], len(r["epochs"]),
+                r["parameters"]["trainable"], r["best_epoch"], run.best["validation_loss"],
+                run.best["exact_match"], run.best["f1"], r["test"]["exact_match"], r["test"]["f1"],
+                c["train_seconds"], c["seconds_per_batch"], c["samples_per_second"],
+                c["peak_memory_bytes"]["train"], c["exported_bytes"], r["environment"]["commit"],
             ]))  # fmt: skip
     return out.getvalue()
 

@@ -75,6 +75,11 @@ def test_no_cell_of_the_table_is_a_formula(make_run: Any, tmp_path: Path) -> Non
     assert not [cell for row in rows for cell in row.values() if cell[:1] in tuple("=+-@\t\r\n")]
     assert {row["run"] for row in rows} > {"'=1+1", "?1+1", "lora_9"}
     assert "0.125" in {row["validation_loss"] for row in rows}
+    results = json.loads((tmp_path / "study" / "lora_9" / "results.json").read_text())
+    [row] = [row for row in rows if row["run"] == "lora_9"]
+    assert float(row["validation_exact_match"]) == results["epochs"][1]["exact_match"]
+    assert int(row["train_questions"]) == results["data"]["train"]["questions"]
+    assert int(row["epochs"]) == len(results["epochs"])
 
 
 def test_a_new_report_takes_away_the_pictures_of_the_old_one_alone(
