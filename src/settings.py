@@ -151,8 +151,9 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
 # Arguments of Lightning's Trainer that a run gives itself, or with which an epoch would not be all
 # of its questions and a validation, or the test not all of its questions.
 RESERVED = frozenset({
-    "logger", "callbacks", "default_root_dir", "num_sanity_val_steps", "enable_model_summary",
-    "use_distributed_sampler", "enable_checkpointing", "barebones", "fast_dev_run",
+    "logger", "callbacks", "plugins", "default_root_dir", "num_sanity_val_steps",
+    "enable_model_summary", "use_distributed_sampler", "enable_checkpointing", "barebones",
+    "fast_dev_run",
     "overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches",
     "limit_predict_batches", "val_check_interval", "check_val_every_n_epoch",
     "reload_dataloaders_every_n_epochs", "max_steps", "max_time", "min_epochs", "min_steps",
@@ -197,6 +198,11 @@ def check(config: Mapping[str, Any]) -> None:
         "data.validation_size, data.test_size; fewer epochs: trainer.max_epochs."
         for key in config["trainer"]
         if key in RESERVED
+    ]
+    problems += [  # each further argument that takes more than that takes an object
+        f"trainer.{key}={value}: must be one word or number."
+        for key, value in config["trainer"].items()
+        if f"trainer.{key}" not in SETTINGS and isinstance(value, (list, Mapping))
     ]
     parts, size = values["trainer.accumulate_grad_batches"], values["batch_size"]
     if not problems and parts > size:

@@ -102,6 +102,9 @@ def test_all_problems_are_told_at_once() -> None:
         ([f"study={'x' * 201}"], "must be a name of .* up to 200 bytes"),
         (["+trainer.limit_test_batches=1"], "trainer.limit_test_batches: a run sets this itself"),
         (["+trainer.max_steps=9"], "trainer.max_steps: a run sets this itself"),
+        (["+trainer.plugins=[a]"], "trainer.plugins: a run sets this itself"),
+        (["+trainer.profiler={a:1}"], "trainer.profiler={'a': 1}: must be one word or number"),
+        (["+trainer.profiler=[simple]"], "trainer.profiler=['simple']: must be one word or number"),
     ],
 )
 def test_what_contradicts_or_leads_elsewhere_is_refused(words: list[str], message: str) -> None:

@@ -51,7 +51,7 @@ EDGES = {
     "trainer.accelerator": ("auto", "cuda", "tpu"), "trainer.strategy": ("nowhere", "ddp_spawn"),
     "trainer.log_every_n_steps": ("1", "1000000"), "trainer.deterministic": ("true", "warn"),
     "+trainer.limit_test_batches": ("1",), "+trainer.max_steps": ("1",), "+trainer.nothing": ("1",),
-    "+trainer.profiler": ("simple", "nothing"), "+trainer.detect_anomaly": ("true",),
+    "+trainer.profiler": ("simple", "nothing", "{a:1}"), "+trainer.detect_anomaly": ("true",),
     "model.name": ("nowhere", "a/b", ".", "x" * 300), "data.test_path": ("f.json", "no.json", "."),
     "run_name": ("mine", "../x", "/x", "a b", "é", "x" * 300, "7"), "study": ("mine", "7"),
     "resume": (".", "runs", "nowhere"), "+nothing": ("1",), "~max_length": (),
