@@ -115,6 +115,17 @@ class Arm:
         """The mean over seeds, by which the best arm of a mode is chosen."""
         return statistics.fmean(run.best["f1"] for run in self.runs.values())
 
+    def shared_seeds(self, other: "Arm") -> list[int]:
+        """The seeds that both have."""
+        return sorted(self.runs.keys() & other.runs.keys())
+
+    def minus(self, other: "Arm", metric: str) -> NDArray[np.float64]:
+        """The differences of their scores, (seeds that both have, questions)."""
+        return np.stack([
+            self.runs[seed].scores(metric) - other.runs[seed].scores(metric)
+            for seed in self.shared_seeds(other)
+        ])  # fmt: skip
+
     def values(self, *path: str) -> list[float]:
         """What results.json holds at `path`, of each seed."""
         return [float(at(run.results, ".".join(path))) for run in self.runs.values()]

@@ -2,14 +2,15 @@
 
 from statistics import fmean
 
-from study import comparison, figures
+from study import figures
+from study.alternatives import alternatives
 from study.costs import cost, efficiency, recipe
 from study.document import Block, Code, Figure, Points, Section, Table, Text
 from study.elsewhere import elsewhere
 from study.failure_cases import failure_cases
 from study.runs import Arm, Study, shown
 from study.verdict import Contrast, conclusion, significance
-from study.wording import METRICS, shown_interval, signed, spread
+from study.wording import METRICS, spread
 
 
 def all_sections(study: Study, found: Contrast | None, command: str) -> list[Section]:
@@ -26,7 +27,7 @@ def all_sections(study: Study, found: Contrast | None, command: str) -> list[Sec
             failure_cases(study, found),
             recipe(study, found),
             efficiency(study, found),
-            masking(study),
+            alternatives(study),
             swept(study),
             provenance(study, command),
         )
@@ -128,39 +129,6 @@ def _after_the_best(arm: Arm) -> tuple[int, int]:
             rising += 1
             falling += last["train_loss"] < lowest["train_loss"]
     return rising, falling
-
-
-def masking(study: Study) -> Section | None:
-    open_arms = [arm for arm in study.arms if not arm.any.config["mask_prompt"]]
-    rows = []
-    for arm in open_arms:
-        wanted = {**arm.any.config, "mask_prompt": True}
-        masked = next((other for other in study.arms if other.any.config == wanted), None)
-        if masked is None:
-            continue
-        seeds = sorted(arm.runs.keys() & masked.runs.keys())
-        for metric, name in METRICS.items():
-            apart = [
-                float((masked.runs[s].scores(metric) - arm.runs[s].scores(metric)).mean())
-                for s in seeds
-            ]
-            if apart:
-                mean, _, interval = comparison.mean_over_seeds(apart)
-                rows.append(
-                    [
-                        f"{masked.label}, {name}",
-                        signed(mean),
-                        shown_interval(interval),
-                        str(len(apart)),
-                    ]
-                )
-    if not rows:
-        return None
-    return Section("Masking the prompt", [
-        Table(["masked minus not", "mean", "95 % t interval", "seeds"], rows,
-              "Loss on the answer only (mask_prompt=true) against loss on every token, paired "
-              "by seed, percentage points."),
-    ])  # fmt: skip
 
 
 def swept(study: Study) -> Section | None:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from study import comparison, figures, over_both
 from study.comparison import Discordant, Interval, OverQuestions, OverSeeds
 from study.document import Block, Figure, Points, Section, Table, Text
@@ -39,16 +37,11 @@ def contrast(study: Study, margin: float) -> Contrast | None:
     lora, full = study.best("lora"), study.best("full")
     if lora is None or full is None:
         return None
-    seeds = sorted(lora.runs.keys() & full.runs.keys())
+    seeds = lora.shared_seeds(full)
     if not seeds:
         return None
     paragraphs = [p["paragraph"] for p in lora.any.predictions]
-    apart = {
-        metric: np.stack(
-            [lora.runs[seed].scores(metric) - full.runs[seed].scores(metric) for seed in seeds]
-        )
-        for metric in METRICS
-    }  # (seeds, questions) each
+    apart = {metric: lora.minus(full, metric) for metric in METRICS}
     over_seeds = {m: comparison.over_seeds(d.mean(axis=1), margin) for m, d in apart.items()}
     joint = {m: over_both.joint(d, paragraphs, margin) for m, d in apart.items()}
     return Contrast(

@@ -246,9 +246,38 @@ def test_masked_prompts_are_compared_with_open_ones_and_never_mixed(
     whole_study(make_run)
     for seed in (1, 2, 3):
         make_run("lora", seed, share=1.0, change=unmask, name=f"open_{seed}")
-    text, _, numbers = made(tmp_path)
-    assert "## Masking the prompt" in text
+    _, _, numbers = made(tmp_path)
     assert numbers["comparison"]["lora"] == "LoRA, mask_prompt True"
+    [table] = numbers["tables"]["The other configurations"]
+    [[label, seeds, *_]] = table["rows"]
+    assert (label, seeds) == ("LoRA, mask_prompt False", "3")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_best_of_a_mode_is_held_against_its_other_configurations(
+    seeds: int, make_run: Any, tmp_path: Path
+) -> None:
+    def better(record: dict[str, Any]) -> None:
+        record["config"]["rank"] = 32
+        record["epochs"][1]["f1"] = 60.0
+        record["cost"]["seconds_per_batch"] *= 3
+
+    for seed in range(1, seeds + 1):
+        make_run("lora", seed, share=0.3)
+        make_run("lora", seed, share=0.9, change=better, name=f"better_{seed}")
+        make_run("full", seed)
+    make_run("lora", 7, change=better, name="better_7")  # a seed that the other has not
+    _, _, numbers = made(tmp_path)
+    [table] = numbers["tables"]["The other configurations"]
+    assert table["head"][0] == "LoRA, rank 32, minus"
+    [[label, shared, _, f1, time, memory]] = table["rows"]
+    assert (label, shared, time, memory) == ("LoRA, rank 8", str(seeds), "× 3.00", "× 1.00")
+    arms = numbers["arms"]
+    best, other = (arms[f"LoRA, rank {rank}"]["f1"][:seeds] for rank in (32, 8))
+    mean = sum(best) / seeds - sum(other) / seeds
+    found = [float(n.replace("−", "-")) for n in re.findall(r"[+−][\d.]+", f1)]
+    assert found[0] == pytest.approx(mean, abs=0.005)
+    assert found[1] < found[0] < found[2]
 
 
 def test_a_grid_shows_its_curves_and_says_where_the_best_lies(

@@ -1,0 +1,62 @@
+"""What each mode was chosen over: its other configurations, held against its best one."""
+
+from statistics import fmean
+
+from study import comparison, over_both
+from study.checks import at
+from study.comparison import Array, Interval
+from study.document import Block, Section, Table
+from study.runs import Arm, Study
+from study.wording import METRICS, shown_interval, signed
+
+
+def alternatives(study: Study) -> Section | None:
+    """None where each mode has one configuration, or none that shares a seed with its best."""
+    tables = [
+        table
+        for mode in ("lora", "full")
+        if (best := study.best(mode)) and (table := _held_against(best, study.arms))
+    ]
+    return Section("The other configurations", list[Block](tables)) if tables else None
+
+
+def _held_against(best: Arm, arms: list[Arm]) -> Table | None:
+    paragraphs = [prediction["paragraph"] for prediction in best.any.predictions]
+    rows = []
+    for arm in arms:
+        seeds = best.shared_seeds(arm)
+        if arm is not best and arm.mode == best.mode and seeds:
+            rows.append([
+                arm.label,
+                str(len(seeds)),
+                *(_difference(best.minus(arm, metric), paragraphs) for metric in METRICS),
+                _times(best, arm, "cost.seconds_per_batch"),
+                _times(best, arm, "cost.peak_memory_bytes.train"),
+            ])  # fmt: skip
+    if not rows:
+        return None
+    return Table(
+        [f"{best.label}, minus", "seeds", *METRICS.values(), "seconds a batch", "train peak"],
+        rows,
+        f"What {best.label}, chosen by validation F1, gains on the test questions over each other, "
+        "paired by seed and question: percentage points, with the 95 % interval over seeds and "
+        "paragraphs; with one seed over paragraphs alone, which is of these very models and says "
+        "nothing of other seeds. Not adjusted for being several. Time and memory: how many times "
+        "the other's.",
+    )  # fmt: skip
+
+
+def _difference(apart: Array, paragraphs: list[int]) -> str:
+    """The mean of `apart` (seeds, questions), and its interval."""
+    interval: Interval | None = None
+    if len(apart) == 1:
+        interval = comparison.over_questions(apart, paragraphs).interval
+    elif found := over_both.joint(apart, paragraphs, margin=1.0):  # which the interval is not of
+        interval = found.interval
+    return f"{signed(float(apart.mean()))} {shown_interval(interval)}"
+
+
+def _times(best: Arm, other: Arm, path: str) -> str:
+    seeds = best.shared_seeds(other)
+    means = [fmean(at(arm.runs[seed].results, path) for seed in seeds) for arm in (best, other)]
+    return f"× {means[0] / means[1]:.2f}"
