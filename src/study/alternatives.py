@@ -7,7 +7,7 @@ from study.checks import at
 from study.comparison import Array, Interval
 from study.document import Block, Section, Table
 from study.runs import Arm, Study
-from study.wording import METRICS, shown_interval, signed
+from study.wording import METRICS, NONE, shown_interval, signed
 
 
 def alternatives(study: Study) -> Section | None:
@@ -58,5 +58,5 @@ def _difference(apart: Array, paragraphs: list[int]) -> str:
 
 def _times(best: Arm, other: Arm, path: str) -> str:
     seeds = best.shared_seeds(other)
-    means = [fmean(at(arm.runs[seed].results, path) for seed in seeds) for arm in (best, other)]
-    return f"× {means[0] / means[1]:.2f}"
+    own, others = (fmean(at(arm.runs[n].results, path) for n in seeds) for arm in (best, other))
+    return f"× {own / others:.2f}" if others else NONE
