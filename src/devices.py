@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from errors import UserError
@@ -91,6 +92,26 @@ def gathered(own: T) -> list[T]:
     everyones = [own] * distributed.get_world_size()
     distributed.all_gather_object(everyones, own)
     return everyones
+
+
+def check_alike(folder: Path, precision: str) -> None:
+    """The processes of a run that are started apart may each have named it by their own clock, and
+    found their own precision on their own machines.
+
+    Raises:
+        UserError: they have.
+    """
+    folders, precisions = map(set, zip(*gathered((str(folder), precision)), strict=True))
+    if len(folders) > 1:
+        raise UserError(
+            f"The processes of this run are in folders of their own ({', '.join(sorted(folders))})."
+            " Give all of them one: hydra.run.dir=<folder>."
+        )
+    if len(precisions) > 1:
+        raise UserError(
+            f"trainer.precision=auto is {' and '.join(sorted(precisions))} on the machines of this "
+            "run. Give all of them one: trainer.precision=32-true or bf16-mixed."
+        )
 
 
 def leave() -> NoReturn:

@@ -28,12 +28,12 @@ from checkpoint import (
 )
 from cost import CostMonitor, anatomy, estimate
 from datamodule import SquadDataModule
-from devices import connected, gathered, is_first
+from devices import check_alike, connected, gathered, is_first
 from errors import UserError, first_line
 from hub import folder_of
 from identity import weights_fingerprint
 from lit_module import LitQuestionAnswering
-from logs import SHOWN, MetricsFile, SampleAnswers, answers_table
+from logs import SHOWN, MetricsFile, SampleAnswers, log_results
 from precision import device_name, frozen_dtype, precision_of
 from predictions import Prediction, scores
 from qa.kernels import onednn_is_faster
@@ -74,7 +74,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     checkpoint = RunCheckpoint(states, 60 * settings["checkpoint_minutes"], stop)
     trainer = build_trainer(settings, folder, step, [checkpoint, cost])
     with stop, connected(trainer):
-        _check_alike(folder, settings["trainer"]["precision"])
+        check_alike(folder, settings["trainer"]["precision"])
         data.deal(trainer.world_size, trainer.global_rank)
         place = place_of(settings, data.facts["test"]["fingerprint"], model_facts["fingerprint"])
         before, last, step = trainer.strategy.broadcast((kept(place), last, step))
@@ -129,7 +129,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         ),
     }
     wrong = [p for p in sorted(predictions, key=lambda p: p["id"]) if not p["exact_match"]]
-    _log_results(trainer, results, wrong[:SHOWN])
+    log_results(trainer, results, wrong[:SHOWN])
     made = [file for file in sorted(exported.rglob("*")) if file.is_file()]
     files = [folder / "predictions.jsonl", folder / "contexts.json", *made]
     record.finish(folder, results, files)
@@ -235,22 +235,6 @@ def build_trainer(
     return trainer
 
 
-def _check_alike(folder: Path, precision: str) -> None:
-    """The processes of a run that are started apart may each have named it by their own clock, and
-    found their own precision on their own machines."""
-    folders, precisions = map(set, zip(*gathered((str(folder), precision)), strict=True))
-    if len(folders) > 1:
-        raise UserError(
-            f"The processes of this run are in folders of their own ({', '.join(sorted(folders))})."
-            " Give all of them one: hydra.run.dir=<folder>."
-        )
-    if len(precisions) > 1:
-        raise UserError(
-            f"trainer.precision=auto is {' and '.join(sorted(precisions))} on the machines of this "
-            "run. Give all of them one: trainer.precision=32-true or bf16-mixed."
-        )
-
-
 def _test(
     trainer: L.Trainer, module: LitQuestionAnswering, data: SquadDataModule, file: Path
 ) -> list[Prediction]:
@@ -267,29 +251,6 @@ def _test(
     if len(loader):
         trainer.test(module, loader, verbose=False)
     return journal.predictions if journal else []
-
-
-def _log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Prediction]) -> None:
-    """Fill TensorBoard's HPARAMS tab, and show some `wrong` answers to the test questions."""
-    config = results["config"]
-    keys = ("mode", "lr", "rank", "seed", "mask_prompt")  # five: more are hidden at first
-    parameters = {key: config[key] for key in keys if config[key] is not None}
-    best = results["epochs"][results["best_epoch"] - 1]
-    metrics = {
-        "test/exact_match": results["test"]["exact_match"],
-        "test/f1": results["test"]["f1"],
-        "test/f1_before": results["before"]["f1"],
-        "best/validation_loss": best["validation_loss"],
-        "best/validation_f1": best["f1"],
-        "cost/train_seconds": results["cost"]["train_seconds"],
-        "cost/peak_memory_MB": max(results["cost"]["peak_memory_bytes"].values()) / 1e6,
-        "parameters/trainable": results["parameters"]["trainable"],
-    }
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(parameters, metrics)
-            logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
-            logger.finalize("success")
 
 
 def _quiet() -> None:

@@ -1,4 +1,4 @@
-"""What a run logs beside Lightning's TensorBoard scalars: metrics.csv, and answers as text."""
+"""What a run logs beside Lightning's scalars: metrics.csv, answers as text, and its results."""
 
 import csv
 import html
@@ -102,3 +102,26 @@ def answers_table(predictions: list[Prediction]) -> str:
 def _cell(text: str) -> str:
     text = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
+
+
+def log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Prediction]) -> None:
+    """Fill TensorBoard's HPARAMS tab, and show some `wrong` answers to the test questions."""
+    config = results["config"]
+    keys = ("mode", "lr", "rank", "seed", "mask_prompt")  # five: more are hidden at first
+    parameters = {key: config[key] for key in keys if config[key] is not None}
+    best = results["epochs"][results["best_epoch"] - 1]
+    metrics = {
+        "test/exact_match": results["test"]["exact_match"],
+        "test/f1": results["test"]["f1"],
+        "test/f1_before": results["before"]["f1"],
+        "best/validation_loss": best["validation_loss"],
+        "best/validation_f1": best["f1"],
+        "cost/train_seconds": results["cost"]["train_seconds"],
+        "cost/peak_memory_MB": max(results["cost"]["peak_memory_bytes"].values()) / 1e6,
+        "parameters/trainable": results["parameters"]["trainable"],
+    }
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(parameters, metrics)
+            logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
+            logger.finalize("success")

@@ -15,8 +15,9 @@ from typing import Any
 
 from errors import UserError, command
 from study import document, record
+from study.collect import collect
 from study.document import Section, Table
-from study.runs import Study, collect
+from study.runs import Study
 from study.sections import all_sections
 from study.verdict import Contrast, contrast
 from study.wording import METRICS

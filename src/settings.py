@@ -153,9 +153,8 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
 RESERVED = frozenset({
     "logger", "callbacks", "plugins", "default_root_dir", "num_sanity_val_steps",
     "enable_model_summary", "use_distributed_sampler", "enable_checkpointing", "barebones",
-    "fast_dev_run",
-    "overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches",
-    "limit_predict_batches", "val_check_interval", "check_val_every_n_epoch",
+    "fast_dev_run", "overfit_batches", "limit_train_batches", "limit_val_batches",
+    "limit_test_batches", "limit_predict_batches", "val_check_interval", "check_val_every_n_epoch",
     "reload_dataloaders_every_n_epochs", "max_steps", "max_time", "min_epochs", "min_steps",
 })  # fmt: skip
 GROUPS = ("mode", "model", "data", "trainer", "experiment")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import devices
 import experiment
 import precision
 from errors import UserError
@@ -55,7 +56,7 @@ def test_processes_that_are_not_alike_are_refused(
     def gathered(own: tuple[str, str]) -> list[tuple[str, str]]:
         return [own, (own[0] if others[0] == "here" else others[0], others[1])]
 
-    monkeypatch.setattr(experiment, "gathered", gathered)
+    monkeypatch.setattr(devices, "gathered", gathered)
     with pytest.raises(UserError, match=message):
         experiment.run(settings, tmp_path / "run")
 

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from study import elsewhere
+from study.collect import collect
 from study.document import Points, Table
-from study.runs import collect
 from study.verdict import contrast
 
 MakeRun = Callable[..., Path]

@@ -16,7 +16,7 @@ from strategies import any_json, examples, met, spoilt, texts
 
 import report
 from study import comparison, over_both
-from study.runs import collect
+from study.collect import collect
 
 RUNS = ("lora_1", "lora_2", "full_1", "full_2", "lora_3")
 FILES = (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from study import record
-from study.runs import collect
+from study.collect import collect
 
 
 def test_runs_that_differ_in_seed_and_places_alone_make_an_arm(
