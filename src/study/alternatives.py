@@ -2,10 +2,10 @@
 
 from statistics import fmean
 
-from study import comparison, over_both
 from study.checks import at
-from study.comparison import Array, Interval
+from study.comparison import Array, Interval, over_questions
 from study.document import Block, Section, Table
+from study.over_both import estimate
 from study.runs import Arm, Study
 from study.wording import METRICS, NONE, shown_interval, signed
 
@@ -50,8 +50,8 @@ def _difference(apart: Array, paragraphs: list[int]) -> str:
     """The mean of `apart` (seeds, questions), and its interval."""
     interval: Interval | None = None
     if len(apart) == 1:
-        interval = comparison.over_questions(apart, paragraphs).interval
-    elif found := over_both.joint(apart, paragraphs, margin=1.0):  # which the interval is not of
+        interval = over_questions(apart, paragraphs).interval
+    elif found := estimate(apart, paragraphs):
         interval = found.interval
     return f"{signed(float(apart.mean()))} {shown_interval(interval)}"
 

@@ -152,15 +152,18 @@ def _order(run: Run) -> tuple[Any, ...]:
 
 
 def _label(seeds: dict[int, Run], arms: Sequence[dict[int, Run]]) -> str:
-    """The mode, and what else tells these runs from others of the same mode."""
+    """The mode, the swept rate and rank, and what most others of the mode do not share."""
     own = next(iter(seeds.values()))
     peers = [run for other in arms if (run := next(iter(other.values()))).mode == own.mode]
-    keys = [
-        key
-        for key in own.config
-        if any(peer.config.get(key) != own.config[key] for peer in peers)
-        or (key == "mask_prompt" and not own.config[key])
-    ]
+
+    def tells(key: str) -> bool:
+        alike = sum(peer.config.get(key) == own.config[key] for peer in peers)
+        if key in ("lr", "rank"):
+            return alike < len(peers)
+        # All of a mode may leave prompts unmasked; then the other mode is what tells.
+        return 2 * alike <= len(peers) or (key == "mask_prompt" and not own.config[key])
+
+    keys = [key for key in own.config if tells(key)]
     name = {"lora": "LoRA", "full": "full"}[own.mode]
     parts = [name, *(_short(f"{key} {shown(own.config[key])}", LONGEST) for key in keys)]
     return _short(", ".join(parts), LONGEST_LABEL)

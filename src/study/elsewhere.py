@@ -11,7 +11,7 @@ import numpy as np
 from study.checks import odd
 from study.comparison import mean_over_seeds, over_questions
 from study.document import Block, Points, Section, Table, Text
-from study.over_both import joint
+from study.over_both import estimate
 from study.runs import Arm, Study
 from study.verdict import Contrast
 from study.wording import METRICS, NONE, counted, shown_interval, signed, spread
@@ -122,7 +122,7 @@ def _gap(name: str, lora: dict[int, Evaluation], full: dict[int, Evaluation]) ->
             for s in seeds
         ])  # fmt: skip
         mean, _, interval = mean_over_seeds(list(apart.mean(axis=1)))
-        both = joint(apart, paragraphs, margin=1.0)
+        both = estimate(apart, paragraphs)
         rows.append([
             f"{name}, {shown}", str(len(seeds)), signed(mean), shown_interval(interval),
             shown_interval(over_questions(apart, paragraphs).interval),

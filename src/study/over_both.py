@@ -48,8 +48,26 @@ class Components:
         )
 
 
-def joint(differences: Array, paragraphs: Sequence[Hashable], margin: float) -> Joint | None:
-    """Compare by `differences` (seeds, questions), both seeds and paragraphs taken as drawn.
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The mean difference, its standard error and degrees of freedom, and what they come from."""
+
+    mean: float
+    error: float
+    degrees_of_freedom: float
+    components: Components
+    seeds: int
+    paragraphs: int
+
+    @property
+    def interval(self) -> Interval:
+        """Of the mean, by the t distribution."""
+        half = float(stats.t.ppf((1 + LEVEL) / 2, self.degrees_of_freedom)) * self.error
+        return self.mean - half, self.mean + half
+
+
+def estimate(differences: Array, paragraphs: Sequence[Hashable]) -> Estimate | None:
+    """Of `differences` (seeds, questions), both seeds and paragraphs taken as drawn.
 
     A two-way analysis of variance without replication, its degrees of freedom by Satterthwaite
     (as in the comparison of readers over cases: Hillis 2007). None with one seed or paragraph, or
@@ -62,28 +80,35 @@ def joint(differences: Array, paragraphs: Sequence[Hashable], margin: float) -> 
     mean = float(differences.mean())
     # Each paragraph's part in the mean, paragraphs being of unlike size: (seeds, paragraphs)
     parts = mean + (sums - mean * counts) * places / counts.sum()
-    squares = mean_squares(parts)
-    error, freedom = (float(value) for value in standard_error(*squares, seeds, places))
+    of_seeds, of_places, rest = mean_squares(parts)
+    error, freedom = (float(v) for v in standard_error(of_seeds, of_places, rest, seeds, places))
     if error < 1e-9:
         return None
-    of_seeds, of_places, rest = squares
     components = Components(
         max(0.0, (of_seeds - rest) / places), max(0.0, (of_places - rest) / seeds), rest
     )
+    return Estimate(mean, error, freedom, components, seeds, places)
+
+
+def joint(differences: Array, paragraphs: Sequence[Hashable], margin: float) -> Joint | None:
+    """Compare by `differences` (seeds, questions); None where there is no estimate."""
+    found = estimate(differences, paragraphs)
+    if found is None:
+        return None
+    components, places = found.components, found.paragraphs
 
     def spread(n: int) -> tuple[float, float]:
         error, freedom = standard_error(*components.expected(n, places), n, places)
         return float(error), float(freedom)
 
-    t = stats.t(freedom)
-    half = float(t.ppf((1 + LEVEL) / 2)) * error
+    mean, error, freedom = found.mean, found.error, found.degrees_of_freedom
     return Joint(
         mean,
-        (mean - half, mean + half),
-        float(2 * t.sf(abs(mean) / error)),
+        found.interval,
+        float(2 * stats.t.sf(abs(mean) / error, freedom)),
         equivalence(mean, error, freedom, margin),
         freedom,
-        {n: coverage(components, n, places) for n in sorted({3, 6, 10, seeds})},
+        {n: coverage(components, n, places) for n in sorted({3, 6, 10, found.seeds})},
         seeds_needed(margin, spread),
     )
 

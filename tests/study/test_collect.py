@@ -50,6 +50,18 @@ def test_arms_of_a_mode_are_told_apart_by_what_differs(make_run: Any, tmp_path: 
     assert best.label == "LoRA, lr 0.001, rank 16"
 
 
+def test_a_label_leaves_out_what_most_of_its_mode_share(make_run: Any, tmp_path: Path) -> None:
+    def of(key: str, value: Any) -> Any:
+        return lambda record: record["config"].__setitem__(key, value)
+
+    make_run("lora", 1, name="base")
+    make_run("lora", 1, change=of("max_length", 256), name="shorter")
+    make_run("lora", 1, change=of("mask_prompt", False), name="open")
+    assert {arm.label for arm in collect([tmp_path]).arms} == {
+        "LoRA", "LoRA, mask_prompt False", "LoRA, max_length 256",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("place", "value", "word"),
     [
