@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from study import record
 from study.checks import at
 
-# What may differ between the runs of one arm.
-WITHIN_ARM = record.PLACES | {"seed", "lora.r", "lr_by_mode.lora", "lr_by_mode.full"}
+# What may differ between the runs of one arm: what another key holds too is not told twice.
+WITHIN_ARM = record.PLACES | {
+    "seed", "lora.r", "lr_by_mode.lora", "lr_by_mode.full", "model.target_modules"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

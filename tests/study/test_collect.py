@@ -62,6 +62,22 @@ def test_a_label_leaves_out_what_most_of_its_mode_share(make_run: Any, tmp_path:
     }  # fmt: skip
 
 
+def test_layers_are_named_once_and_only_where_they_matter(make_run: Any, tmp_path: Path) -> None:
+    def all_linear(record: Any) -> None:
+        record["config"]["model"]["target_modules"] = "all-linear"
+        if record["config"]["lora"]:
+            record["config"]["lora"]["target_modules"] = "all-linear"
+
+    for mode in ("lora", "full"):
+        make_run(mode, 1, name=mode)
+        make_run(mode, 2, name=f"{mode} on all", change=all_linear)
+    assert {arm.label: list(arm.runs) for arm in collect([tmp_path]).arms} == {
+        "LoRA, lora.target_modules ['c_attn']": [1],
+        "LoRA, lora.target_modules all-linear": [2],
+        "full": [1, 2],
+    }
+
+
 @pytest.mark.parametrize(
     ("place", "value", "word"),
     [
