@@ -43,7 +43,7 @@ from study import record
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}
 PRECISIONS = "32-true", "bf16-mixed", "16-mixed"
-SKIPPED, MEASURED = 3, 12  # steps before training: not counted, and counted
+SKIPPED, MEASURED = 10, 40  # steps before training: not counted (new lengths are slow), and counted
 LEAST = 0.9  # of the run's minutes: a machine whose load has lessened would give it too few steps
 
 
