@@ -106,12 +106,12 @@ def _alike(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     kept, left_out = [], []
     for run in runs:
         unlike = [
-            f"another {name} ({value}, not {wanted})"
+            f"{name} {value}, not {wanted}"
             for (name, value), wanted in zip(run.comparable.items(), common, strict=True)
             if value != wanted
         ]
         if unlike:
-            left_out.append(f"{run.folder}: {', '.join(unlike)} than the {count} runs shown")
+            left_out.append(f"{run.folder}: {'; '.join(unlike)} as the {count} runs shown")
         else:
             kept.append(run)
     return kept, left_out

@@ -41,7 +41,8 @@ def cost(study: Study) -> Section:
         Table(head, rows,
               f"Means over seeds. Peak memory: {how}. Seconds a step: the median without the "
               "first step and without validation. The whole run has the tests before and after in "
-              "it; the first run of a study alone has to score the model before fine-tuning. "
+              "it, and of one that was interrupted what came since its last start; the first run "
+              "of a study alone has to score the model before fine-tuning. "
               "Tokens: of prompts and answers, a shared context counted for each question. On "
               "disk: the weights that a run leaves to be used."),
         Table(["MB", *names, "peak"],
