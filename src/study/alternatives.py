@@ -30,13 +30,13 @@ def _held_against(best: Arm, arms: list[Arm]) -> Table | None:
                 arm.label,
                 str(len(seeds)),
                 *(_difference(best.minus(arm, metric), paragraphs) for metric in METRICS),
-                _times(best, arm, "cost.seconds_per_batch"),
+                _times(best, arm, "cost.train_seconds"),
                 _times(best, arm, "cost.peak_memory_bytes.train"),
             ])  # fmt: skip
     if not rows:
         return None
     return Table(
-        [f"{best.label}, minus", "seeds", *METRICS.values(), "seconds a batch", "train peak"],
+        [f"{best.label}, minus", "seeds", *METRICS.values(), "training time", "train peak"],
         rows,
         f"What {best.label}, chosen by validation F1, gains on the test questions over each other, "
         "paired by seed and question: percentage points, with the 95 % interval over seeds and "

@@ -44,7 +44,7 @@ def _folders(places: Iterable[Path]) -> list[Path]:
 def _never_begun(places: Iterable[Path]) -> list[str]:
     """The runs that a sweep was to make, and of which there is no folder."""
     missing = []
-    for file in sorted(file for place in places for file in place.rglob(record.PLAN)):
+    for file in sorted({file for place in places for file in place.rglob(record.PLAN)}):
         try:
             names = json.loads(file.read_text(encoding="utf-8"))["runs"]
             if not isinstance(names, list):
@@ -53,9 +53,9 @@ def _never_begun(places: Iterable[Path]) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             missing.append(f"{file}: it can't be read ({type(error).__name__})")
             continue
-        there = Counter(
-            re.sub(r"-\d+$", "", folder.parent.name) for folder in file.parent.glob("*/status.json")
-        )
+        folders = [status.parent.name for status in file.parent.glob("*/status.json")]
+        # A number behind its name tells a run from one of the same name.
+        there = Counter(name if name in planned else re.sub(r"-\d+$", "", name) for name in folders)
         missing += [
             f"{file.parent / name}: it was planned, but never began"
             for name, count in (planned - there).items()

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from study import figures, theory
 from study.document import Block, Figure, Points, Section, Table, Text
-from study.runs import Arm, Run, Study
+from study.runs import Arm, Study
 from study.verdict import Contrast
 from study.wording import MB, NONE, mean_of
 
@@ -34,7 +34,7 @@ def cost(study: Study) -> Section:
         ]
         for arm in study.arms
     ]
-    parts = {arm.label: memory_parts(arm.any) for arm in study.arms}
+    parts = {arm.label: memory_parts(arm) for arm in study.arms}
     names = list(next(iter(parts.values())))
     how = study.arms[0].any.results["cost"]["peak_memory_is"]
     return Section("Ablation: memory, time, size", [
@@ -48,7 +48,7 @@ def cost(study: Study) -> Section:
         Table(["MB", *names, "peak"],
               [[label, *(f"{size:,.1f}" for size in own.values()), f"{sum(own.values()):,.1f}"]
                for label, own in parts.items()],
-              "What the measured peak in training consists of, in the first seed's run. "
+              "What the measured peak in training consists of, means over seeds. "
               "Activations: the tensors that autograd saves for the backward pass of the largest "
               "of the first batches, copies of weights in lower precision among them. The rest is "
               "what these do not explain: temporary tensors, the data, the allocator's spare; "
@@ -57,18 +57,16 @@ def cost(study: Study) -> Section:
     ])  # fmt: skip
 
 
-def memory_parts(run: Run) -> dict[str, float]:
-    """The peak in training, in MB, by what it holds; the sum is the peak."""
-    own = run.results["cost"]
-    step = own["step"]
+def memory_parts(arm: Arm) -> dict[str, float]:
+    """The peak in training, in MB, by what it holds, means over seeds; the sum is the peak."""
     known = {
-        "imports": own["imports_bytes"],
-        "weights": step["weights_bytes"],
-        "gradients": step["gradients_bytes"],
-        "optimizer state": step["optimizer_bytes"],
-        "activations": step["activations_bytes"],
+        "imports": fmean(arm.values("cost", "imports_bytes")),
+        "weights": fmean(arm.values("cost", "step", "weights_bytes")),
+        "gradients": fmean(arm.values("cost", "step", "gradients_bytes")),
+        "optimizer state": fmean(arm.values("cost", "step", "optimizer_bytes")),
+        "activations": fmean(arm.values("cost", "step", "activations_bytes")),
     }
-    rest = own["peak_memory_bytes"]["train"] - sum(known.values())
+    rest = fmean(arm.values("cost", "peak_memory_bytes", "train")) - sum(known.values())
     return {name: size / MB for name, size in (known | {"rest": rest}).items()}
 
 

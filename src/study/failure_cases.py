@@ -76,7 +76,7 @@ def failure_cases(study: Study, found: Contrast | None) -> Section:
                figures.calibration({k: bins for k, (bins, _) in calibrated.items()}, colours),
                "How often an answer is right, by the probability that the model gave it "
                "(tenths); on the dotted line it is as sure as it is right."),
-        Text(f"The expected calibration error: {errors}."),
+        Text(f"The expected calibration error, over the answers of all seeds together: {errors}."),
         *_coverage(runs, colours),
     ]  # fmt: skip
     return Section("Failure cases", blocks)

@@ -145,8 +145,9 @@ def swept(study: Study) -> Section | None:
                 f"by_{key}", figures.sweep(moving, key, title),
                 f"F1 on the validation questions by {title}: means over seeds, 95 % t intervals.",
             ))  # fmt: skip
-        for mode, values in by_mode.items():
+        for mode in by_mode:
             best = study.best(mode)
+            values = {a.any.config[key] for a in arms if best and _apart_in(key, a, best)}
             if best and len(values) > 1:
                 chosen = best.any.config[key]
                 edge = (
@@ -159,6 +160,13 @@ def swept(study: Study) -> Section | None:
                     f"mode={mode}: the best {title} on validation is {chosen:g} of {tried}{edge}"
                 ))  # fmt: skip
     return Section("Rank and learning rate", blocks) if blocks else None
+
+
+def _apart_in(key: str, arm: Arm, best: Arm) -> bool:
+    """Whether `arm` was chosen among with `best`, and has its configuration but for `key`."""
+    own, others = dict(arm.any.config), dict(best.any.config)
+    own[key] = others[key] = None
+    return arm.mode == best.mode and own == others and len(arm.runs) == len(best.runs)
 
 
 def provenance(study: Study, command: str) -> Section:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from study import comparison, figures, over_both
-from study.comparison import Discordant, Interval, OverQuestions, OverSeeds
+from study.comparison import MOST_SEEDS, Discordant, Interval, OverQuestions, OverSeeds
 from study.document import Block, Figure, Points, Section, Table, Text
 from study.over_both import Joint
 from study.runs import Arm, Study, shown
@@ -100,8 +100,8 @@ def in_words(study: Study, found: Contrast | None) -> list[str]:
         f"{found.lora.label} is held against {found.full.label} over "
         f"{counted(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))}) and "
         f"{len(found.lora.any.predictions):,} test questions. Where a mode has several "
-        "configurations, the one with the best validation F1 was taken, among those with the "
-        "most seeds."
+        "configurations, the one with the best validation F1 was taken, among those with "
+        "masked prompts that have the most seeds."
     ]
     sentences += _unlike(found)
     for metric, name in METRICS.items():
@@ -181,10 +181,10 @@ def _verdict(found: Contrast, metric: str, name: str, joint: Joint) -> str:
     paragraphs = found.over_questions[metric].paragraphs
     more = (
         f"about {counted(joint.seeds_needed, 'seed')} would find a difference of {margin:g} with "
-        "a power of 80 %"
+        "a power of 80 %, not adjusted"
         if joint.seeds_needed is not None
-        else f"no number of seeds would find a difference of {margin:g} with a power of 80 %: it "
-        "takes more paragraphs"
+        else f"not even {MOST_SEEDS:,} seeds would find a difference of {margin:g} with a power of "
+        "80 %: more paragraphs would help"
     )
     return (
         f"{lead} Neither a difference ({p_with(p)} after Holm) nor equivalence within "
@@ -222,7 +222,7 @@ def significance(found: Contrast | None) -> Section | None:
                 name, signed(j.mean), shown_interval(j.interval), both(metric, "joint", j.p),
                 both(metric, "joint equivalence", j.p_equivalent), f"{j.degrees_of_freedom:.1f}",
                 ", ".join(f"{100 * c:.1f} % with {n}" for n, c in j.coverage.items()),
-                "no number" if j.seeds_needed is None else str(j.seeds_needed),
+                f"over {MOST_SEEDS:,}" if j.seeds_needed is None else str(j.seeds_needed),
             ])  # fmt: skip
     each = [
         [f"seed {seed}", *(signed(found.over_seeds[m].differences[n]) for m in METRICS)]

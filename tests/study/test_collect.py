@@ -209,6 +209,16 @@ def test_what_a_sweep_never_began_is_named(make_run: Any, tmp_path: Path) -> Non
     assert found == [f"{place / n}: it was planned, but never began" for n in ("lora_1", "full_1")]
 
 
+def test_a_name_that_ends_in_a_number_is_not_taken_for_a_second_run(
+    make_run: Any, tmp_path: Path
+) -> None:
+    make_run("lora", 1, name="mine-1")
+    make_run("full", 1, name="mine-2")
+    plan = {"runs": ["mine-1", "mine-2"]}
+    (tmp_path / "study" / "sweep.json").write_text(json.dumps(plan))
+    assert collect([tmp_path, tmp_path / "study"]).left_out == []
+
+
 def test_lines_end_at_newlines_only(make_run: Any, tmp_path: Path) -> None:
     folder = make_run("lora", 1)
     file = folder / "predictions.jsonl"

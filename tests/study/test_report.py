@@ -260,7 +260,7 @@ def test_the_best_of_a_mode_is_held_against_its_other_configurations(
     def better(record: dict[str, Any]) -> None:
         record["config"]["rank"] = 32
         record["epochs"][1]["f1"] = 60.0
-        record["cost"]["seconds_per_batch"] *= 3
+        record["cost"]["train_seconds"] *= 3
 
     for seed in range(1, seeds + 1):
         make_run("lora", seed, share=0.3)
@@ -294,8 +294,15 @@ def test_a_grid_shows_its_curves_and_says_where_the_best_lies(
 
         for mode in ("lora", "full"):
             make_run(mode, 1, change=change, name=f"{mode}{place}")
+
+    def unlike(record: dict[str, Any]) -> None:  # not of the grid, since its batches differ too
+        record["config"] |= {"lr": 1e-2, "batch_size": 64}
+
+    make_run("lora", 1, change=unlike, name="unlike")
     text, _, _ = made(tmp_path)
-    assert "mode=lora: the best learning rate on validation is 0.001" in text
+    assert (
+        "mode=lora: the best learning rate on validation is 0.001 of 1e-05, 0.0001, 0.001;" in text
+    )
     assert text.count("it lies at the edge of the grid") == 1
     assert (tmp_path / "out" / "figures" / "by_lr.svg").is_file()
 
