@@ -1,5 +1,6 @@
 """LoRA held against full fine-tuning: what differs, and what may be said of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from study import comparison, figures, over_both
@@ -142,7 +143,21 @@ def _unlike(found: Contrast) -> list[str]:
             "Beware: the two were not trained on the same questions (seeds "
             f"{', '.join(map(str, drawn))})."
         )
+    if apart := [
+        what
+        for what in ("machine", "cores", "packages", "commit")
+        if _met(lora, found.seeds, what) != _met(full, found.seeds, what)
+    ]:
+        sentences.append(
+            f"Beware: the two did not run under the same conditions ({', '.join(apart)}; see "
+            "Provenance): their times are not to be compared, and scores may differ a little by it."
+        )
     return sentences
+
+
+def _met(arm: Arm, seeds: Sequence[int], what: str) -> set[str]:
+    """The values of `what` in the environments of these runs."""
+    return {str(arm.runs[seed].results["environment"][what]) for seed in seeds}
 
 
 def _alone(found: Contrast, metric: str, name: str) -> str:

@@ -141,6 +141,17 @@ def test_what_differs_besides_the_mode_is_said(make_run: Any, tmp_path: Path) ->
     assert "were not trained on the same questions (seeds 1, 2)" in text
 
 
+def test_modes_that_ran_elsewhere_are_told(make_run: Any, tmp_path: Path) -> None:
+    def elsewhere(record: dict[str, Any]) -> None:
+        record["environment"] |= {"cores": 64, "packages": {"torch": "2.0.0"}}
+
+    for seed in (1, 2):
+        make_run("lora", seed, change=elsewhere)
+        make_run("full", seed)
+    text, _, _ = made(tmp_path)
+    assert "did not run under the same conditions (cores, packages;" in text
+
+
 def test_a_validation_loss_that_rises_is_told_for_each_mode(make_run: Any, tmp_path: Path) -> None:
     def rise(record: dict[str, Any]) -> None:
         record["epochs"][1]["validation_loss"] = 9.0
