@@ -16,10 +16,10 @@ from typing import Any
 from errors import UserError, command
 from study import document, record
 from study.collect import collect
+from study.contrast import Contrast, contrast
 from study.document import Section, Table
 from study.runs import Study
 from study.sections import all_sections
-from study.verdict import Contrast, contrast
 from study.wording import METRICS
 
 TITLE = "LoRA against full fine-tuning"

@@ -86,7 +86,9 @@ def over_seeds(differences: Sequence[float], margin: float) -> OverSeeds:
 
 
 def sign_flip(d: Array) -> float:
-    """The share of all ways to flip the signs of `d` whose mean is as far from zero; two-sided."""
+    """The share of all ways to flip the signs of `d` whose mean is as far from zero; two-sided.
+
+    Of more than 14 seeds, not all ways but as many drawn ones as 14 seeds have."""
     if not d.any():
         return 1.0
     test = stats.permutation_test(

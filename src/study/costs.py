@@ -5,9 +5,9 @@ from collections.abc import Callable
 from statistics import fmean
 
 from study import figures, theory
+from study.contrast import Contrast
 from study.document import Block, Figure, Points, Section, Table, Text
 from study.runs import Arm, Study
-from study.verdict import Contrast
 from study.wording import MB, NONE, mean_of
 
 RECIPE = (
@@ -59,14 +59,18 @@ def cost(study: Study) -> Section:
 
 def memory_parts(arm: Arm) -> dict[str, float]:
     """The peak in training, in MB, by what it holds, means over seeds; the sum is the peak."""
+
+    def mean(*path: str) -> float:
+        return fmean(arm.values("cost", *path))
+
     known = {
-        "imports": fmean(arm.values("cost", "imports_bytes")),
-        "weights": fmean(arm.values("cost", "step", "weights_bytes")),
-        "gradients": fmean(arm.values("cost", "step", "gradients_bytes")),
-        "optimizer state": fmean(arm.values("cost", "step", "optimizer_bytes")),
-        "activations": fmean(arm.values("cost", "step", "activations_bytes")),
+        "imports": mean("imports_bytes"),
+        "weights": mean("step", "weights_bytes"),
+        "gradients": mean("step", "gradients_bytes"),
+        "optimizer state": mean("step", "optimizer_bytes"),
+        "activations": mean("step", "activations_bytes"),
     }
-    rest = fmean(arm.values("cost", "peak_memory_bytes", "train")) - sum(known.values())
+    rest = mean("peak_memory_bytes", "train") - sum(known.values())
     return {name: size / MB for name, size in (known | {"rest": rest}).items()}
 
 
@@ -84,7 +88,8 @@ def recipe(study: Study, found: Contrast | None) -> Section:
         rows.append([key, *(NONE if value is None else str(value) for value in values)])
     tried = Counter(arm.mode for arm in study.arms if arm.any.config["mask_prompt"])
     evidence = [
-        f"mode={mode}: {count} configurations were run; the best on validation was taken."
+        f"mode={mode}: {count} configurations were run; of those with the most seeds "
+        "the best on validation was taken."
         if count > 1
         else f"mode={mode}: one configuration was run. Nothing here says that it is the best one."
         for mode, count in tried.items()

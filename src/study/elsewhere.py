@@ -10,10 +10,10 @@ import numpy as np
 
 from study.checks import odd
 from study.comparison import mean_over_seeds, over_questions
+from study.contrast import Contrast
 from study.document import Block, Points, Section, Table, Text
 from study.over_both import estimate
 from study.runs import Arm, Study
-from study.verdict import Contrast
 from study.wording import METRICS, NONE, counted, shown_interval, signed, spread
 
 OWN = "own test set"

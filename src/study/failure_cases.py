@@ -7,9 +7,9 @@ from typing import Any
 
 from qa.spans import spans
 from study import failures, figures
+from study.contrast import Contrast
 from study.document import Block, Example, Figure, Section, Table, Text
 from study.runs import Arm, Study
-from study.verdict import Contrast
 
 EXAMPLES = 2  # of each class of failures
 COVERAGES = (5, 10, 15, 20)  # twentieths that the table shows

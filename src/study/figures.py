@@ -168,11 +168,11 @@ def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
         ]
         axis.plot(
             [x for x, _ in points], [m for m, _, _ in means], style, marker="o", markersize=4,
-            color=OF_MODE.get(mode, GREY), label=name,
+            color=OF_MODE[mode], label=name,
         )  # fmt: skip
         for (x, _), (_, _, interval) in zip(points, means, strict=True):
             if interval is not None:
-                axis.plot([x, x], interval, color=OF_MODE.get(mode, GREY), linewidth=1)
+                axis.plot([x, x], interval, color=OF_MODE[mode], linewidth=1)
     axis.set_xscale("log")
     values = sorted({x for points in lines.values() for x, _ in points})
     axis.set_xticks(values, [f"{x:g}" for x in values])
@@ -189,7 +189,7 @@ def colours(arms: Sequence[Arm]) -> dict[str, str]:
 
 
 def _colour(arm: Arm) -> str:
-    return OF_MODE.get(arm.mode, GREY)
+    return OF_MODE[arm.mode]
 
 
 def _styled(arms: Sequence[Arm]) -> list[tuple[Arm, str]]:

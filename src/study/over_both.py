@@ -70,8 +70,7 @@ def estimate(differences: Array, paragraphs: Sequence[Hashable]) -> Estimate | N
     """Of `differences` (seeds, questions), both seeds and paragraphs taken as drawn.
 
     A two-way analysis of variance without replication, its degrees of freedom by Satterthwaite
-    (as in the comparison of readers over cases: Hillis 2007). None with one seed or paragraph, or
-    where nothing varies.
+    (1946). None with one seed or paragraph, or where nothing varies.
     """
     sums, counts = by_paragraph(differences, paragraphs)
     seeds, places = sums.shape

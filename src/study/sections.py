@@ -4,12 +4,14 @@ from statistics import fmean
 
 from study import figures
 from study.alternatives import alternatives
+from study.contrast import Contrast
 from study.costs import cost, efficiency, recipe
 from study.document import Block, Code, Figure, Points, Section, Table, Text
 from study.elsewhere import elsewhere
 from study.failure_cases import failure_cases
 from study.runs import Arm, Study, shown
-from study.verdict import Contrast, conclusion, significance
+from study.significance import significance
+from study.verdict import conclusion
 from study.wording import METRICS, spread
 
 
@@ -139,16 +141,15 @@ def swept(study: Study) -> Section | None:
         by_mode = {
             mode: {a.any.config[key] for a in arms if a.mode == mode} for mode in ("lora", "full")
         }
-        moving = [arm for arm in arms if len(by_mode.get(arm.mode, ())) > 1]
+        moving = [arm for arm in arms if len(by_mode[arm.mode]) > 1]
         if moving:
             blocks.append(Figure(
                 f"by_{key}", figures.sweep(moving, key, title),
                 f"F1 on the validation questions by {title}: means over seeds, 95 % t intervals.",
             ))  # fmt: skip
-        for mode in by_mode:
-            best = study.best(mode)
-            values = {a.any.config[key] for a in arms if best and _apart_in(key, a, best)}
-            if best and len(values) > 1:
+        for best in filter(None, map(study.best, by_mode)):
+            values = {arm.any.config[key] for arm in arms if _apart_in(key, arm, best)}
+            if len(values) > 1:
                 chosen = best.any.config[key]
                 edge = (
                     "; it lies at the edge of the grid, so a better one may lie beyond."
@@ -157,7 +158,8 @@ def swept(study: Study) -> Section | None:
                 )
                 tried = ", ".join(f"{v:g}" for v in sorted(values))
                 blocks.append(Text(
-                    f"mode={mode}: the best {title} on validation is {chosen:g} of {tried}{edge}"
+                    f"mode={best.mode}: the best {title} on validation is {chosen:g} of "
+                    f"{tried}{edge}"
                 ))  # fmt: skip
     return Section("Rank and learning rate", blocks) if blocks else None
 

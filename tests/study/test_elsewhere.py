@@ -9,8 +9,8 @@ from typing import Any
 
 from study import elsewhere
 from study.collect import collect
+from study.contrast import contrast
 from study.document import Points, Table
-from study.verdict import contrast
 
 MakeRun = Callable[..., Path]
 
