@@ -180,6 +180,24 @@ def test_a_draw_by_paragraph_takes_whole_paragraphs_but_for_one(
         assert [drawn[name] for name in NAMES[1:]] == [everything[name] for name in NAMES[1:]]
 
 
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("size", [1, 4, 9, 30])
+def test_what_is_held_out_is_drawn_by_paragraph_whatever_training_is(
+    name: str, size: int, squad_file: SquadWriter, tmp_path: Path
+) -> None:
+    path = squad_file(tmp_path / "all.json", 40, 3, 4)
+    splits = splits_of(path, tmp_path, validation_articles=0.3)
+    whole = Counter(question.context for question in splits.read()[0][name])
+    for draw_by in ("question", "paragraph"):
+        sized = replace(splits, draw_by=draw_by, **{f"{name}_size": size})
+        drawn = Counter(question.context for question in sized.read()[0][name])
+        assert drawn.total() == size
+        assert sum(drawn[context] < whole[context] for context in drawn) == (size % 4 > 0)
+        others = [replace(sized, seed=1), replace(sized, **{f"{name}_size": size + 4})]
+        same, larger = (set(ids(other.read()[0][name])) for other in others)
+        assert set(ids(sized.read()[0][name])) == same < larger
+
+
 def test_a_draw_by_paragraph_depends_on_the_seed_alone(one_file: Splits) -> None:
     splits = replace(one_file, draw_by="paragraph", train_size=10)
     draws = [ids(replace(splits, seed=seed).read()[0]["train"]) for seed in (0, 1, 2, 0)]

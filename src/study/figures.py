@@ -32,7 +32,9 @@ matplotlib.rcParams.update(STYLE)
 
 
 def dynamics(arms: Sequence[Arm]) -> str:
-    """Losses, and validation EM and F1, by epoch: mean over seeds, and the range of the seeds."""
+    """Losses, and validation EM and F1, by epoch: mean over seeds, and the range of the seeds.
+
+    A mode has at most as many arms here as there are LINES, which tell them apart."""
     figure, axes = _new(2, 2, width=8, height=6)
     panels = (
         ("Training loss, nats a token", "train_loss"),
@@ -199,7 +201,7 @@ def _styled(arms: Sequence[Arm]) -> list[tuple[Arm, str]]:
     for arm in arms:
         number = seen.get(arm.mode, 0)
         seen[arm.mode] = number + 1
-        styled.append((arm, LINES[number % len(LINES)]))
+        styled.append((arm, LINES[number]))
     return styled
 
 

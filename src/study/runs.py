@@ -140,6 +140,15 @@ class Study:
         fit = [arm for arm in own if len(arm.runs) == most]
         return max(fit, key=lambda arm: arm.validation_f1, default=None)
 
+    def leading(self, most: int) -> list[Arm]:
+        """Of each mode the arms with the most seeds, of equals with the best validation F1; not
+        more than `most` of it, in the order that they have in the study."""
+        ranked = sorted(self.arms, key=lambda arm: (-len(arm.runs), -arm.validation_f1))
+        chosen = {
+            mode: [arm for arm in ranked if arm.mode == mode][:most] for mode in ("lora", "full")
+        }
+        return [arm for arm in self.arms if arm in chosen[arm.mode]]
+
 
 def shown(value: Any) -> str:
     """A value of a configuration, as a person would write it."""

@@ -98,15 +98,19 @@ def dynamics(study: Study) -> Section:
         for arm in study.arms
         for rising, falling in (_after_the_best(arm),)
     ]
+    most = len(figures.LINES)
+    drawn = study.leading(most)
     return Section("Dynamics", [
         Table(
             ["", "train loss", "validation loss", "validation EM, %", "validation F1, %", "scored"],
             rows,
             "Means over seeds. Scored: in how many runs this epoch had the highest validation F1.",
         ),
-        Figure("dynamics", figures.dynamics(study.arms),
+        Figure("dynamics", figures.dynamics(drawn),
                "Losses, validation EM and F1 by epoch: means over seeds, the range of the seeds "
-               "shaded."),
+               "shaded." + (
+                   f" Of each mode the {most} configurations with the most seeds and the highest "
+                   "validation F1." if len(drawn) < len(study.arms) else "")),
         Points(trends),
         Text(
             "A validation loss that rises while the training loss falls is where a mode learns "

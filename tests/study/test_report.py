@@ -100,6 +100,30 @@ def test_a_new_report_takes_away_the_pictures_of_the_old_one_alone(
     assert own.read_text() == "<svg/>"
 
 
+def test_the_plot_of_the_epochs_has_as_many_lines_as_can_be_told_apart(
+    make_run: Any, tmp_path: Path
+) -> None:
+    def at(lr: float) -> Any:
+        def change(record: dict[str, Any]) -> None:
+            record["config"]["lr"] = lr
+            for epoch in record["epochs"]:
+                epoch["f1"] = 1000 * lr
+
+        return change
+
+    make_run("full", 1)
+    for number in range(1, 7):
+        make_run("lora", 1, change=at(number / 1000), name=f"lora_{number}")
+        if number < 6:
+            assert ("Of each mode the 4" in made(tmp_path)[0]) == (number > 4)
+    make_run("lora", 2, change=at(0.001), name="lora_1_2")  # two seeds go before a better F1
+    text, _, _ = made(tmp_path)
+    picture = (tmp_path / "out" / "figures" / "dynamics.svg").read_text()
+    for number in range(1, 7):
+        assert f"LoRA, lr {number / 1000:g}, epoch 1" in text
+        assert (f"LoRA, lr {number / 1000:g}<" in picture) == (number in (1, 4, 5, 6))
+
+
 class Tags(HTMLParser):
     """Which elements there are, and what they load."""
 
