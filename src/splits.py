@@ -26,8 +26,8 @@ class Splits:
     `path`, or else a third part of the articles; a data set in the hub's layout tests on its
     'validation' split.
     `seed` draws the training subset, question by question or (`draw_by` 'paragraph') all questions
-    of a paragraph together; `split_seed` draws everything else, of validation and test always all
-    questions of a paragraph together. A size of None takes all.
+    of a paragraph together; `split_seed` draws everything else, all questions of a
+    paragraph together but for validation from the pool of 'question'. A size of None takes all.
     """
 
     path: str | Sequence[str]

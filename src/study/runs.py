@@ -109,6 +109,11 @@ class Arm:
         """The mean over seeds, by which the best arm of a mode is chosen."""
         return statistics.fmean(run.best["f1"] for run in self.runs.values())
 
+    @property
+    def standing(self) -> tuple[int, float]:
+        """What is higher for the arm to take: more seeds; of equals, the better validation F1."""
+        return len(self.runs), self.validation_f1
+
     def shared_seeds(self, other: "Arm") -> list[int]:
         """The seeds that both have."""
         return sorted(self.runs.keys() & other.runs.keys())
@@ -136,14 +141,11 @@ class Study:
         """The arm of a mode with the best F1 on the validation questions, among those with masked
         prompts that have the most seeds."""
         own = [arm for arm in self.arms if arm.mode == mode and arm.any.config["mask_prompt"]]
-        most = max((len(arm.runs) for arm in own), default=0)
-        fit = [arm for arm in own if len(arm.runs) == most]
-        return max(fit, key=lambda arm: arm.validation_f1, default=None)
+        return max(own, key=lambda arm: arm.standing, default=None)
 
     def leading(self, most: int) -> list[Arm]:
-        """Of each mode the arms with the most seeds, of equals with the best validation F1; not
-        more than `most` of it, in the order that they have in the study."""
-        ranked = sorted(self.arms, key=lambda arm: (-len(arm.runs), -arm.validation_f1))
+        """At most so many arms of each mode, those of the highest standing, in their order."""
+        ranked = sorted(self.arms, key=lambda arm: arm.standing, reverse=True)
         chosen = {
             mode: [arm for arm in ranked if arm.mode == mode][:most] for mode in ("lora", "full")
         }

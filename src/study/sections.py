@@ -109,8 +109,8 @@ def dynamics(study: Study) -> Section:
         Figure("dynamics", figures.dynamics(drawn),
                "Losses, validation EM and F1 by epoch: means over seeds, the range of the seeds "
                "shaded." + (
-                   f" Of each mode the {most} configurations with the most seeds and the highest "
-                   "validation F1." if len(drawn) < len(study.arms) else "")),
+                   f" At most {most} configurations of each mode: those with the most seeds, of "
+                   "equals the highest validation F1." if len(drawn) < len(study.arms) else "")),
         Points(trends),
         Text(
             "A validation loss that rises while the training loss falls is where a mode learns "

@@ -115,7 +115,7 @@ def test_the_plot_of_the_epochs_has_as_many_lines_as_can_be_told_apart(
     for number in range(1, 7):
         make_run("lora", 1, change=at(number / 1000), name=f"lora_{number}")
         if number < 6:
-            assert ("Of each mode the 4" in made(tmp_path)[0]) == (number > 4)
+            assert ("At most 4 configurations of each mode" in made(tmp_path)[0]) == (number > 4)
     make_run("lora", 2, change=at(0.001), name="lora_1_2")  # two seeds go before a better F1
     text, _, _ = made(tmp_path)
     picture = (tmp_path / "out" / "figures" / "dynamics.svg").read_text()
