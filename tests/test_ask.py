@@ -84,9 +84,13 @@ def test_of_another_type_or_precision_they_are_too(
     predictions, contexts = recorded(tmp_path / "run")
     asked = [(contexts[str(p["paragraph"])], p["question"]) for p in predictions]
     run = load(tmp_path / "run", None)
-    given = [one.answer for one in run.answers(asked)]
-    assert [answer and answer.text for answer in given] == [p["prediction"] for p in predictions]
-    assert len({p["prediction"] for p in predictions}) > 1
+    many = run.answers(asked)
+    for p, given in zip(predictions, many, strict=True):
+        assert given.answer is not None
+        assert given.answer.text == p["prediction"]
+        assert given.answer.log_probability == pytest.approx(p["log_probability"], rel=1e-4)
+    # Few steps in bfloat16 may end in one text for all; how probable it is differs by the context.
+    assert len({p["log_probability"] for p in predictions}) > 2
     if kind == "llama":  # in bfloat16 it matters what is computed side by side
         alone = [run.ask(run.read(context), question, 0)[0] for context, question in asked]
         assert [answer.text for answer in alone] == [p["prediction"] for p in predictions]
