@@ -239,6 +239,7 @@ SCRIPTS: dict[str, list[str]] = {
     "scripts/make_model.py": ["--steps=2", "--output=made/model"],
     "scripts/draw_mask.py": [],
     "bench/compare.py": [],
+    "bench/decoding.py": [],
     "bench/same.py": [],
 }
 SETS_UP = ("pip", "python3", "source", "pytest")

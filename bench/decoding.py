@@ -1,0 +1,316 @@
+"""Ways to find an answer with the same weights, held against each other.
+
+python bench/decoding.py RUN --output=decoding.csv
+
+RUN is a finished run of this project. Its validation questions are answered greedily, by a beam,
+which may say anything, and by the most probable span of the context, found exactly. --output has a
+row for each question: what each way scored and how sure it was, and whether the greedy answer
+stands in the context.
+"""
+
+import argparse
+import copy
+import csv
+import itertools
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torchmetrics.functional.classification import binary_auroc
+from transformers import Cache, PreTrainedTokenizerBase
+
+from errors import UserError, command
+from loading import load, quiet, results_of
+from precision import computing
+from qa import prompt
+from qa.decoding import text_of
+from qa.prefill import Model
+from qa.scoring import exact_match, f1
+from qa.spans import spans
+from qa.squad import Question, fingerprint
+from splits import Splits
+from study.comparison import over_questions
+from trained import Trained
+
+BEAM = 5
+LIMIT = 64  # beginnings of a span side by side; where it leaves any out, the search is not exact
+WORD = re.compile(r"\w+|[^\w\s]")  # where spans begin
+CHARACTERS = 8  # of a token, at most on average: a longer span is not looked at
+WAYS = "greedy", "beam", "beam_per_token", "span", "span_if_not_in_context"
+
+Tree = dict[int, Any]  # the tokens that may come next, and what may come behind each
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Of an answer: its tokens, their log-probability, what may come behind (None: anything), the
+    row of the cache that holds all but its last token, and whether it is whole, with its end."""
+
+    ids: tuple[int, ...]
+    log_probability: float
+    tree: Tree | None
+    row: int
+    whole: bool = False
+
+
+class Behind:
+    """Rows that go on side by side behind the `size` tokens in `cache`, which is copied."""
+
+    def __init__(self, model: Model, cache: Cache, size: int, stops: Sequence[int]) -> None:
+        self.model, self.cache, self.size, self.stops = model, copy.deepcopy(cache), size, stops
+
+    def copy(self) -> "Behind":
+        return Behind(self.model, self.cache, self.size, self.stops)
+
+    @torch.no_grad()
+    def go_on(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The log-probabilities (B, vocabulary) behind `tokens` (B, T) of the `rows` (B) of before.
+        That of the first of the stops is of any of them."""
+        ids = torch.tensor(tokens, device=self.model.device)
+        self.cache.batch_select_indices(torch.tensor(rows, device=ids.device))
+        positions = torch.arange(self.size, self.size + ids.shape[1], device=ids.device)
+        self.size += ids.shape[1]
+        logits = self.model(
+            input_ids=ids,
+            position_ids=positions.expand(len(ids), -1),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        scores = logits.float().log_softmax(-1)
+        ends = scores[:, self.stops].logsumexp(-1)
+        scores[:, self.stops] = float("-inf")
+        scores[:, self.stops[0]] = ends
+        return scores
+
+
+def beam(behind: Behind, scores: torch.Tensor, max_new_tokens: int, width: int) -> list[Beginning]:
+    """The most probable first, of the `width` answers that a beam search keeps; `scores` (1,
+    vocabulary) stand behind the question. With a width of one it is greedy."""
+    pool = [Beginning((), 0.0, None, 0)]
+    for left in reversed(range(max_new_tokens)):
+        growing = [one for one in pool if not one.whole]
+        pool = [one for one in pool if one.whole]
+        for row, one in enumerate(growing):
+            pool += longer(one, row, scores[row], scores[row].topk(width).indices.tolist(), behind)
+        pool = sorted(pool, key=lambda one: -one.log_probability)[:width]
+        growing = [one for one in pool if not one.whole]
+        if not growing or not left:
+            break
+        scores = behind.go_on([one.row for one in growing], [one.ids[-1:] for one in growing])
+    return pool
+
+
+def most_probable_span(
+    behind: Behind, scores: torch.Tensor, tree: Tree, known: Beginning | None
+) -> tuple[Beginning, bool]:
+    """The most probable path of `tree` with an end behind it, and whether the search was exact.
+
+    A path is at most as probable as what it begins with: all beginnings are followed side by side
+    that are more probable than the best whole path, the first of which may be `known`.
+    """
+    stop = behind.stops[0]
+    best, exact = known, True
+    growing = [Beginning((), 0.0, tree, 0)]
+    while True:
+        found: list[Beginning] = []
+        for row, one in enumerate(growing):
+            assert one.tree is not None
+            may_end = [stop] if one.ids or not one.tree else []
+            found += longer(one, row, scores[row], [*one.tree, *may_end], behind)
+        whole = [one for one in [*found, best] if one and one.whole]
+        best = max(whole, key=lambda one: one.log_probability, default=None)
+        bound = best.log_probability if best else float("-inf")
+        growing = [one for one in found if not one.whole and one.log_probability > bound]
+        growing.sort(key=lambda one: -one.log_probability)
+        exact &= len(growing) <= LIMIT
+        growing = growing[:LIMIT]
+        if not growing:
+            assert best is not None
+            return best, exact
+        scores = behind.go_on([one.row for one in growing], [one.ids[-1:] for one in growing])
+
+
+def longer(
+    one: Beginning, row: int, scores: torch.Tensor, tokens: list[int], behind: Behind
+) -> Iterator[Beginning]:
+    """`one` with each of `tokens` behind it, of which the first of the stops makes it whole."""
+    for token, score in zip(tokens, scores[tokens].tolist(), strict=True):
+        value = one.log_probability + score
+        if token == behind.stops[0]:
+            yield Beginning(one.ids, value, one.tree, row, whole=True)
+        else:
+            below = None if one.tree is None else one.tree[token]
+            yield Beginning((*one.ids, token), value, below, row)
+
+
+def span_tree(tokenizer: PreTrainedTokenizerBase, context: str, longest: int) -> Tree:
+    """The spans of `context` that begin with a word or a sign and lie in a line, of at most
+    `longest` tokens, as an answer is tokenized."""
+    characters = CHARACTERS * longest
+    starts = [match.start() for match in WORD.finditer(context)]
+    texts = [context[start : start + characters].split("\n")[0] for start in starts]
+    tree: Tree = {}
+    for text, ids in zip(
+        texts, prompt.encode(tokenizer, [prompt.answer_text(t) for t in texts]), strict=True
+    ):
+        cut = len(text) == characters  # perhaps in the middle of a token
+        below = tree
+        for token in ids[: len(ids) - cut][:longest]:
+            below = below.setdefault(token, {})
+    return tree
+
+
+def per_token(one: Beginning) -> float:
+    return one.log_probability / (len(one.ids) + one.whole)
+
+
+def holds(tree: Tree, ids: Sequence[int]) -> bool:
+    """Whether `ids` are a path of `tree`."""
+    for token in ids:
+        if token not in tree:
+            return False
+        tree = tree[token]
+    return bool(ids)
+
+
+def read(
+    run: Trained, questions: Sequence[Question]
+) -> Iterator[tuple[Question, Behind, torch.Tensor, Tree]]:
+    """Each question, the row and scores (1, vocabulary) behind it, and the spans of its context,
+    which is read once for the questions that stand together."""
+    head = prompt.head_ids(run.tokenizer)
+    for context, group in itertools.groupby(questions, key=lambda q: q.context):
+        (ids,) = prompt.encode(run.tokenizer, [prompt.context_text(context)])
+        tree = span_tree(run.tokenizer, context, run.max_new_tokens - 1)
+        before: list[int] = []
+        for question in group:
+            (own,) = prompt.encode(run.tokenizer, [prompt.question_text(question.question)])
+            room = run.max_prompt_length - len(head) - len(own)
+            if room < 0:
+                raise UserError(f"{run.label}: question {question.id} is too long to be asked.")
+            kept = head + ids[prompt.window(len(ids), room)]
+            if kept != before:
+                with torch.no_grad():
+                    cache = run.model(
+                        input_ids=torch.tensor([kept], device=run.model.device),
+                        use_cache=True,
+                        logits_to_keep=1,
+                    ).past_key_values
+                before = kept
+            behind = Behind(run.model, cache, len(kept), run.stops)
+            yield question, behind, behind.go_on([0], [own]), tree
+
+
+def answered(run: Trained, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], str]:
+    """What each of WAYS says to each question, scored; and how long each took, in words."""
+    rows: list[dict[str, Any]] = []
+    seconds = np.zeros(3)
+    inexact = 0
+    paragraphs: dict[str, int] = {}
+    console = Console(stderr=True)
+    asked = track(
+        read(run, questions), run.label, len(questions), console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
+    for question, behind, scores, tree in asked:
+        times = [time.perf_counter()]
+        (greedy,) = beam(behind.copy(), scores, run.max_new_tokens, 1)
+        times.append(time.perf_counter())
+        several = beam(behind.copy(), scores, run.max_new_tokens, BEAM)
+        times.append(time.perf_counter())
+        known = greedy if greedy.whole and holds(tree, greedy.ids) else None
+        span, exact = most_probable_span(behind.copy(), scores, tree, known)
+        times.append(time.perf_counter())
+        seconds += np.diff(times)
+        inexact += not exact
+        text = text_of(run.tokenizer, greedy.ids)
+        in_context = bool(spans(text, question.context))
+        found = {
+            "greedy": greedy,
+            "beam": several[0],
+            "beam_per_token": max(several, key=per_token),
+            "span": span,
+            "span_if_not_in_context": greedy if in_context else span,
+        }
+        row: dict[str, Any] = {
+            "paragraph": paragraphs.setdefault(question.context, len(paragraphs)),
+            "greedy_in_context": int(in_context),
+        }
+        for way in WAYS:
+            said = text_of(run.tokenizer, found[way].ids)
+            row[f"{way}_exact_match"] = exact_match(said, question.answers)
+            row[f"{way}_f1"] = round(f1(said, question.answers), 2)
+            row[f"{way}_log_probability"] = round(found[way].log_probability, 4)
+        rows.append(row)
+    took = (
+        f"Seconds behind the prompts: greedy {seconds[0]:.0f}, beam {seconds[1]:.0f}, "
+        f"span {seconds[2]:.0f} behind the greedy answer. Searches that were not exact: "
+        f"{inexact:,} of {len(rows):,}."
+    )
+    return rows, took
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """The scores of each way, their difference from the greedy ones with an interval over
+    paragraphs, and how well its probability tells exact matches from others (AUROC)."""
+    table = Table("", "EM", "from greedy", "F1", "from greedy", "AUROC")
+    paragraphs = [row["paragraph"] for row in rows]
+    for way in WAYS:
+        cells = []
+        for metric in ("exact_match", "f1"):
+            own = np.array([row[f"{way}_{metric}"] for row in rows])
+            greedy = np.array([row[f"greedy_{metric}"] for row in rows])
+            of = over_questions((own - greedy)[None], paragraphs)
+            interval = "" if of.interval is None else "[{:+.1f}, {:+.1f}]".format(*of.interval)
+            cells += [f"{own.mean():.1f}", f"{of.mean:+.1f} {interval}"]
+        sure = torch.tensor([math.exp(row[f"{way}_log_probability"]) for row in rows])
+        right = torch.tensor([row[f"{way}_exact_match"] > 0 for row in rows]).int()
+        told = 0 < right.sum() < len(right)  # else there is nothing to tell
+        table.add_row(way, *cells, f"{binary_auroc(sure, right):.3f}" if told else "")
+    return table
+
+
+@command()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--output", type=Path, default=Path("decoding.csv"))
+    args = parser.parse_args()
+    quiet()
+    results = results_of(args.run)
+    config = results["config"]
+    splits, _ = Splits(
+        **config["data"], seed=config["seed"], cache_dir=Path(config["cache_dir"])
+    ).read()
+    questions = splits["validation"]
+    if fingerprint(questions) != results["data"]["validation"]["fingerprint"]:
+        raise UserError(f"{config['data']['path']}: the questions are not those of {args.run}.")
+    run = load(args.run, None)
+    with computing(run.precision, run.model.device):
+        rows, took = answered(run, sorted(questions, key=lambda q: (q.context, q.id)))
+    with args.output.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    share = sum(row["greedy_in_context"] for row in rows) / len(rows)
+    Console().print(table_of(rows))
+    print(f"{share:.1%} of the greedy answers stand in their context. {took}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The ways to decode that are held against each other find what they say they find."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import decoding
+import pytest
+import torch
+from decoding import Tree, beam, most_probable_span, read, span_tree
+
+from loading import load
+from qa import prompt
+from qa.decoding import text_of
+from qa.squad import Question
+from trained import Trained
+
+
+@pytest.fixture(scope="module")
+def run(finished_runs: dict[str, Path]) -> Trained:
+    return load(finished_runs["full"], None)
+
+
+QUESTIONS = [
+    Question("a", "t", "In 1200, Ada built the bridge of Oslo.", "Who?", ["Ada"], [9]),
+    Question("b", "t", "In 1200, Ada built the bridge of Oslo.", "When was it?", ["1200"], [3]),
+    Question("c", "t", "Oslo, Turin\nand Ada Ada.", "What is named?", ["Turin"], [6]),
+]
+
+
+def paths(tree: Tree, before: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    for token, below in tree.items():
+        yield (*before, token)
+        yield from paths(below, (*before, token))
+
+
+@torch.no_grad()
+def log_probability(run: Trained, question: Question, ids: tuple[int, ...]) -> float:
+    """Of `ids` and any end behind them, in a pass of its own over prompt and answer."""
+    texts = [prompt.context_text(question.context), prompt.question_text(question.question)]
+    given = sum(prompt.encode(run.tokenizer, texts), prompt.head_ids(run.tokenizer))
+    logits = run.model(input_ids=torch.tensor([[*given, *ids]])).logits[0, len(given) - 1 :]
+    scores = logits.log_softmax(-1)
+    said = sum(scores[n, token].item() for n, token in enumerate(ids))
+    return said + scores[-1, run.stops].logsumexp(-1).item()
+
+
+def test_the_span_is_the_most_probable_of_all_scored_one_by_one(run: Trained) -> None:
+    for question, behind, scores, tree in read(run, QUESTIONS):
+        all_spans = list(paths(tree))
+        each = {ids: log_probability(run, question, ids) for ids in all_spans}
+        best = max(all_spans, key=each.__getitem__)
+        worst = min(all_spans, key=each.__getitem__)
+        for known in (None, best, worst):
+            start = known and decoding.Beginning(known, each[known], {}, 0, whole=True)
+            found, exact = most_probable_span(behind.copy(), scores, tree, start)
+            assert exact
+            assert found.ids == best
+            assert found.log_probability == pytest.approx(each[best], abs=1e-4)
+
+
+def test_a_search_that_leaves_beginnings_out_says_so(
+    run: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "LIMIT", 1)
+    (_, behind, scores, tree), *_ = read(run, QUESTIONS)
+    assert not most_probable_span(behind, scores, tree, None)[1]
+
+
+def test_spans_are_those_of_words_and_signs_within_a_line(run: Trained) -> None:
+    tree = span_tree(run.tokenizer, "Oslo, Turin\nand Ada", 12)
+    texts = {text_of(run.tokenizer, ids) for ids in paths(tree)}
+    assert {"Oslo", "Oslo,", ",", "Turin", "and", "Ada"} <= texts
+    assert not any("Turin" in text and "and" in text for text in texts)
+    assert max(map(len, paths(span_tree(run.tokenizer, "Oslo, Turin", 3)))) == 3
+
+
+def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_the_most_probable(run: Trained) -> None:
+    asked = [(question.context, question.question) for question in QUESTIONS]
+    for (_, behind, scores, _), given in zip(read(run, QUESTIONS), run.answers(asked), strict=True):
+        (greedy,) = beam(behind.copy(), scores, run.max_new_tokens, 1)
+        assert given.answer is not None
+        assert text_of(run.tokenizer, greedy.ids) == given.answer.text
+        assert greedy.whole == given.answer.ended
+        several = beam(behind.copy(), scores, run.max_new_tokens, 5)
+        assert len({one.ids for one in several}) == len(several) == 5
+        assert several[0].log_probability >= greedy.log_probability - 1e-4
+        # Of one token all can be tried.
+        first, *_ = beam(behind.copy(), scores, 1, 2)
+        assert first.log_probability == pytest.approx(scores.max().item())
+
+
+def test_the_command_writes_a_row_for_each_validation_question(
+    finished_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "decoding.csv"
+    run = finished_runs["full"]
+    monkeypatch.setattr("sys.argv", ["decoding.py", str(run), f"--output={output}"])
+    decoding.main()
+    with output.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    results = json.loads((run / "results.json").read_text())
+    best = results["epochs"][results["best_epoch"] - 1]
+    assert len(rows) == results["data"]["validation"]["questions"]
+    for metric in ("exact_match", "f1"):
+        mean = sum(float(row[f"greedy_{metric}"]) for row in rows) / len(rows)
+        assert mean == pytest.approx(best[metric], abs=0.01)
