@@ -45,7 +45,6 @@ from study.comparison import over_questions
 from trained import Trained
 
 BEAM = 5
-LIMIT = 64  # beginnings of a span side by side; where it leaves any out, the search is not exact
 WORD = re.compile(r"\w+|[^\w\s]")  # where spans begin
 CHARACTERS = 8  # of a token, at most on average: a longer span is not looked at
 WAYS = "greedy", "beam", "beam_per_token", "span", "span_if_not_in_context"
@@ -115,32 +114,38 @@ def beam(behind: Behind, scores: torch.Tensor, max_new_tokens: int, width: int) 
 
 def most_probable_span(
     behind: Behind, scores: torch.Tensor, tree: Tree, known: Beginning | None
-) -> tuple[Beginning, bool]:
-    """The most probable path of `tree` with an end behind it, and whether the search was exact.
+) -> Beginning:
+    """The path of `tree` that is the most probable with an end behind it; `known` is a whole one,
+    if any is known.
 
-    A path is at most as probable as what it begins with: all beginnings are followed side by side
-    that are more probable than the best whole path, the first of which may be `known`.
+    A path is at most as probable as what it begins with: all beginnings are followed that are more
+    probable than the best whole path so far, at first that which is greedy within the tree.
     """
-    stop = behind.stops[0]
-    best, exact = known, True
+    greedy = known or followed(behind.copy(), scores, tree, None, 1)
+    return followed(behind, scores, tree, greedy, None)
+
+
+def followed(
+    behind: Behind, scores: torch.Tensor, tree: Tree, best: Beginning | None, width: int | None
+) -> Beginning:
+    """The best whole path of `tree` that is found behind so many beginnings side by side (None:
+    behind all that may lead to a better one than `best`)."""
     growing = [Beginning((), 0.0, tree, 0)]
-    while True:
+    while growing:
         found: list[Beginning] = []
         for row, one in enumerate(growing):
             assert one.tree is not None
-            may_end = [stop] if one.ids or not one.tree else []
+            may_end = [behind.stops[0]] if one.ids or not one.tree else []
             found += longer(one, row, scores[row], [*one.tree, *may_end], behind)
         whole = [one for one in [*found, best] if one and one.whole]
         best = max(whole, key=lambda one: one.log_probability, default=None)
         bound = best.log_probability if best else float("-inf")
         growing = [one for one in found if not one.whole and one.log_probability > bound]
-        growing.sort(key=lambda one: -one.log_probability)
-        exact &= len(growing) <= LIMIT
-        growing = growing[:LIMIT]
-        if not growing:
-            assert best is not None
-            return best, exact
-        scores = behind.go_on([one.row for one in growing], [one.ids[-1:] for one in growing])
+        growing = sorted(growing, key=lambda one: -one.log_probability)[:width]
+        if growing:
+            scores = behind.go_on([one.row for one in growing], [one.ids[-1:] for one in growing])
+    assert best is not None
+    return best
 
 
 def longer(
@@ -218,7 +223,6 @@ def answered(run: Trained, questions: Sequence[Question]) -> tuple[list[dict[str
     """What each of WAYS says to each question, scored; and how long each took, in words."""
     rows: list[dict[str, Any]] = []
     seconds = np.zeros(3)
-    inexact = 0
     paragraphs: dict[str, int] = {}
     console = Console(stderr=True)
     asked = track(
@@ -232,10 +236,9 @@ def answered(run: Trained, questions: Sequence[Question]) -> tuple[list[dict[str
         several = beam(behind.copy(), scores, run.max_new_tokens, BEAM)
         times.append(time.perf_counter())
         known = greedy if greedy.whole and holds(tree, greedy.ids) else None
-        span, exact = most_probable_span(behind.copy(), scores, tree, known)
+        span = most_probable_span(behind.copy(), scores, tree, known)
         times.append(time.perf_counter())
         seconds += np.diff(times)
-        inexact += not exact
         text = text_of(run.tokenizer, greedy.ids)
         in_context = bool(spans(text, question.context))
         found = {
@@ -257,8 +260,7 @@ def answered(run: Trained, questions: Sequence[Question]) -> tuple[list[dict[str
         rows.append(row)
     took = (
         f"Seconds behind the prompts: greedy {seconds[0]:.0f}, beam {seconds[1]:.0f}, "
-        f"span {seconds[2]:.0f} behind the greedy answer. Searches that were not exact: "
-        f"{inexact:,} of {len(rows):,}."
+        f"span {seconds[2]:.0f} behind the greedy answer."
     )
     return rows, took
 
