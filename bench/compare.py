@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-from precision import precision_of
+from lora_or_full.modeling.precision import precision_of
 
 SIDES = Path(__file__).with_name("sides.py")
 NATIVE_BF16 = precision_of({"precision": "auto", "accelerator": "cpu"}) == "bf16-mixed"

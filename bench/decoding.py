@@ -4,7 +4,7 @@ python bench/decoding.py RUN --output=decoding.csv
 
 RUN is a finished run of this project. Its validation questions are answered greedily, by a beam,
 which may say anything, and by the most probable span of the context, found exactly. --output has a
-row for each question: what each way scored and how sure it was, and whether the greedy answer
+row for each question: what each backend scored and how sure it was, and whether the greedy answer
 stands in the context.
 """
 
@@ -31,18 +31,18 @@ from rich.table import Table
 from torchmetrics.functional.classification import binary_auroc
 from transformers import Cache, PreTrainedTokenizerBase
 
-from errors import UserError, command
-from loading import load, quiet, results_of
-from precision import computing
-from qa import prompt
-from qa.decoding import text_of
-from qa.prefill import Model
-from qa.scoring import exact_match, f1
-from qa.spans import spans
-from qa.squad import Question, fingerprint
-from splits import Splits
-from study.comparison import over_questions
-from trained import Trained
+from lora_or_full.data import prompt
+from lora_or_full.data.splits import Splits
+from lora_or_full.data.squad import Question, fingerprint
+from lora_or_full.errors import UserError, command
+from lora_or_full.evaluation.spans import spans
+from lora_or_full.evaluation.squad_metric import exact_match, f1
+from lora_or_full.generation.decoding import text_of
+from lora_or_full.generation.finished_run import load, quiet, results_of
+from lora_or_full.generation.kv_cache import Model
+from lora_or_full.generation.predictor import Predictor
+from lora_or_full.modeling.precision import autocast_for
+from lora_or_full.report.stats.paired import over_questions
 
 BEAM = 5
 WORD = re.compile(r"\w+|[^\w\s]")  # where spans begin
@@ -65,7 +65,7 @@ class Beginning:
 
 
 class Behind:
-    """Rows that go on side by side behind the `size` tokens in `cache`, which is copied."""
+    """PaddedCache that go on side by side behind the `size` tokens in `cache`, which is copied."""
 
     def __init__(self, model: Model, cache: Cache, size: int, stops: Sequence[int]) -> None:
         self.model, self.cache, self.size, self.stops = model, copy.deepcopy(cache), size, stops
@@ -74,7 +74,7 @@ class Behind:
         return Behind(self.model, self.cache, self.size, self.stops)
 
     @torch.no_grad()
-    def go_on(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    def step(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """The log-probabilities (B, vocabulary) behind `tokens` (B, T) of the `rows` (B) of before.
         That of the first of the stops is of any of them."""
         ids = torch.tensor(tokens, device=self.model.device)
@@ -108,7 +108,7 @@ def beam(behind: Behind, scores: torch.Tensor, max_new_tokens: int, width: int) 
         growing = [one for one in pool if not one.whole]
         if not growing or not left:
             break
-        scores = behind.go_on([one.row for one in growing], [one.ids[-1:] for one in growing])
+        scores = behind.step([one.row for one in growing], [one.ids[-1:] for one in growing])
     return pool
 
 
@@ -143,7 +143,7 @@ def followed(
         growing = [one for one in found if not one.whole and one.log_probability > bound]
         growing = sorted(growing, key=lambda one: -one.log_probability)[:width]
         if growing:
-            scores = behind.go_on([one.row for one in growing], [one.ids[-1:] for one in growing])
+            scores = behind.step([one.row for one in growing], [one.ids[-1:] for one in growing])
     assert best is not None
     return best
 
@@ -192,21 +192,21 @@ def holds(tree: Tree, ids: Sequence[int]) -> bool:
 
 
 def read(
-    run: Trained, questions: Sequence[Question]
+    run: Predictor, questions: Sequence[Question]
 ) -> Iterator[tuple[Question, Behind, torch.Tensor, Tree]]:
     """Each question, the row and scores (1, vocabulary) behind it, and the spans of its context,
     which is read once for the questions that stand together."""
-    head = prompt.head_ids(run.tokenizer)
+    prefix = prompt.prefix_ids(run.tokenizer)
     for context, group in itertools.groupby(questions, key=lambda q: q.context):
         (ids,) = prompt.encode(run.tokenizer, [prompt.context_text(context)])
         tree = span_tree(run.tokenizer, context, run.max_new_tokens - 1)
         before: list[int] = []
         for question in group:
             (own,) = prompt.encode(run.tokenizer, [prompt.question_text(question.question)])
-            room = run.max_prompt_length - len(head) - len(own)
+            room = run.max_prompt_length - len(prefix) - len(own)
             if room < 0:
                 raise UserError(f"{run.label}: question {question.id} is too long to be asked.")
-            kept = head + ids[prompt.window(len(ids), room)]
+            kept = prefix + ids[prompt.window(len(ids), room)]
             if kept != before:
                 with torch.no_grad():
                     cache = run.model(
@@ -216,10 +216,10 @@ def read(
                     ).past_key_values
                 before = kept
             behind = Behind(run.model, cache, len(kept), run.stops)
-            yield question, behind, behind.go_on([0], [own]), tree
+            yield question, behind, behind.step([0], [own]), tree
 
 
-def answered(run: Trained, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], str]:
+def answered(run: Predictor, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], str]:
     """What each of WAYS says to each question, scored; and how long each took, in words."""
     rows: list[dict[str, Any]] = []
     seconds = np.zeros(3)
@@ -252,11 +252,11 @@ def answered(run: Trained, questions: Sequence[Question]) -> tuple[list[dict[str
             "paragraph": paragraphs.setdefault(question.context, len(paragraphs)),
             "greedy_in_context": int(in_context),
         }
-        for way in WAYS:
-            said = text_of(run.tokenizer, found[way].ids)
-            row[f"{way}_exact_match"] = exact_match(said, question.answers)
-            row[f"{way}_f1"] = round(f1(said, question.answers), 2)
-            row[f"{way}_log_probability"] = round(found[way].log_probability, 4)
+        for backend in WAYS:
+            said = text_of(run.tokenizer, found[backend].ids)
+            row[f"{backend}_exact_match"] = exact_match(said, question.answers)
+            row[f"{backend}_f1"] = round(f1(said, question.answers), 2)
+            row[f"{backend}_log_probability"] = round(found[backend].log_probability, 4)
         rows.append(row)
     took = (
         f"Seconds behind the prompts: greedy {seconds[0]:.0f}, beam {seconds[1]:.0f}, "
@@ -266,22 +266,22 @@ def answered(run: Trained, questions: Sequence[Question]) -> tuple[list[dict[str
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
-    """The scores of each way, their difference from the greedy ones with an interval over
+    """The scores of each backend, their difference from the greedy ones with an interval over
     paragraphs, and how well its probability tells exact matches from others (AUROC)."""
     table = Table("", "EM", "from greedy", "F1", "from greedy", "AUROC")
     paragraphs = [row["paragraph"] for row in rows]
-    for way in WAYS:
+    for backend in WAYS:
         cells = []
         for metric in ("exact_match", "f1"):
-            own = np.array([row[f"{way}_{metric}"] for row in rows])
+            own = np.array([row[f"{backend}_{metric}"] for row in rows])
             greedy = np.array([row[f"greedy_{metric}"] for row in rows])
             of = over_questions((own - greedy)[None], paragraphs)
             interval = "" if of.interval is None else "[{:+.1f}, {:+.1f}]".format(*of.interval)
             cells += [f"{own.mean():.1f}", f"{of.mean:+.1f} {interval}"]
-        sure = torch.tensor([math.exp(row[f"{way}_log_probability"]) for row in rows])
-        right = torch.tensor([row[f"{way}_exact_match"] > 0 for row in rows]).int()
+        sure = torch.tensor([math.exp(row[f"{backend}_log_probability"]) for row in rows])
+        right = torch.tensor([row[f"{backend}_exact_match"] > 0 for row in rows]).int()
         told = 0 < right.sum() < len(right)  # else there is nothing to tell
-        table.add_row(way, *cells, f"{binary_auroc(sure, right):.3f}" if told else "")
+        table.add_row(backend, *cells, f"{binary_auroc(sure, right):.3f}" if told else "")
     return table
 
 
@@ -303,7 +303,7 @@ def main() -> None:
     if fingerprint(questions) != results["data"]["validation"]["fingerprint"]:
         raise UserError(f"{config['data']['path']}: the questions are not those of {args.run}.")
     run = load(args.run, None)
-    with computing(run.precision, run.model.device):
+    with autocast_for(run.precision, run.model.device):
         rows, took = answered(run, sorted(questions, key=lambda q: (q.context, q.id)))
     with args.output.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])

@@ -29,16 +29,16 @@ import torch
 import transformers
 from datasets import Dataset
 
-from errors import UserError, command
-from evaluate_run import predictions_of
-from hub import folder_of
-from loading import load, quiet, results_of
-from precision import device_name
-from predictions import scores
-from qa import prompt
-from qa.squad import Question, fingerprint
-from splits import Splits
-from study import record
+from lora_or_full.cli.evaluate import predictions_of
+from lora_or_full.data import prompt
+from lora_or_full.data.hub import folder_of
+from lora_or_full.data.splits import Splits
+from lora_or_full.data.squad import Question, fingerprint
+from lora_or_full.errors import UserError, command
+from lora_or_full.evaluation.predictions import scores
+from lora_or_full.generation.finished_run import load, quiet, results_of
+from lora_or_full.modeling.precision import device_name
+from lora_or_full.runs import provenance, store
 
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}
@@ -57,7 +57,7 @@ def train(
     base = str(folder_of(config["model"]["name"], "model", Path(config["cache_dir"])))
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.eos_token
-    rows, head = [], prompt.head_ids(tokenizer)
+    rows, head = [], prompt.prefix_ids(tokenizer)
     for q in questions:
         context, question, answer = prompt.encode(
             tokenizer,
@@ -144,7 +144,7 @@ def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
     asked = dataclasses.replace(run, model=model)  # as RUN was: its limits, batches, precision
     answered, _ = predictions_of(asked, questions["test"])
     plain = scores(answered)
-    record.write_lines(folder / "predictions.jsonl", answered)
+    store.write_lines(folder / "predictions.jsonl", answered)
     own = {
         "run": place.name,
         "seed": config["seed"],
@@ -156,9 +156,9 @@ def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
         "plain_train_seconds": took,
         "plain_questions_seen": steps * BATCH_SIZE,
         "plain_test": plain,
-        "environment": record.environment(device_name(run.model.device), record.commit()),
+        "environment": provenance.environment(device_name(run.model.device), provenance.commit()),
     }
-    record.write_json(folder / "minutes.json", own)
+    store.write_json(folder / "minutes.json", own)
     return own
 
 

@@ -24,12 +24,12 @@ import transformers
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 
-import command_line
 import experiment
-from cost import PeakMemory, operation_counter
 from datamodule import SquadDataModule
-from qa import decoding
-from qa.prompt import Parts
+from lora_or_full.config import compose
+from lora_or_full.data.prompt import PromptTokens
+from lora_or_full.generation import decoding
+from lora_or_full.training.profiling import PeakMemory, operation_counter
 
 SKIPPED = 2  # the first steps of a run, in which kernels are chosen and memory is taken
 COUNTED = 4  # steps whose operations are counted
@@ -63,7 +63,7 @@ def settings_of(spec: Spec) -> dict[str, Any]:
             f"model.config={{{dropouts}}}",
             f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}",
         ]
-    settings = command_line.compose(words, [])
+    settings = compose.compose(words, [])
     settings["trainer"]["precision"] = experiment.precision_of(settings["trainer"])
     return settings
 
@@ -119,7 +119,7 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
     rows = []
     for numbers, _ in data.train_dataloader().sampler:
         for row in (data.train[number] for number in numbers):
-            before = Parts(data.head, row["context_ids"], row["question_ids"]).prompt
+            before = PromptTokens(data.prefix, row["context_ids"], row["question_ids"]).prompt
             labels = [-100] * len(before) + row["answer_ids"]
             rows.append({"input_ids": before + row["answer_ids"], "labels": labels})
     memory.reset()
@@ -182,7 +182,7 @@ def evaluation(spec: Spec, memory: PeakMemory) -> Result:
         data = data_of(settings)
         model = plain_model(spec, settings).eval()
     prompts = [
-        Parts(data.head, row["context_ids"], row["question_ids"])
+        PromptTokens(data.prefix, row["context_ids"], row["question_ids"])
         for row in (data.train[number] for number in range(len(data.train)))
     ]
     memory.reset()

@@ -1,4 +1,4 @@
-"""Draw which token sees which where questions share their context, from qa.packing itself.
+"""Draw which token may_attend which where questions share their context, from qa.packing itself.
 
 python scripts/draw_mask.py
 """
@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import matplotlib.pyplot as plt
 
-from qa.packing import NOTHING, Packed, packed
-from qa.prompt import IGNORED, labels
-from study import figures
+from lora_or_full.data.prompt import IGNORED, labels
+from lora_or_full.modeling.prefix_packing import PADDING_SEGMENT, Packed, packed
+from lora_or_full.report import plots
 
 END = "<end>"
 # Contexts, each with its questions and their answers; a word is a token here.
@@ -27,7 +27,7 @@ TEXTS = {
         "Question: How ? Answer:": "old",
     },
 }
-OF_BRANCH = (figures.BLUE, figures.AMBER, figures.GREEN)  # context, first and second question
+OF_BRANCH = (plots.BLUE, plots.AMBER, plots.GREEN)  # context, first and second question
 
 
 def sequence() -> tuple[list[str], Packed]:
@@ -52,9 +52,9 @@ def draw() -> str:
     """The drawing as SVG: a row for each token that looks, a column for each that is seen."""
     names, made = sequence()
     # What fills a block up for the processor's sake is left out: nobody looks at it.
-    kept = (made.branch_of != NOTHING).nonzero().squeeze(1).tolist()
+    kept = (made.branch_of != PADDING_SEGMENT).nonzero().squeeze(1).tolist()
     place_of = {token: place for place, token in enumerate(kept)}
-    with plt.rc_context(figures.STYLE | {"axes.grid": False, "font.size": 7}):
+    with plt.rc_context(plots.STYLE | {"axes.grid": False, "font.size": 7}):
         figure, axis = plt.subplots(figsize=(8, 7.4), layout="constrained")
         for block in made.blocks:
             for row in (token for token in kept if block.start <= token < block.stop):
@@ -76,7 +76,7 @@ def draw() -> str:
         axis.spines[["bottom", "left"]].set_visible(False)
         axis.xaxis.tick_top()
         axis.tick_params(length=0)
-        return figures.svg(figure)
+        return plots.svg(figure)
 
 
 def main() -> None:

@@ -11,24 +11,23 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-import rows
-from errors import UserError
-from qa import prompt
-from qa.packing import Sequences, packed, padded
-from qa.prompt import IGNORED, Parts
-from qa.squad import Question, fingerprint
-from rows import Row, Rows
-from splits import NAMES, Splits
-from steps import ResumableLoader, StepSampler
+from lora_or_full.data import prompt, tokenized
+from lora_or_full.data.prompt import IGNORED, PromptTokens
+from lora_or_full.data.sampler import ResumableLoader, StepSampler
+from lora_or_full.data.splits import NAMES, Splits
+from lora_or_full.data.squad import Question, fingerprint
+from lora_or_full.data.tokenized import TokenizedQuestion, TokenizedQuestions
+from lora_or_full.errors import UserError
+from lora_or_full.modeling.prefix_packing import Sequences, packed, padded
 
 
-class Asked(NamedTuple):
+class EvaluationBatch(NamedTuple):
     """Questions to evaluate: their `rows`, their `prompts` (None where one is too long), and the
     token ids of their `golds`, the answers that are taught (empty where prompt and answer do not
     fit)."""
 
-    rows: list[Row]
-    prompts: list[Parts | None]
+    rows: list[TokenizedQuestion]
+    prompts: list[PromptTokens | None]
     golds: list[list[int]]
 
 
@@ -64,10 +63,10 @@ class SquadDataModule(L.LightningDataModule):
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.positions, self.mask_prompt, self.packed_length = positions, mask_prompt, packed_length
         self.devices, self.device = 1, 0
-        self.head = prompt.head_ids(tokenizer)
-        self.train: Rows
-        self.validation: Rows
-        self.test: Rows
+        self.prefix = prompt.prefix_ids(tokenizer)
+        self.train: TokenizedQuestions
+        self.validation: TokenizedQuestions
+        self.test: TokenizedQuestions
         self.facts: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -83,13 +82,13 @@ class SquadDataModule(L.LightningDataModule):
         read: list[tuple[dict[str, list[Question]], dict[str, int]]] = []
         for name in NAMES:
 
-            def build(name: str = name) -> tuple[Rows, dict[str, Any]]:
+            def build(name: str = name) -> tuple[TokenizedQuestions, dict[str, Any]]:
                 if not read:
                     read.append(self.splits.read())
                 splits, counts = read[0]
                 return self._build(name, splits[name], counts)
 
-            table, facts[name] = rows.cached(self._place(name, source), build)
+            table, facts[name] = tokenized.cached(self._place(name, source), build)
             setattr(self, name, table)
         sizes = zip(*map(self.validation.column, ("prompt_tokens", "answer_tokens")), strict=True)
         if not any(p <= self.max_prompt_length and p + a <= self.positions for p, a in sizes):
@@ -136,7 +135,9 @@ class SquadDataModule(L.LightningDataModule):
         """All test questions, in the same way, without the first `skip` batches."""
         return self._evaluation_loader(self.test, skip)
 
-    def collate_training(self, rows: Sequence[Row], step_labels: int) -> dict[str, Any]:
+    def collate_training(
+        self, rows: Sequence[TokenizedQuestion], step_labels: int
+    ) -> dict[str, Any]:
         """The `sequences` of these rows, the label count of the whole step, and how many `samples`
         and `tokens` (of prompts and answers, a shared context each time) these rows are."""
         prompts = [self._parts(row) for row in rows]
@@ -149,7 +150,7 @@ class SquadDataModule(L.LightningDataModule):
             "tokens": sum(row["prompt_tokens"] + row["answer_tokens"] for row in rows),
         }
 
-    def collate_evaluation(self, rows: Sequence[Row]) -> Asked:
+    def collate_evaluation(self, rows: Sequence[TokenizedQuestion]) -> EvaluationBatch:
         """Rows to evaluate."""
         parts = [self._parts(row) for row in rows]
         asked = [part if len(part.prompt) <= self.max_prompt_length else None for part in parts]
@@ -159,12 +160,12 @@ class SquadDataModule(L.LightningDataModule):
             else []
             for part, row in zip(asked, rows, strict=True)
         ]
-        return Asked(list(rows), asked, golds)
+        return EvaluationBatch(list(rows), asked, golds)
 
-    def _parts(self, row: Row) -> Parts:
-        return Parts(self.head, row["context_ids"], row["question_ids"])
+    def _parts(self, row: TokenizedQuestion) -> PromptTokens:
+        return PromptTokens(self.prefix, row["context_ids"], row["question_ids"])
 
-    def _evaluation_loader(self, table: Rows, skip: int) -> DataLoader:
+    def _evaluation_loader(self, table: TokenizedQuestions, skip: int) -> DataLoader:
         lengths, paragraphs = table.column("prompt_tokens"), table.column("paragraph")
         longest: dict[int, int] = {}
         for length, paragraph in zip(lengths, paragraphs, strict=True):
@@ -181,7 +182,7 @@ class SquadDataModule(L.LightningDataModule):
     def _place(self, name: str, source: str) -> Path:
         """Where the rows of a split are cached: named by all that they depend on."""
         key = {
-            "format": rows.FORMAT,
+            "format": tokenized.FORMAT,
             "source": source,
             **self.splits.key(name),
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
@@ -193,11 +194,11 @@ class SquadDataModule(L.LightningDataModule):
 
     def _build(
         self, name: str, questions: list[Question], source_counts: dict[str, int]
-    ) -> tuple[Rows, dict[str, Any]]:
+    ) -> tuple[TokenizedQuestions, dict[str, Any]]:
         """The rows of a split, and its facts: counts, and a fingerprint of its questions."""
         training = name == "train"
         length = self.max_length if training else self.max_prompt_length
-        table = rows.make(questions, self.tokenizer, self.head, length, training)
+        table = tokenized.make(questions, self.tokenizer, self.prefix, length, training)
         if not len(table):
             raise UserError(
                 f"No question of the {name} split fits into max_length={self.max_length}."
@@ -214,7 +215,7 @@ class SquadDataModule(L.LightningDataModule):
 
 
 def sequences(
-    prompts: Sequence[Parts],
+    prompts: Sequence[PromptTokens],
     answers: Sequence[list[int]],
     mask_prompt: bool,
     packed_length: int | None,
@@ -227,7 +228,7 @@ def sequences(
     if packed_length is None:
         ids = [part.prompt + answer for part, answer in zip(prompts, answers, strict=True)]
         return padded(ids, labels)
-    contexts = [part.head + part.context for part in prompts]
+    contexts = [part.prefix + part.context for part in prompts]
     branches = [part.question + answer for part, answer in zip(prompts, answers, strict=True)]
     behind = [own[-len(branch) :] for own, branch in zip(labels, branches, strict=True)]
     return packed(contexts, branches, behind, packed_length)
@@ -236,7 +237,9 @@ def sequences(
 class _Parts(torch.utils.data.Dataset):
     """What a StepSampler asks for, collated."""
 
-    def __init__(self, rows: Rows, collate: Callable[[Sequence[Row], int], Any]) -> None:
+    def __init__(
+        self, rows: TokenizedQuestions, collate: Callable[[Sequence[TokenizedQuestion], int], Any]
+    ) -> None:
         self.rows, self.collate = rows, collate
 
     def __getitem__(self, part: tuple[list[int], int]) -> Any:

@@ -15,9 +15,21 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import terminal
-from before import keep, kept, place_of
-from checkpoint import (
+from datamodule import SquadDataModule
+from lit_module import LitQuestionAnswering
+from lora_or_full.config.schema import unknown
+from lora_or_full.data.fingerprints import weights_fingerprint
+from lora_or_full.data.hub import folder_of
+from lora_or_full.data.splits import Splits
+from lora_or_full.errors import UserError, first_line
+from lora_or_full.evaluation.baseline_cache import keep, kept, place_of
+from lora_or_full.evaluation.predictions import Prediction, scores
+from lora_or_full.modeling.kernels import onednn_is_faster
+from lora_or_full.modeling.loading import load_tokenizer, max_positions
+from lora_or_full.modeling.precision import device_name, frozen_dtype, precision_of
+from lora_or_full.runs import provenance, store
+from lora_or_full.training import console
+from lora_or_full.training.checkpoint import (
     BEFORE,
     CheckedCheckpointIO,
     Journal,
@@ -26,21 +38,9 @@ from checkpoint import (
     check_room,
     resume_point,
 )
-from cost import CostMonitor, anatomy, estimate
-from datamodule import SquadDataModule
-from devices import check_alike, connected, gathered, is_first
-from errors import UserError, first_line
-from hub import folder_of
-from identity import weights_fingerprint
-from lit_module import LitQuestionAnswering
-from logs import SHOWN, MetricsFile, SampleAnswers, log_results
-from precision import device_name, frozen_dtype, precision_of
-from predictions import Prediction, scores
-from qa.kernels import onednn_is_faster
-from qa.model import load_tokenizer, max_positions
-from settings import unknown
-from splits import Splits
-from study import record
+from lora_or_full.training.distributed import check_alike, connected, gathered, is_first
+from lora_or_full.training.loggers import SHOWN, MetricsFile, SampleAnswers, log_results
+from lora_or_full.training.profiling import CostMonitor, estimate, profile_step
 
 Settings = dict[str, Any]
 
@@ -59,14 +59,14 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     _quiet()
     settings["trainer"]["precision"] = precision_of(settings["trainer"])
     if is_first():
-        record.write_text(
+        store.write_text(
             folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         )
     cost = CostMonitor()
     data, module, model_facts = build(settings)
     written = module.size["trainable" if settings["lora"] else "total"]
     check_room(folder, int(module.size["trainable"]), int(written))
-    commit = record.commit()  # now: the files may change while the run goes on
+    commit = provenance.commit()  # now: the files may change while the run goes on
     states, journal = folder / "checkpoints", folder / "predictions.partial.jsonl"
     # What the first process finds holds for all: files may change between their looks.
     last, step = resume_point(states) if is_first() else (None, 0)
@@ -80,7 +80,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         before, last, step = trainer.strategy.broadcast((kept(place), last, step))
         seconds = estimate(module, data, trainer, tests=1 if before else 2)
         if trainer.is_global_zero:
-            terminal.announce(
+            console.announce(
                 settings, folder, data.facts, model_facts, module.size, trainer, last is not None,
                 seconds,
             )  # fmt: skip
@@ -94,7 +94,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
             journal.unlink(missing_ok=True)  # its answers are those of weights before
         if not module.epochs:
             raise UserError("No epoch came to its end: there is nothing to score. Check trainer.*")
-        parts = anatomy(module, data, trainer)
+        parts = profile_step(module, data, trainer)
         module.load_trained(checkpoint.best)
         predictions = _test(trainer, module, data, journal)
         costs = cost.summary()
@@ -103,16 +103,18 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         return {}
     exported = module.export(folder)
     contexts = data.test.contexts["context"]
-    record.write_json(
+    store.write_json(
         folder / "contexts.json", {str(number): text for number, text in enumerate(contexts)}
     )
-    record.write_lines(folder / "predictions.jsonl", sorted(predictions, key=lambda p: p["id"]))
+    store.write_lines(folder / "predictions.jsonl", sorted(predictions, key=lambda p: p["id"]))
     results = {
         "config": settings,
         "data": data.facts,
         "model": model_facts,
         "parameters": module.size,
-        "shapes": {name: list(weight.shape) for name, weight in module.trained().items()},
+        "shapes": {
+            name: list(weight.shape) for name, weight in module.trainable_parameters().items()
+        },
         "epochs": module.epochs,
         "best_epoch": module.best_epoch["epoch"],
         "before": before,
@@ -124,7 +126,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
             "session_seconds": time.time() - began,
         },
         "exported": exported.name,
-        "environment": record.environment(
+        "environment": provenance.environment(
             " + ".join(name if n == 1 else f"{n} x {name}" for name, n in devices.items()), commit
         ),
     }
@@ -132,7 +134,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     log_results(trainer, results, wrong[:SHOWN])
     made = [file for file in sorted(exported.rglob("*")) if file.is_file()]
     files = [folder / "predictions.jsonl", folder / "contexts.json", *made]
-    record.finish(folder, results, files)
+    store.write_results(folder, results, files)
     for file in (journal, folder / "before.partial.jsonl", states / BEFORE):
         file.unlink(missing_ok=True)
     return results

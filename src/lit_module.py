@@ -17,17 +17,17 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-import weights
-from datamodule import Asked
-from devices import gathered
-from errors import UserError
-from predictions import Prediction, prediction
-from qa.decoding import Answer, greedy, stop_ids
-from qa.kernels import speed_up_full
-from qa.model import add_lora, load_model, store_frozen
-from qa.packing import Sequences
-from qa.prefill import shares_context
-from qa.prompt import IGNORED
+from datamodule import EvaluationBatch
+from lora_or_full.data.prompt import IGNORED
+from lora_or_full.errors import UserError
+from lora_or_full.evaluation.predictions import Prediction, prediction
+from lora_or_full.generation.decoding import Answer, greedy, stop_ids
+from lora_or_full.generation.kv_cache import shares_context
+from lora_or_full.modeling import trained_weights
+from lora_or_full.modeling.kernels import speed_up_full
+from lora_or_full.modeling.loading import add_lora, load_model, store_frozen
+from lora_or_full.modeling.prefix_packing import Sequences
+from lora_or_full.training.distributed import gathered
 
 
 class LitQuestionAnswering(L.LightningModule):
@@ -109,7 +109,7 @@ class LitQuestionAnswering(L.LightningModule):
                 if isinstance(layer, torch.nn.Embedding):
                     layer.sparse = False
 
-    def trained(self) -> dict[str, torch.nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The weights that training changes, by name; tied ones once."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
@@ -161,7 +161,7 @@ class LitQuestionAnswering(L.LightningModule):
         self.train_loss.reset()
         self.log("train/epoch_loss", self.epochs[-1]["train_loss"], sync_dist=True)
 
-    def validation_step(self, batch: Asked, batch_idx: int) -> None:
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         answers = self.answers(batch, with_golds=True)
         self.losses += [
             (-answer.gold_log_probability, len(gold))
@@ -192,12 +192,12 @@ class LitQuestionAnswering(L.LightningModule):
             name = f"validation/{name.removeprefix('validation_')}"
             self.log(name, value, prog_bar=True, sync_dist=True)
 
-    def test_step(self, batch: Asked, batch_idx: int) -> None:
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         for predictions in gathered(list(map(prediction, batch.rows, self.answers(batch)))):
             if predictions:
                 self.on_prediction(predictions)
 
-    def answers(self, batch: Asked, with_golds: bool = False) -> list[Answer | None]:
+    def answers(self, batch: EvaluationBatch, with_golds: bool = False) -> list[Answer | None]:
         """The answer to each row of the batch, with the log-probability of its gold one if wanted;
         None where the prompt is too long."""
         asked = [prompt for prompt in batch.prompts if prompt is not None]
@@ -212,7 +212,7 @@ class LitQuestionAnswering(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(
-            self.trained().values(),
+            self.trainable_parameters().values(),
             lr=self.learning_rate,
             betas=self.betas,
             eps=self.eps,
@@ -237,7 +237,7 @@ class LitQuestionAnswering(L.LightningModule):
         Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = self.trained()
+        trained = self.trainable_parameters()
         if bad := [name for name, weight in trained.items() if not torch.isfinite(weight).all()]:
             raise UserError(
                 f"{len(bad)} weights are not finite at step {self.global_step}, the first: "
@@ -256,7 +256,7 @@ class LitQuestionAnswering(L.LightningModule):
 
     def save_trained(self, file: Path) -> None:
         """Write the trained weights as safetensors, whole or not at all."""
-        weights.save(self.trained(), file)
+        trained_weights.save(self.trainable_parameters(), file)
 
     @torch.no_grad()
     def load_trained(self, file: Path) -> None:
@@ -265,7 +265,7 @@ class LitQuestionAnswering(L.LightningModule):
         Raises:
             UserError: it is damaged, or of another model.
         """
-        saved, trained = weights.saved(file), self.trained()
+        saved, trained = trained_weights.saved(file), self.trainable_parameters()
         if saved is None:
             raise UserError(f"{file} is damaged. To train it again: resume={file.parents[1]}")
         self._check_names(saved.keys(), str(file))
@@ -285,7 +285,7 @@ class LitQuestionAnswering(L.LightningModule):
         return place
 
     def _check_names(self, names: Any, source: str) -> None:
-        expected = set(self.trained())
+        expected = set(self.trainable_parameters())
         if expected != set(names):
             missing, surplus = len(expected - set(names)), len(set(names) - expected)
             raise UserError(

@@ -18,12 +18,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from command_line import CONF, prepare, saved, to_dict, usage
-from devices import is_first, leave
-from errors import UserError, command, in_words
-from settings import OF_LORA
-from study import record
-from sweep import INTERRUPTED, Sweep
+from lora_or_full.config.compose import CONF, prepare, saved, to_dict, usage
+from lora_or_full.config.schema import OF_LORA
+from lora_or_full.errors import UserError, command, explain
+from lora_or_full.runs import store
+from lora_or_full.training.distributed import is_first, leave
+from lora_or_full.training.sweep import INTERRUPTED, Sweep
 
 
 def job(config: DictConfig) -> None:
@@ -40,7 +40,7 @@ def told(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if problem := in_words(error, folder):
+        if problem := explain(error, folder):
             print(f"Error: {problem}", file=sys.stderr)
             sys.exit(1)
         raise
@@ -58,12 +58,12 @@ def single(settings: dict[str, Any], folder: Path) -> None:
             raise UserError(f"{folder} holds a run already: choose another hydra.run.dir.")
     else:
         settings = saved(folder)
-        identity = record.status(folder).get("identity")
-        changed = record.damaged(folder)
-        if changed and (folder / record.RESULTS).exists():
+        identity = store.status(folder).get("identity")
+        changed = store.damaged_files(folder)
+        if changed and (folder / store.RESULTS).exists():
             words = f"Warning: damaged in {folder}: {', '.join(changed)}. It is made anew."
             print(words, file=sys.stderr)
-    lock = record.lock(folder)
+    lock = store.run_lock(folder)
     try:
         if is_first():
             lock.acquire(blocking=False)
@@ -72,33 +72,33 @@ def single(settings: dict[str, Any], folder: Path) -> None:
     except Timeout:
         raise UserError(f"{folder}: another process is at work on this run.") from None
     if is_first():
-        record.clear(folder)
+        store.remove_partial_files(folder)
     threading.excepthook = _in_thread
     # Only now, since they take seconds: torch and all that stands on it.
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    import terminal
-    from checkpoint import Interrupted
     from experiment import run
-    from identity import identity_of
+    from lora_or_full.data.fingerprints import identity_of
+    from lora_or_full.training import console
+    from lora_or_full.training.checkpoint import Interrupted
 
     try:
         if is_first():
             identity = identity or identity_of(settings)
-            record.set_status(folder, "running", identity, process=os.getpid())
+            store.set_status(folder, "running", identity, process=os.getpid())
         results = run(settings, folder)
         if not is_first():
             leave()
-        record.set_status(folder, "finished", identity)
+        store.set_status(folder, "finished", identity)
     except (Interrupted, SIGTERMException, KeyboardInterrupt):
         _note(folder, "interrupted", identity)
         print(f"Stopped. To go on: python src/run.py resume='{folder}'", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        reason = in_words(error, folder) or f"{type(error).__name__}: {error}"
+        reason = explain(error, folder) or f"{type(error).__name__}: {error}"
         _note(folder, "failed", identity, error=str(reason))
         raise
-    terminal.close(results, folder)
+    console.close(results, folder)
 
 
 def _in_thread(raised: threading.ExceptHookArgs) -> None:
@@ -111,7 +111,7 @@ def _note(folder: Path, state: str, identity: str | None, **facts: Any) -> None:
     """Set the status of a run that ends, if a full disk lets it: what ended it is told anyway."""
     if is_first():
         with contextlib.suppress(OSError):
-            record.set_status(folder, state, identity, **facts)
+            store.set_status(folder, state, identity, **facts)
 
 
 def job_of(sweep: Sweep) -> Callable[[DictConfig], None]:

@@ -245,10 +245,12 @@ def finished_runs(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def tiny_settings(model: Path, folder: Path) -> dict[str, Any]:
-    import command_line  # not above: it is the one module that these fixtures need of the project
+    from lora_or_full.config import (
+        compose,  # not above: it is the one module that these fixtures need of the project
+    )
 
     files = [write_squad(folder / f"{n}.json", 6, 2, 2, seed=n) for n in range(2)]
-    return command_line.compose(
+    return compose.compose(
         [
             "mode=lora",
             "lr=1e-2",

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from datamodule import SquadDataModule
-from errors import UserError
-from qa import prompt
-from qa.packing import Packed, Padded, Sequences
-from qa.prompt import IGNORED
-from splits import NAMES, Splits
+from lora_or_full.data import prompt
+from lora_or_full.data.prompt import IGNORED
+from lora_or_full.data.splits import NAMES, Splits
+from lora_or_full.errors import UserError
+from lora_or_full.modeling.prefix_packing import Packed, Padded, Sequences
 
 ENDING = "<|endoftext|>"
 Make = Callable[..., SquadDataModule]
@@ -124,7 +124,7 @@ def _ids(module: SquadDataModule, row: dict[str, Any]) -> list[int]:
     return module._parts(row).prompt + row["answer_ids"]
 
 
-# Rows and labels
+# TokenizedQuestions and labels
 
 
 @pytest.mark.parametrize("mask_prompt", [True, False])
@@ -207,7 +207,7 @@ def test_padding_is_on_the_right_and_carries_no_label(make: Make) -> None:
     batch = module.collate_training(rows, 7)
     ids, labels = batch["sequences"]
     lengths = [
-        len(module.head)
+        len(module.prefix)
         + sum(len(row[f"{part}_ids"]) for part in ("context", "question", "answer"))
         for row in rows
     ]
@@ -323,7 +323,7 @@ def test_a_training_row_without_room_for_context_is_dropped_and_counted(
 def test_a_row_is_dropped_only_where_not_one_token_of_its_context_fits(make: Make) -> None:
     whole = _ready(make())
     row = max(whole.train, key=lambda row: len(row["question_ids"]) + len(row["answer_ids"]))
-    least = len(whole.head) + len(row["question_ids"]) + len(row["answer_ids"])
+    least = len(whole.prefix) + len(row["question_ids"]) + len(row["answer_ids"])
     assert len(_by_id(_ready(make(max_length=least + 1)), "train")[row["id"]]["context_ids"]) == 1
     tight = _ready(make(max_length=least))
     assert row["id"] not in _by_id(tight, "train")
@@ -342,7 +342,7 @@ def test_evaluation_rows_are_never_dropped_and_too_long_prompts_are_none(
 ) -> None:
     roomy = _ready(make())
     whole = _by_id(roomy, "test")
-    needed = sorted(len(roomy.head) + len(row["question_ids"]) for row in whole.values())
+    needed = sorted(len(roomy.prefix) + len(row["question_ids"]) for row in whole.values())
     length = {"some fit": needed[8], "all fit": needed[-1]}[kind]
     module = _ready(make(max_prompt_length=length, packed_length=packed_length))
     assert _by_id(module, "test").keys() == whole.keys()
@@ -353,7 +353,7 @@ def test_evaluation_rows_are_never_dropped_and_too_long_prompts_are_none(
         asked = []
         for row, part in zip(batch.rows, batch.prompts, strict=True):
             seen.append(row["id"])
-            least = len(module.head) + len(row["question_ids"])
+            least = len(module.prefix) + len(row["question_ids"])
             assert (part is None) == (least > length)
             if part is None:
                 too_long += 1

@@ -27,9 +27,9 @@ from markdown_it.token import Token
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from logs import COLUMNS
-from qa import squad
-from settings import GROUPS, SETTINGS
+from lora_or_full.config.schema import GROUPS, SETTINGS
+from lora_or_full.data import squad
+from lora_or_full.training.loggers import COLUMNS
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]

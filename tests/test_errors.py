@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed import DistNetworkError
 
-import errors
-from errors import UserError, command, first_line, in_words, listed
+from lora_or_full import errors
+from lora_or_full.errors import UserError, command, explain, first_line, listed
 
 RUST = "Error while serializing: I/O error: No space left on device (os error 28)"
 # What torch raises where it writes to a file that Python opened.
@@ -49,7 +49,7 @@ def test_what_the_machine_lacks_is_told_in_a_line(
     error: Exception, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").touch()
-    told = str(in_words(error, tmp_path))
+    told = str(explain(error, tmp_path))
     assert words.format(folder=tmp_path) in told
     assert told.endswith(f"python src/run.py resume='{tmp_path}'")
     assert "\n" not in told
@@ -60,19 +60,19 @@ def test_what_the_machine_lacks_is_told_in_a_line(
 def test_torch_says_what_is_looked_for_when_the_processor_has_no_memory(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 52)
-    told = str(in_words(raised.value, tmp_path))
+    told = str(explain(raised.value, tmp_path))
     assert told.startswith("The memory is full (")
     assert told.endswith("the same command again")  # there is no run yet that could go on
 
 
 def test_any_other_error_keeps_its_trace(tmp_path: Path) -> None:
-    assert in_words(ValueError("a mistake of ours"), tmp_path) is None
-    assert in_words(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), tmp_path) is None
+    assert explain(ValueError("a mistake of ours"), tmp_path) is None
+    assert explain(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), tmp_path) is None
 
 
 def test_what_a_person_asked_wrongly_is_told_as_it_is(tmp_path: Path) -> None:
     error = UserError("lr=0: must be a number above 0.")
-    assert in_words(error, tmp_path) is error
+    assert explain(error, tmp_path) is error
 
 
 def test_a_message_keeps_its_lines_and_spells_out_what_is_not_printed() -> None:

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import devices
 import experiment
-import precision
-from errors import UserError
 from lit_module import LitQuestionAnswering
-from qa.decoding import greedy, stop_ids
-from qa.prompt import Parts
-from qa.scoring import exact_match, f1
-from study.intervals import mean
+from lora_or_full.data.prompt import PromptTokens
+from lora_or_full.errors import UserError
+from lora_or_full.evaluation.intervals import mean
+from lora_or_full.evaluation.squad_metric import exact_match, f1
+from lora_or_full.generation.decoding import greedy, stop_ids
+from lora_or_full.modeling import precision
+from lora_or_full.training import distributed
 
 Settings = dict[str, Any]
 
@@ -56,7 +56,7 @@ def test_processes_that_are_not_alike_are_refused(
     def gathered(own: tuple[str, str]) -> list[tuple[str, str]]:
         return [own, (own[0] if others[0] == "here" else others[0], others[1])]
 
-    monkeypatch.setattr(devices, "gathered", gathered)
+    monkeypatch.setattr(distributed, "gathered", gathered)
     with pytest.raises(UserError, match=message):
         experiment.run(settings, tmp_path / "run")
 
@@ -74,7 +74,7 @@ def answers_by(model: Any, folder: Path, recorded: list[dict[str, Any]], run: Pa
         f"Context: {contexts[str(p['paragraph'])]}\nQuestion: {p['question']}\nAnswer:"
         for p in recorded
     ]
-    prompts = [Parts([], [], tokenizer(text)["input_ids"]) for text in texts]
+    prompts = [PromptTokens([], [], tokenizer(text)["input_ids"]) for text in texts]
     return [a.text for a in greedy(model.eval(), tokenizer, prompts, stop_ids(tokenizer), 4, None)]
 
 
@@ -140,7 +140,9 @@ def test_the_best_epoch_is_the_one_that_is_scored_and_exported(
     def rising(self: LitQuestionAnswering) -> None:
         original(self)
         self.epochs[-1]["f1"] = -float(len(self.epochs))
-        kept[len(self.epochs)] = {n: p.detach().clone() for n, p in self.trained().items()}
+        kept[len(self.epochs)] = {
+            n: p.detach().clone() for n, p in self.trainable_parameters().items()
+        }
 
     monkeypatch.setattr(LitQuestionAnswering, "on_validation_epoch_end", rising)
     results = experiment.run(settings, tmp_path / "run")

@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import experiment
-from errors import UserError
 from lit_module import LitQuestionAnswering
-from qa.packing import Packed, Padded
-from qa.prompt import IGNORED
+from lora_or_full.data.prompt import IGNORED
+from lora_or_full.errors import UserError
+from lora_or_full.modeling.prefix_packing import Packed, Padded
 
 Settings = dict[str, Any]
 SquadWriter = Callable[..., Path]
@@ -59,7 +59,7 @@ def test_lora_moves_its_matrices_and_nothing_else(settings: Settings, tmp_path: 
     module, _ = fit(settings, tmp_path)
     after = module.state_dict()
     moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
-    assert moved == set(module.trained())
+    assert moved == set(module.trainable_parameters())
     assert len(moved) == 4
 
 
@@ -165,9 +165,13 @@ def test_a_run_that_shares_contexts_ends_at_the_weights_of_one_that_does_not(
     assert read[0] > read[1] > read[2]  # else nothing was shared
     _, untouched, _ = experiment.build(settings)
     for other in runs[1:]:
-        for name, weight in runs[0].trained().items():
-            assert torch.allclose(weight, other.trained()[name], atol=1e-5, rtol=0), name
-            assert not torch.allclose(weight, untouched.trained()[name], atol=1e-4), name
+        for name, weight in runs[0].trainable_parameters().items():
+            assert torch.allclose(weight, other.trainable_parameters()[name], atol=1e-5, rtol=0), (
+                name
+            )
+            assert not torch.allclose(weight, untouched.trainable_parameters()[name], atol=1e-4), (
+                name
+            )
         for one, two in zip(runs[0].epochs, other.epochs, strict=True):
             assert one == pytest.approx(two, rel=1e-4)
 
@@ -185,8 +189,8 @@ def test_accumulated_parts_train_as_one_step(
     settings["trainer"]["accumulate_grad_batches"] = 3
     parts, trainer = fit(settings, tmp_path)
     assert trainer.global_step == 9
-    for name, weight in whole.trained().items():
-        assert torch.allclose(weight, parts.trained()[name], atol=1e-6)
+    for name, weight in whole.trainable_parameters().items():
+        assert torch.allclose(weight, parts.trainable_parameters()[name], atol=1e-6)
     for one, other in zip(whole.epochs, parts.epochs, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
 
@@ -329,7 +333,9 @@ def test_gradients_are_clipped_in_mixed_precision_too(
     original = LitQuestionAnswering.configure_gradient_clipping
 
     def size(module: LitQuestionAnswering) -> float:
-        whole = torch.cat([weight.grad.flatten() for weight in module.trained().values()])
+        whole = torch.cat(
+            [weight.grad.flatten() for weight in module.trainable_parameters().values()]
+        )
         return (whole.abs().max() if algorithm == "value" else whole.norm()).item()
 
     def clip(self: LitQuestionAnswering, *arguments: Any, **words: Any) -> None:
@@ -353,10 +359,10 @@ def test_without_a_largest_norm_gradients_stay(settings: Settings) -> None:
     _, module, _ = experiment.build(settings)
     module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     optimizer = module.configure_optimizers()["optimizer"]
-    for weight in module.trained().values():
+    for weight in module.trainable_parameters().values():
         weight.grad = torch.full_like(weight, 100.0)
     module.configure_gradient_clipping(optimizer, None, None)
-    assert all((weight.grad == 100.0).all() for weight in module.trained().values())
+    assert all((weight.grad == 100.0).all() for weight in module.trainable_parameters().values())
 
 
 def test_how_frozen_weights_are_stored_changes_neither_a_run_nor_its_counts(
@@ -375,8 +381,8 @@ def test_how_frozen_weights_are_stored_changes_neither_a_run_nor_its_counts(
     assert low.size == plain.size == exact.size
     assert low.epochs == plain.epochs
     assert low.epochs != exact.epochs
-    for name, weight in plain.trained().items():
-        assert torch.equal(weight, low.trained()[name])
+    for name, weight in plain.trainable_parameters().items():
+        assert torch.equal(weight, low.trainable_parameters()[name])
 
 
 @pytest.mark.parametrize(
@@ -413,8 +419,8 @@ def test_trained_weights_come_back_from_their_file(settings: Settings, tmp_path:
     module.save_trained(tmp_path / "best.safetensors")
     _, other, _ = experiment.build(settings)
     other.load_trained(tmp_path / "best.safetensors")
-    for name, weight in module.trained().items():
-        assert torch.equal(weight, other.trained()[name])
+    for name, weight in module.trainable_parameters().items():
+        assert torch.equal(weight, other.trainable_parameters()[name])
 
 
 def test_damaged_weights_are_refused(settings: Settings, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from precision import precision_of
-from study import record
+from lora_or_full.modeling.precision import precision_of
+from lora_or_full.runs import store
 
 PROJECT = Path(__file__).parents[1]
 RUN = [sys.executable, str(PROJECT / "src" / "run.py")]
@@ -63,7 +63,7 @@ def until(lines: Iterable[str], text: str) -> None:
 
 
 def test_help_names_every_key_and_no_torch_is_needed_for_it() -> None:
-    from settings import SETTINGS
+    from lora_or_full.config.schema import SETTINGS
 
     done = command("--help")
     assert done.returncode == 0
@@ -136,7 +136,7 @@ def test_a_sweep_again_does_what_is_missing_alone(words: list[str], tmp_path: Pa
     assert len(list((tmp_path / "runs" / "mine").glob("*/config.yaml"))) == 2
 
     # Another process is at it, and finishes it: the sweep waits.
-    lock = record.lock(second)
+    lock = store.run_lock(second)
     lock.acquire()
     with subprocess.Popen(
         [*RUN, *sweep], stdout=subprocess.PIPE, text=True, env=os.environ | QUIET
@@ -164,7 +164,7 @@ def test_a_launchers_workers_do_a_sweep_as_one_process_does(
     assert done.stderr.count("The sweep goes on.") == done.stderr.count("\n  ") == 2
     assert "2 of 4 jobs failed" in done.stderr
     place = tmp_path / "runs" / "mine"
-    states = {f.parent.name: record.status(f.parent)["state"] for f in place.glob("*/status.json")}
+    states = {f.parent.name: store.status(f.parent)["state"] for f in place.glob("*/status.json")}
     assert states == {
         "lora_r8_lr0.0001_seed1": "finished", "full_lr0.0001_seed1": "finished",
         "lora_r8_lr1e+30_seed1": "failed", "full_lr1e+30_seed1": "failed",
@@ -204,7 +204,7 @@ def test_a_failed_job_of_a_sweep_is_told_and_the_others_run(
 
 def test_two_processes_do_not_work_on_one_run(words: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with record.lock(folder):
+    with store.run_lock(folder):
         message = refusal(*words, f"hydra.run.dir={folder}")
     assert message == f"Error: {folder}: another process is at work on this run.\n"
 

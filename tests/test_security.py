@@ -22,9 +22,9 @@ import torch
 import yaml
 from pyarrow import parquet
 
-from errors import UserError
-from qa.model import load_model, load_tokenizer, max_positions
-from splits import Splits
+from lora_or_full.data.splits import Splits
+from lora_or_full.errors import UserError
+from lora_or_full.modeling.loading import load_model, load_tokenizer, max_positions
 
 PROJECT = Path(__file__).parents[1]
 

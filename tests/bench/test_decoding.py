@@ -1,4 +1,4 @@
-"""The ways to decode that are held against each other find what they say they find."""
+"""The attended to decode that are held against each other find what they say they find."""
 
 import csv
 import json
@@ -10,15 +10,15 @@ import pytest
 import torch
 from decoding import Tree, beam, most_probable_span, read, span_tree
 
-from loading import load
-from qa import prompt
-from qa.decoding import text_of
-from qa.squad import Question
-from trained import Trained
+from lora_or_full.data import prompt
+from lora_or_full.data.squad import Question
+from lora_or_full.generation.decoding import text_of
+from lora_or_full.generation.finished_run import load
+from lora_or_full.generation.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def run(finished_runs: dict[str, Path]) -> Trained:
+def run(finished_runs: dict[str, Path]) -> Predictor:
     return load(finished_runs["full"], None)
 
 
@@ -36,17 +36,17 @@ def paths(tree: Tree, before: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]
 
 
 @torch.no_grad()
-def log_probability(run: Trained, question: Question, ids: tuple[int, ...]) -> float:
+def log_probability(run: Predictor, question: Question, ids: tuple[int, ...]) -> float:
     """Of `ids` and any end behind them, in a pass of its own over prompt and answer."""
     texts = [prompt.context_text(question.context), prompt.question_text(question.question)]
-    given = sum(prompt.encode(run.tokenizer, texts), prompt.head_ids(run.tokenizer))
+    given = sum(prompt.encode(run.tokenizer, texts), prompt.prefix_ids(run.tokenizer))
     logits = run.model(input_ids=torch.tensor([[*given, *ids]])).logits[0, len(given) - 1 :]
     scores = logits.log_softmax(-1)
     said = sum(scores[n, token].item() for n, token in enumerate(ids))
     return said + scores[-1, run.stops].logsumexp(-1).item()
 
 
-def test_the_span_is_the_most_probable_of_all_scored_one_by_one(run: Trained) -> None:
+def test_the_span_is_the_most_probable_of_all_scored_one_by_one(run: Predictor) -> None:
     for question, behind, scores, tree in read(run, QUESTIONS):
         all_spans = list(paths(tree))
         each = {ids: log_probability(run, question, ids) for ids in all_spans}
@@ -59,7 +59,7 @@ def test_the_span_is_the_most_probable_of_all_scored_one_by_one(run: Trained) ->
             assert found.log_probability == pytest.approx(each[best], abs=1e-4)
 
 
-def test_spans_are_those_of_words_and_signs_within_a_line(run: Trained) -> None:
+def test_spans_are_those_of_words_and_signs_within_a_line(run: Predictor) -> None:
     tree = span_tree(run.tokenizer, "Oslo, Turin\nand Ada", 12)
     texts = {text_of(run.tokenizer, ids) for ids in paths(tree)}
     assert {"Oslo", "Oslo,", ",", "Turin", "and", "Ada"} <= texts
@@ -67,7 +67,7 @@ def test_spans_are_those_of_words_and_signs_within_a_line(run: Trained) -> None:
     assert max(map(len, paths(span_tree(run.tokenizer, "Oslo, Turin", 3)))) == 3
 
 
-def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_the_most_probable(run: Trained) -> None:
+def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_the_most_probable(run: Predictor) -> None:
     asked = [(question.context, question.question) for question in QUESTIONS]
     for (_, behind, scores, _), given in zip(read(run, QUESTIONS), run.answers(asked), strict=True):
         (greedy,) = beam(behind.copy(), scores, run.max_new_tokens, 1)

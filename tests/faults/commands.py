@@ -28,9 +28,9 @@ import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 from hydra.core.global_hydra import GlobalHydra
 
 import experiment  # noqa: F401
-import identity  # noqa: F401
 import run
-import sweep
+from lora_or_full.data import fingerprints  # noqa: F401
+from lora_or_full.training import sweep
 
 gc.freeze()  # a run collects garbage before each measurement: not among what is imported
 SECONDS = 600  # that a command may take before it counts as hanging

@@ -41,8 +41,8 @@ from strikes import (
 )
 from templates import KILLED, MODES, SWEEP, Templates, key_of, outcome, tree, weights_of
 
-import report
-from study import record
+from lora_or_full.cli import report
+from lora_or_full.runs import store
 
 BETWEEN = {
     "newest checkpoint": ["checkpoints/last.ckpt"],
@@ -105,13 +105,13 @@ def goes_on(case: Case) -> list[str] | None:
         if not met:
             return None
         (place / "filler").unlink(missing_ok=True)
-        problems = badly_told(case.fault, done, record.finished(folder))
-        if not record.finished(folder):
+        problems = badly_told(case.fault, done, store.is_finished(folder))
+        if not store.is_finished(folder):
             resumable = (folder / "config.yaml").is_file()
             saved = any((folder / "checkpoints").glob("*.ckpt"))
             again = case.command([f"resume={folder}"] if resumable else words)
             problems += unwell(again)
-            if left := [file.name for file in folder.rglob(f"*{record.PARTIAL}")]:
+            if left := [file.name for file in folder.rglob(f"*{store.PARTIAL}")]:
                 problems.append(f"left half written: {', '.join(left)}")
             if "Warning" in again.err:
                 problems.append(f"something was left damaged: {again.err}")
@@ -218,7 +218,7 @@ def sweep_goes_on(case: Case) -> list[str] | None:
     done = case.command.end(fork)
     if not met:
         return None
-    problems = badly_told(case.fault, done, all(map(record.finished, gone)))
+    problems = badly_told(case.fault, done, all(map(store.is_finished, gone)))
     problems += unwell(case.command(words))
     for folder, key in gone.items():
         problems += unlike(case.made, folder, key)
@@ -321,8 +321,8 @@ def unwell(done: Done) -> list[str]:
 
 def unlike(made: Templates, folder: Path, key: str, but: str = "") -> list[str]:
     """What differs between a run and the one of the same key that was never struck."""
-    if not record.finished(folder):
-        return [f"{folder} is not finished: {record.damaged(folder)}"]
+    if not store.is_finished(folder):
+        return [f"{folder} is not finished: {store.damaged_files(folder)}"]
     found, wanted = outcome(folder, but), made.outcomes[key]
     expected = {name: text for name, text in wanted.files.items() if name != but}
     differ = [name for name in expected if found.files.get(name) != expected[name]]
@@ -350,7 +350,7 @@ def changed(others: dict[Path, Any]) -> list[str]:
 def same_report(folder: Path, wanted: Path) -> bool:
     """Whether two reports have the same content, but for what a kill left half written."""
     found, expected = (
-        {name: text for name, (_, text) in tree(f).items() if not name.endswith(record.PARTIAL)}
+        {name: text for name, (_, text) in tree(f).items() if not name.endswith(store.PARTIAL)}
         for f in (folder, wanted)
     )
     return found == expected

@@ -13,9 +13,9 @@ from commands import WORK, Commands, Fork
 from conftest import save_gpt2, write_squad
 from strikes import Places, Strike, counted
 
-import report
 import run
-from study import record
+from lora_or_full.cli import report
+from lora_or_full.runs import store
 
 MODES = ("lora", "full")
 WORDS = [
@@ -59,7 +59,7 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
         str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.read_bytes())
         for file in folder.rglob("*")
-        if file.is_file() and file.name != record.LOCK
+        if file.is_file() and file.name != store.LOCK
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from errors import UserError
+from lora_or_full.errors import UserError
 
 T = TypeVar("T")
 END = "<|endoftext|>"

@@ -15,7 +15,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from strategies import documents, examples, json_files, texts
 
-from settings import SETTINGS
+from lora_or_full.config.schema import SETTINGS
 
 SECONDS = 120  # until a run of a few questions counts as one that hangs
 SMALL = {

@@ -11,13 +11,13 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 from strategies import HALVES, any_json, examples, met, texts
 
-import command_line
-from settings import GROUPS, SETTINGS, check
+from lora_or_full.config import compose
+from lora_or_full.config.schema import GROUPS, SETTINGS, check
 
 PLACES = ("output_dir", "cache_dir", "hydra.run.dir", "hydra.sweep.dir")
 KEYS = [key for key in SETTINGS if key not in PLACES]
-OPTIONS = [option for group in GROUPS for option in command_line._options(group)]
-DEFAULTS = command_line.compose([], [])
+OPTIONS = [option for group in GROUPS for option in compose._options(group)]
+DEFAULTS = compose.compose([], [])
 OTHER_KEYS = (
     "lora", "model", "data", "optimizer", "trainer", "hydra", "lrr", "lora.use_dora", "lr.x", "",
     "model.config.attn_pdrop", "model.config.nothing", "trainer.max_steps", "trainer.nothing",
@@ -59,7 +59,7 @@ def words() -> st.SearchStrategy[str]:
 
 def prepared(asked: list[str], multirun: bool) -> list[str] | None:
     """What Hydra is asked beside; None if it is refused."""
-    taken, _ = met(lambda: command_line.prepare(Namespace(overrides=asked, multirun=multirun)))
+    taken, _ = met(lambda: compose.prepare(Namespace(overrides=asked, multirun=multirun)))
     return None if taken is None else taken[0]
 
 
@@ -79,7 +79,7 @@ def test_any_command_line_is_taken_or_refused_in_words(asked: list[str], multiru
     event("refused" if taken is None else "taken")
     if taken is None or multirun:
         return
-    settings = command_line.compose([*asked, *taken], [])
+    settings = compose.compose([*asked, *taken], [])
     lora = settings["lora"]
     assert settings["mode"] == ("full" if lora is None else "lora")
     assert settings["rank"] == (None if lora is None else lora["r"])

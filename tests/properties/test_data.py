@@ -15,13 +15,12 @@ from pyarrow import parquet
 from strategies import any_json, documents, json_files, met, texts
 from transformers import PreTrainedTokenizerBase
 
-import rows
 from datamodule import sequences
-from qa import prompt, squad
-from qa.prompt import IGNORED, Parts
-from qa.squad import Question
-from settings import TEXT
-from splits import Splits
+from lora_or_full.config.schema import TEXT
+from lora_or_full.data import prompt, squad, tokenized
+from lora_or_full.data.prompt import IGNORED, PromptTokens
+from lora_or_full.data.splits import Splits
+from lora_or_full.data.squad import Question
 
 COLUMNS = ("id", "title", "context", "question", "answers")
 CHOICES = st.fixed_dictionaries({
@@ -207,10 +206,10 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def test_a_context_is_a_window_that_holds_the_answer_in_training(
     tokenizer: PreTrainedTokenizerBase, given_questions: list[Question], length: int
 ) -> None:
-    head = prompt.head_ids(tokenizer)
+    head = prompt.prefix_ids(tokenizer)
     by_id = {q.id: q for q in given_questions}
     for training in (True, False):
-        table = rows.make(given_questions, tokenizer, head, length, training)
+        table = tokenized.make(given_questions, tokenizer, head, length, training)
         if not training:
             assert [row["id"] for row in table] == [q.id for q in given_questions]
         for row in table:
@@ -248,10 +247,10 @@ def test_exactly_the_answers_and_their_ends_carry_loss(
     mask_prompt: bool,
     packed_length: int | None,
 ) -> None:
-    head, end = prompt.head_ids(tokenizer), tokenizer.eos_token_id
-    table = rows.make(given_questions, tokenizer, head, length, training=True)
+    head, end = prompt.prefix_ids(tokenizer), tokenizer.eos_token_id
+    table = tokenized.make(given_questions, tokenizer, head, length, training=True)
     assume(len(table) > 0)
-    parts = [Parts(head, row["context_ids"], row["question_ids"]) for row in table]
+    parts = [PromptTokens(head, row["context_ids"], row["question_ids"]) for row in table]
     answers = [row["answer_ids"] for row in table]
     laid_out = sequences(parts, answers, mask_prompt, packed_length if mask_prompt else None)
     assert laid_out.input_ids.shape == laid_out.labels.shape

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from strategies import HALVES, texts
 from torchmetrics.functional.text import squad
 
-from qa.scoring import exact_match, f1, normalize
+from lora_or_full.evaluation.squad_metric import exact_match, f1, normalize
 
 ANY = texts() | st.text(st.characters(), max_size=20) | st.sampled_from(HALVES)
 GOLDS = st.lists(ANY, min_size=1, max_size=4)

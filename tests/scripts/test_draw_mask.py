@@ -5,7 +5,7 @@ from pathlib import Path
 import draw_mask
 import pytest
 
-from qa import packing
+from lora_or_full.modeling import prefix_packing
 
 DRAWING = Path(__file__).parents[2] / "docs" / "packing_mask.svg"
 
@@ -14,7 +14,7 @@ DRAWING = Path(__file__).parents[2] / "docs" / "packing_mask.svg"
 def test_the_script_draws_what_is_committed_on_any_processor(
     multiple: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "MULTIPLE", multiple)
+    monkeypatch.setattr(prefix_packing, "MULTIPLE", multiple)
     file = tmp_path / "mask.svg"
     monkeypatch.setattr("sys.argv", ["draw_mask.py", "--output", str(file)])
     draw_mask.main()

@@ -8,8 +8,8 @@ from pathlib import Path
 import make_data
 import pytest
 
-from qa import squad
-from qa.squad import Question
+from lora_or_full.data import squad
+from lora_or_full.data.squad import Question
 
 DATA = Path(__file__).parents[2] / "assets" / "data"
 

@@ -8,7 +8,7 @@ import torch
 from builtin_text import KINDS, Writer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from qa.model import load_model, load_tokenizer
+from lora_or_full.modeling.loading import load_model, load_tokenizer
 
 MODEL = Path(__file__).parents[2] / "assets" / "model"
 

@@ -1,0 +1,1 @@
+"""What LoRA costs and gains against full fine-tuning on question answering."""

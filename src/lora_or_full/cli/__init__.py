@@ -1,0 +1,1 @@
+"""The command `lora-or-full`: ask, page, report, evaluate, export."""

@@ -1,0 +1,184 @@
+"""Hand on what a run has trained, with a card that says what it is: python src/export.py RUN
+
+Writes the adapter (LoRA) or the model (full) into a folder that plain peft and transformers read;
+with --merge LoRA is folded into its base model, which then needs no peft.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from lora_or_full.cli.model_card import card, hub_id
+from lora_or_full.data.hub import reachable
+from lora_or_full.errors import UserError, command, first_line
+from lora_or_full.runs import store
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+SAME = 1e-3  # logits of a merged model may differ so much, in standard deviations
+
+
+@command()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="RUN/export if left out")
+    parser.add_argument("--merge", action="store_true", help="fold LoRA into its base model")
+    parser.add_argument(
+        "--model", help="folder or hub id of the base model, where it is not the one that RUN names"
+    )
+    parser.add_argument(
+        "--push", metavar="USER/NAME",
+        help="also upload the folder to the hub, into a private repository if there is none yet",
+    )  # fmt: skip
+    args = parser.parse_args()
+    output = args.output or args.run / "export"
+    if args.push is not None:
+        check_pushable(args.run, args.merge, args.push)
+    export(args.run, output, args.merge, args.model, args.push or str(output))
+    print(output)
+    if args.push is not None:
+        print(push(output, args.push))
+
+
+def export(place: Path, output: Path, merge: bool, base: str | None, name: str) -> None:
+    """Write what the run in `place` has trained and its card, under the `name` that this tells,
+    into `output`, whole or not at all.
+
+    Raises:
+        UserError: the run is not finished or not whole, there is nothing to merge, or `output`
+            holds something already.
+    """
+    from lora_or_full.generation.finished_run import (  # seconds: torch and all that stands on it
+        results_of,
+        weights_folder,
+    )
+
+    results = results_of(place)
+    source = weights_folder(place, results)
+    if merge and source.name == "model":
+        raise UserError(f"{place} is full fine-tuning, which has nothing to merge: leave --merge.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output={output} holds something already: choose another folder.")
+    text = _card(place, name, results, merge)
+    made = output.with_name(f"{output.name}.partial")
+    try:
+        shutil.rmtree(made, ignore_errors=True)
+        if merge:
+            _save_merged(place, results, base, made)
+        else:
+            shutil.copytree(source, made, ignore=shutil.ignore_patterns("README.md"))
+        store.write_text(made / "README.md", text)
+        made.replace(output)
+    except OSError as error:
+        raise UserError(f"--output={output} can't be written: {error.strerror}.") from None
+
+
+def check_pushable(place: Path, merge: bool, repo_id: str) -> None:
+    """Refuse what could not be pushed, or be used from the hub.
+
+    Raises:
+        UserError: the name is none, the adapter's base model is on this machine only, nobody is
+            logged in, or the hub is out of reach.
+    """
+    from lora_or_full.generation.finished_run import results_of
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        repo_id = ""
+    if repo_id.count("/") != 1:
+        raise UserError("--push takes USER/NAME: letters, digits, '-', '_' and '.'.")
+    results = results_of(place)
+    name = str(results["config"]["model"]["name"])
+    if results["exported"] == "adapter" and not merge and not hub_id(name):
+        raise UserError(
+            f"An adapter of {name}, which is on this machine only, is of no use on the hub: add "
+            "--merge."
+        )
+    if get_token() is None:
+        raise UserError("--push needs a login to the hub: `hf auth login`, or HF_TOKEN.")
+    if not reachable():
+        why = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+        raise UserError(f"--push: {constants.ENDPOINT} can't be reached{why}. Nothing was done.")
+
+
+def push(folder: Path, repo_id: str) -> str:
+    """Upload a folder to the hub, and say where it is.
+
+    Raises:
+        UserError: the hub does not take it.
+    """
+    try:
+        api = HfApi()
+        api.create_repo(repo_id, private=True, exist_ok=True)
+        return str(
+            api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message="Upload by lora-or-full"
+            )
+        )
+    except Exception as error:  # whatever the hub's client and its HTTP client of the day raise
+        raise UserError(
+            f"{folder} is written, but was not pushed to {repo_id}: {first_line(error)} "
+            f"(`hf auth login` logs in; `hf upload {repo_id} {folder}` tries again.)"
+        ) from None
+
+
+def _card(place: Path, name: str, results: dict[str, Any], merge: bool) -> str:
+    try:
+        lines = (place / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
+        predictions = [json.loads(line) for line in lines if line]
+        contexts = json.loads((place / "contexts.json").read_text(encoding="utf-8"))
+        others = [
+            json.loads(file.read_text(encoding="utf-8"))
+            for file in sorted(place.glob("evaluations/*/results.json"))
+        ]
+        return card(place.resolve().name, name, results, predictions, contexts, others, merge)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"The record in {place} is not whole ({type(error).__name__}: {error})."
+        ) from None
+
+
+def _save_merged(place: Path, results: dict[str, Any], base: str | None, folder: Path) -> None:
+    from lora_or_full.generation.finished_run import base_folder, quiet
+    from lora_or_full.modeling.loading import load_adapter, load_model, load_tokenizer
+
+    quiet()
+    source = place / results["exported"]
+    base_model = base_folder(place, results, base)
+    # With the base model's own configuration, not with the dropouts of this run.
+    adapted = load_adapter(load_model(base_model, base_model.name, {}), source)
+    before = _logits(adapted)
+    model: PreTrainedModel = adapted.merge_and_unload()
+    if (_logits(model) - before).abs().max() > SAME * before.std():
+        raise UserError(
+            f"The adapter in {source} can't be merged: the model would answer otherwise (weights "
+            "that it changes are shared with others). Export it without --merge."
+        )
+    model.save_pretrained(str(folder))
+    load_tokenizer(source).save_pretrained(str(folder))
+
+
+def _logits(model: Any) -> "torch.Tensor":
+    """What a model says to some token ids: (1, 32, vocabulary)."""
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (1, 32), generator=draw)
+    with torch.no_grad():
+        return model(input_ids=ids).logits.clone()
+
+
+if __name__ == "__main__":
+    main()

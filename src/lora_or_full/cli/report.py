@@ -1,0 +1,139 @@
+"""The report of a study: python src/report.py RUNS [RUNS ...]
+
+RUNS are folders of runs, of sweeps, or folders that hold them. Writes report.md, report.html (one
+file, with its figures), figures/, report.csv (a line a run) and report.json into --output.
+"""
+
+import argparse
+import csv
+import io
+import os
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lora_or_full.errors import UserError, command
+from lora_or_full.report import render
+from lora_or_full.report.collect import collect
+from lora_or_full.report.formatting import METRICS
+from lora_or_full.report.render import Section, Table
+from lora_or_full.report.sections.overview import all_sections
+from lora_or_full.report.stats.comparison import ArmComparison, contrast
+from lora_or_full.report.study import Study
+from lora_or_full.runs import store
+
+TITLE = "LoRA against full fine-tuning"
+FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet takes for one
+
+
+@command()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path, help="a folder; <first RUNS>/report if left out")
+    parser.add_argument(
+        "--margin", type=float, default=1.0,
+        help="percentage points within which two modes count as equivalent (1)",
+    )  # fmt: skip
+    args = parser.parse_args()
+    folder = write(args.runs, args.output or args.runs[0] / "report", args.margin)
+    print(f"{folder / 'report.html'}\n{folder / 'report.md'}")
+
+
+def write(places: list[Path], folder: Path, margin: float) -> Path:
+    """Write the report of the runs in `places` into `folder`, and give that.
+
+    Raises:
+        UserError: there is no run that a report could be made of, or an argument can't be.
+    """
+    if missing := [place for place in places if not os.path.isdir(place)]:
+        raise UserError(f"There is no folder {missing[0]}.")
+    if not 0 < margin < 100:
+        raise UserError(f"--margin={margin:g}: must be a number between 0 and 100.")
+    study = collect(places)
+    if not study.arms:
+        reasons = "\n  ".join(study.left_out) or "they hold no run at all"
+        raise UserError(f"No finished run in {', '.join(map(str, places))}:\n  {reasons}")
+    found = contrast(study, margin)
+    command = shlex.join(
+        ["python", "src/report.py", *map(str, places), f"--output={folder}", f"--margin={margin:g}"]
+    )
+    sections = all_sections(study, found, command)
+    try:
+        render.write(folder, TITLE, sections)
+        store.write_text(folder / "report.csv", table(study))
+        store.write_json(folder / "report.json", numbers(study, found, sections))
+    except OSError as error:
+        raise UserError(f"--output={folder} can't be written: {error.strerror}.") from None
+    return folder
+
+
+def table(study: Study) -> str:
+    """A line a run, as CSV: what it was, and what it gave."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([
+        "run", "arm", "mode", "seed", "lr", "rank", "mask_prompt", "train_questions", "epochs",
+        "trainable", "best_epoch", "validation_loss", "validation_exact_match", "validation_f1",
+        "exact_match", "f1", "train_seconds", "seconds_per_batch", "samples_per_second",
+        "train_peak_bytes", "exported_bytes", "commit",
+    ])  # fmt: skip
+    for arm in study.arms:
+        for seed, run in arm.runs.items():
+            r = run.results
+            c, config = r["cost"], r["config"]
+            writer.writerow(map(_cell, [
+                run.folder.name, arm.label, run.mode, seed, config["lr"], config["rank"],
+                config["mask_prompt"], r["data"]["train"]["questions"], len(r["epochs"]),
+                r["parameters"]["trainable"], r["best_epoch"], run.best["validation_loss"],
+                run.best["exact_match"], run.best["f1"], r["test"]["exact_match"], r["test"]["f1"],
+                c["train_seconds"], c["seconds_per_batch"], c["samples_per_second"],
+                c["peak_memory_bytes"]["train"], c["exported_bytes"], r["environment"]["commit"],
+            ]))  # fmt: skip
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that stays in its cell, and that a spreadsheet does not compute as a formula."""
+    if not isinstance(value, str):
+        return value
+    text = "".join(c if c.isprintable() else "?" for c in value)
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def numbers(study: Study, found: ArmComparison | None, sections: list[Section]) -> dict[str, Any]:
+    """Everything that the report computed: the comparison in full, and all tables as printed."""
+    arms = {
+        arm.label: {
+            "seeds": list(arm.runs),
+            "runs": [str(run.folder) for run in arm.runs.values()],
+            "config": arm.any.config,
+            **{metric: arm.values("test", metric) for metric in METRICS},
+            "epochs": [run.results["epochs"] for run in arm.runs.values()],
+            "cost": [run.results["cost"] for run in arm.runs.values()],
+        }
+        for arm in study.arms
+    }
+    compared = found and {
+        "lora": found.lora.label,
+        "full": found.full.label,
+        "margin": found.margin,
+        "seeds": found.seeds,
+        "over_seeds": {m: asdict(v) for m, v in found.over_seeds.items()},
+        "over_questions": {m: asdict(v) for m, v in found.over_questions.items()},
+        "joint": {m: v and asdict(v) for m, v in found.joint.items()},
+        "mcnemar": [asdict(d) for d in found.discordant],
+        "holm": found.holm,
+    }
+    tables = {
+        section.title: [asdict(block) for block in section.blocks if isinstance(block, Table)]
+        for section in sections
+    }
+    return {"arms": arms, "comparison": compared, "left_out": study.left_out, "tables": tables}
+
+
+if __name__ == "__main__":
+    main()

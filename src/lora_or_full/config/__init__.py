@@ -1,0 +1,1 @@
+"""The configuration: typed keys, and how the command line composes them."""

@@ -1,0 +1,1 @@
+"""From files in SQuAD's format to tokenized questions in batches."""

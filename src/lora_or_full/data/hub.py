@@ -1,0 +1,113 @@
+"""From a name to a folder: a local folder, or a model or data set of the Hugging Face hub."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from lora_or_full.errors import UserError, first_line
+from lora_or_full.runs import store
+
+TIMEOUT = 5  # seconds until a hub counts as out of reach
+WANTED = {
+    "model": ["*.json", "*.safetensors", "*.txt", "*.model"],
+    "dataset": ["*.parquet", "*.json", "*.jsonl", "README.md"],
+}
+INSTEAD = {
+    "model": "set model.name to a local folder",
+    "dataset": "set data.path to local files in SQuAD's format",
+}
+BUILT_IN = "python src/run.py experiment=demo"
+
+
+def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
+    """The folder of the `repo_type` ('model' or 'dataset') called `name`.
+
+    `name` is a local folder or a hub id. What was fetched whole before is taken without asking the
+    hub again; a note of it stands in `cache_dir`, since the hub's own cache does not tell a whole
+    download from an interrupted one.
+
+    Raises:
+        UserError: the name is neither, the hub has no such id, or it is out of reach.
+    """
+    # Not by a Path, which raises on names that are too long and on homes that are not there.
+    if os.path.isdir(local := os.path.expanduser(name)):
+        return Path(local).resolve()
+    key = "model.name" if repo_type == "model" else "data.path"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{key}={name}: there is no such folder.")
+    note = (
+        cache_dir
+        / "hub"
+        / f"{hashlib.sha256(f'{repo_type} {name}'.encode()).hexdigest()[:16]}.json"
+    )
+    noted = _noted(note)
+    if noted is not None and noted.is_dir():
+        return noted
+    try:
+        if not reachable():
+            return _from_hub_cache(name, repo_type, key)
+        wanted, no_subfolders = WANTED[repo_type], ["*/*"] if repo_type == "model" else None
+        folder = Path(
+            snapshot_download(
+                name, repo_type=repo_type, allow_patterns=wanted, ignore_patterns=no_subfolders
+            )
+        )
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(
+            f"{key}={name}: neither a local folder nor a {repo_type} on {constants.ENDPOINT} "
+            f"(or one that needs a login: `hf auth login`)."
+        ) from None
+    except GatedRepoError:
+        raise UserError(
+            f"{key}={name} asks for consent: accept its terms on its page at {constants.ENDPOINT}, "
+            "then `hf auth login`."
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{key}={name} could not be fetched from {constants.ENDPOINT}: {first_line(error)}"
+        ) from None
+    store.write_json(note, {"name": name, "type": repo_type, "folder": str(folder)})
+    return folder
+
+
+def _noted(note: Path) -> Path | None:
+    """The folder of a note; None where there is none that can be read."""
+    try:
+        return Path(json.loads(note.read_text(encoding="utf-8"))["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def reachable() -> bool:
+    """Whether the hub answers, and may be asked: without this first look, one that is out of reach
+    takes half a minute of retries to say so."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception as error:  # whatever the HTTP client of the day raises: it is logged below
+        huggingface_hub.logging.get_logger(__name__).info(f"hub out of reach: {error!r}")
+        return False
+    return True
+
+
+def _from_hub_cache(name: str, repo_type: str, key: str) -> Path:
+    try:
+        return Path(snapshot_download(name, repo_type=repo_type, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{key}={name} is neither a local folder nor in the hub's local cache, and "
+            f"{constants.ENDPOINT} can't be reached. Connect, or {INSTEAD[repo_type]}; "
+            f"what works without a network: {BUILT_IN}"
+        ) from None

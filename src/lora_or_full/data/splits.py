@@ -1,0 +1,213 @@
+"""Which questions are trained on, validated on and tested on."""
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_or_full.data import squad
+from lora_or_full.data.hub import folder_of
+from lora_or_full.data.squad import Entry, Question
+from lora_or_full.errors import UserError
+
+FILES = (".json", ".parquet")
+NAMES = ("train", "validation", "test")
+MOST_FILES, MOST_BYTES = 1000, 20 * 10**9  # of a data set's folder; a home folder holds more
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set in SQuAD's format, and how it is split; the fields are the keys of conf/data/.
+
+    Train and validation share no article (`split_by` 'article'), or are drawn question by question
+    from one pool ('question', the reference's way). The test set is `test_path`, or that of
+    `path`, or else a third part of the articles; a data set in the hub's layout tests on its
+    'validation' split.
+    `seed` draws the training subset, question by question or (`draw_by` 'paragraph') all questions
+    of a paragraph together; `split_seed` draws everything else, all questions of a
+    paragraph together but for validation from the pool of 'question'. A size of None takes all.
+    """
+
+    path: str | Sequence[str]
+    test_path: str | Sequence[str] | None
+    split_by: str
+    draw_by: str
+    split_seed: int
+    train_size: int | None
+    validation_size: int | None
+    test_size: int | None
+    validation_articles: float
+    test_articles: float
+    unanswerable: str
+    misaligned: str
+    seed: int
+    cache_dir: Path
+
+    def fingerprint(self) -> str:
+        """A hash of all files that the questions come from: their content, and in a folder their
+        names, which tell the splits.
+
+        Raises:
+            UserError: a file or the hub's data set can't be had.
+        """
+        digest = hashlib.sha256()
+        for path in (self.path, self.test_path):
+            digest.update(b"|")  # the same files, parted otherwise, are other data
+            for name, file in self._files(path):
+                digest.update(os.fsencode(name))
+                try:
+                    with file.open("rb") as content:
+                        digest.update(hashlib.file_digest(content, "sha256").digest())
+                except OSError as error:
+                    raise UserError(
+                        f"There is no file {file} that can be read ({error.strerror}). "
+                        "Check data.path and data.test_path."
+                    ) from None
+        return digest.hexdigest()[:16]
+
+    def key(self, name: str) -> dict[str, object]:
+        """All but the content of the files that decides what is in the split `name`."""
+        common = (self.split_by, self.split_seed, self.validation_articles, self.test_articles)
+        return {
+            "split": name,
+            "drawn": [*common, self.unanswerable, self.misaligned],
+            "validation_size": self.validation_size,
+            "size": getattr(self, f"{name}_size"),
+            "seed": self.seed if name == "train" else None,
+            "draw_by": self.draw_by if name == "train" else "paragraph",
+        }
+
+    def read(self) -> tuple[dict[str, list[Question]], dict[str, int]]:
+        """The questions of 'train', 'validation' and 'test', and counts over all that was read.
+
+        Raises:
+            UserError: the data can't be had, is not what it should be, or leaves a split empty.
+        """
+        entries, test_entries = self._load(self.path)
+        if self.test_path is not None:
+            first, validation_entries = self._load(self.test_path)
+            test_entries = first if validation_entries is None else validation_entries
+        pool, counts = squad.check(entries, self.unanswerable, self.misaligned)
+        rng = random.Random(self.split_seed)
+        if test_entries is None:
+            pool, test = _hold_out(pool, self.test_articles, rng, "test")
+        else:
+            test, more = squad.check(test_entries, self.unanswerable, self.misaligned)
+            counts = {key: counts[key] + more[key] for key in counts}
+        if self.split_by == "article":
+            train, validation = _hold_out(pool, self.validation_articles, rng, "validation")
+        else:
+            pool = rng.sample(pool, len(pool))
+            wanted = self.validation_size or max(1, round(self.validation_articles * len(pool)))
+            train, validation = pool[wanted:], pool[:wanted]
+        if both := {question.id for question in pool} & {question.id for question in test}:
+            raise UserError(
+                f"{len(both)} questions of the test set are in data.path too, the first: "
+                f"{min(both)!r}. What is tested on must not be trained on."
+            )
+        tested = {question.title for question in test}
+        counts["articles_shared_with_test"] = len(tested & {q.title for q in [*train, *validation]})
+        draw = _draw_paragraphs if self.draw_by == "paragraph" else _draw
+        # Another question about a paragraph that is read already takes a fraction of the time.
+        splits = {
+            "train": draw(train, self.train_size, random.Random(self.seed)),
+            "validation": _draw_paragraphs(
+                validation, self.validation_size, random.Random(self.split_seed)
+            ),
+            "test": _draw_paragraphs(test, self.test_size, random.Random(self.split_seed)),
+        }
+        for name, questions in splits.items():
+            if not questions:
+                raise UserError(
+                    f"The {name} split is empty: there are {len(pool)} questions to train and "
+                    f"validate on and {len(test)} to test on. Check data.path, data.test_path and "
+                    "data.validation_size."
+                )
+        return splits, counts
+
+    def _files(self, path: str | Sequence[str] | None) -> Iterator[tuple[str, Path]]:
+        for item in _items(path):
+            if Path(item).suffix in FILES:
+                yield "", _local(item)
+                continue
+            yield from _in_folder(folder_of(item, "dataset", self.cache_dir))
+
+    def _load(self, path: str | Sequence[str]) -> tuple[list[Entry], list[Entry] | None]:
+        items = _items(path)
+        if all(Path(item).suffix in FILES for item in items):
+            return squad.read_files(map(_local, items)), None
+        if len(items) > 1:
+            raise UserError(
+                f"data: {', '.join(items)}: give one hub id or folder, or .json and .parquet files."
+            )
+        splits = squad.read_folder(folder_of(items[0], "dataset", self.cache_dir))
+        if "train" not in splits:
+            raise UserError(f"{items[0]} has no split 'train' (it has {', '.join(splits)}).")
+        return splits["train"], splits.get("validation")
+
+
+def _items(path: str | Sequence[str] | None) -> list[str]:
+    return [path] if isinstance(path, str) else list(path or [])
+
+
+def _local(item: str) -> Path:
+    return Path(os.path.expanduser(item))  # a Path's own raises on a home that is not there
+
+
+def _in_folder(folder: Path) -> list[tuple[str, Path]]:
+    """The files of a data set's folder by the names they have in it, without what is hidden.
+
+    Of any format: README.md names the splits, and not only parquet is loaded.
+
+    Raises:
+        UserError: they are more than a data set has; known before any of them is read.
+    """
+    found: list[tuple[str, Path]] = []
+    size = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = Path(place, name)
+            if not name.startswith(".") and file.is_file():
+                found.append((file.relative_to(folder).as_posix(), file))
+                size += file.stat().st_size
+            if len(found) > MOST_FILES or size > MOST_BYTES:
+                raise UserError(
+                    f"{folder} holds more than {MOST_FILES:,} files or {MOST_BYTES // 10**9} GB: "
+                    "is it a data set? data.path names its folder, or its files."
+                )
+    return sorted(found)
+
+
+def _hold_out(
+    questions: list[Question], fraction: float, rng: random.Random, name: str
+) -> tuple[list[Question], list[Question]]:
+    """The questions of most articles, and those of a `fraction` of the articles, at least one."""
+    titles = sorted({question.title for question in questions})
+    held = set(rng.sample(titles, min(len(titles), max(1, round(fraction * len(titles))))))
+    rest = [question for question in questions if question.title not in held]
+    if not rest:
+        raise UserError(
+            f"There are {len(titles)} articles, too few to hold some out for the {name} split. "
+            "Give more articles, or a test set of its own by data.test_path."
+        )
+    return rest, [question for question in questions if question.title in held]
+
+
+def _draw(questions: list[Question], size: int | None, rng: random.Random) -> list[Question]:
+    """`size` questions at random, in the order they came; all if there are not more."""
+    if size is None or size >= len(questions):
+        return questions
+    return [questions[number] for number in sorted(rng.sample(range(len(questions)), size))]
+
+
+def _draw_paragraphs(
+    questions: list[Question], size: int | None, rng: random.Random
+) -> list[Question]:
+    """`size` questions of random paragraphs, all of each but the last, in the order they came."""
+    contexts = list(dict.fromkeys(question.context for question in questions))
+    rank = {context: place for place, context in enumerate(rng.sample(contexts, len(contexts)))}
+    drawn = sorted(range(len(questions)), key=lambda n: rank[questions[n].context])[:size]
+    return [questions[number] for number in sorted(drawn)]

@@ -1,0 +1,187 @@
+"""The questions of a split as tokens: made in one pass, kept in a cache, a row at a time."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars, load_from_disk
+from transformers import PreTrainedTokenizerBase
+
+from lora_or_full.data import prompt
+from lora_or_full.data.squad import Question
+from lora_or_full.runs import store
+
+FORMAT = 3  # part of the cache's key: raise it when what a row holds changes
+TokenizedQuestion = dict[str, Any]
+
+
+class TokenizedQuestions(torch.utils.data.Dataset[TokenizedQuestion]):
+    """Tokenized questions, and their contexts once each; both stay on disk until asked for.
+
+    A row has id, title, paragraph (the number of its context), context, question, answers, the
+    token ids context_ids (as much as fits), question_ids and answer_ids (with end of text), the
+    counts prompt_tokens and answer_tokens, and context_cut.
+    """
+
+    def __init__(self, questions: Dataset, contexts: Dataset) -> None:
+        self.questions, self.contexts = questions, contexts
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, number: int) -> TokenizedQuestion:
+        row = self.questions[number]
+        context = self.contexts[row["paragraph"]]
+        start, stop = row.pop("start"), row.pop("stop")
+        return row | {
+            "context": context["context"],
+            "context_ids": context["context_ids"][start:stop],
+        }
+
+    def column(self, name: str) -> list[Any]:
+        """One value of every row, such as prompt_tokens or answer_tokens."""
+        return self.questions.data.column(name).to_pylist()
+
+
+def make(
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: list[int],
+    length: int,
+    training: bool,
+) -> TokenizedQuestions:
+    """The rows of `questions`, with contexts shortened so that the prompt behind `head`, in
+    training with its answer, has at most `length` tokens.
+
+    In training a question without room for any context is left out, and a long context is cut
+    around the answers of as many of its questions as one window holds, so that they can share it.
+    """
+    contexts = list(dict.fromkeys(q.context for q in questions))
+    numbers = {context: number for number, context in enumerate(contexts)}
+    context_ids = prompt.encode(tokenizer, list(map(prompt.context_text, contexts)))
+    asked = prompt.encode(tokenizer, [prompt.question_text(q.question) for q in questions])
+    said = prompt.encode(tokenizer, [prompt.answer_text(q.answers[0]) for q in questions])
+    rows: list[TokenizedQuestion] = []
+    golds: list[tuple[int, int]] = []  # of each row: the characters of its first answer
+    cut: dict[int, list[int]] = {}  # the rows of each context that is cut around their answers
+    for q, question_ids, answer_ids in zip(questions, asked, said, strict=True):
+        paragraph = numbers[q.context]
+        answer_ids = [*answer_ids, tokenizer.eos_token_id]
+        room = length - len(prefix) - len(question_ids) - len(answer_ids) * training
+        if training and room < 1:
+            continue
+        size = len(context_ids[paragraph])
+        kept = prompt.window(size, max(room, 0))
+        if training and kept.stop < size and q.starts[0] >= 0:
+            cut.setdefault(paragraph, []).append(len(rows))
+        rows.append(
+            {
+                "id": q.id,
+                "title": q.title,
+                "paragraph": paragraph,
+                "question": q.question,
+                "answers": q.answers,
+                "question_ids": question_ids,
+                "answer_ids": answer_ids,
+                "start": kept.start,
+                "stop": kept.stop,
+                "context_cut": kept.stop < size,
+                "prompt_tokens": len(prefix) + kept.stop + len(question_ids),
+                "answer_tokens": len(answer_ids),
+            }
+        )
+        golds.append((q.starts[0], q.starts[0] + len(q.answers[0])))
+    offsets = _offsets(tokenizer, [contexts[paragraph] for paragraph in cut])
+    for places, cut_rows in zip(offsets, cut.values(), strict=True):
+        needed = [_tokens_of(*golds[number], places) for number in cut_rows]
+        rooms = [rows[number]["stop"] for number in cut_rows]
+        for number, kept in zip(cut_rows, _windows(len(places), rooms, needed), strict=True):
+            rows[number]["prompt_tokens"] -= rows[number]["stop"] - (kept.stop - kept.start)
+            rows[number] |= {"start": kept.start, "stop": kept.stop}
+    return TokenizedQuestions(
+        Dataset.from_dict(
+            {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+        ),
+        Dataset.from_dict({"context": contexts, "context_ids": context_ids}),
+    )
+
+
+def cached(
+    place: Path, build: Callable[[], tuple[TokenizedQuestions, dict[str, Any]]]
+) -> tuple[TokenizedQuestions, dict[str, Any]]:
+    """Rows and facts of them: loaded from `place`, or built and put there, whole or not at all.
+
+    What was damaged there since is built anew.
+    """
+    disable_progress_bars()
+    if place.exists() and not store.is_intact(place):
+        print(f"Warning: {place} is damaged; it is made anew.", file=sys.stderr)
+        shutil.rmtree(place)
+    if not place.exists():
+        rows, facts = build()
+        made = store.temporary_path(place)
+        made.mkdir(parents=True)
+        try:
+            rows.questions.save_to_disk(made / "questions")
+            rows.contexts.save_to_disk(made / "contexts")
+            (made / "facts.json").write_text(json.dumps(facts))
+            files = [file for file in made.rglob("*") if file.is_file()]
+            store.write_checksums(made, {file.relative_to(made).as_posix(): file for file in files})
+            made.rename(place)
+        except OSError:
+            if not place.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    questions, contexts = (load_from_disk(str(place / name)) for name in ("questions", "contexts"))
+    assert isinstance(questions, Dataset)
+    assert isinstance(contexts, Dataset)
+    return TokenizedQuestions(questions, contexts), json.loads((place / "facts.json").read_text())
+
+
+def _offsets(
+    tokenizer: PreTrainedTokenizerBase, contexts: list[str]
+) -> list[list[tuple[int, int]]]:
+    """Where each token of each context begins and ends in `prompt.context_text` of it."""
+    if not contexts:
+        return []
+    return tokenizer(
+        list(map(prompt.context_text, contexts)),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )["offset_mapping"]
+
+
+def _windows(length: int, rooms: list[int], golds: list[tuple[int, int]]) -> list[slice]:
+    """The window of a context of `length` tokens that each question keeps: one for as many as it
+    holds the `golds` of (first token, one past the last), as wide as the least of their `rooms`."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(golds)), key=lambda n: golds[n]):
+        group = [*groups[-1], number] if groups else [number]
+        end = max(golds[n][1] for n in group)
+        if groups and end - golds[group[0]][0] <= min(rooms[n] for n in group):
+            groups[-1] = group
+        else:
+            groups.append([number])
+    windows = [slice(0, 0)] * len(golds)
+    for group in groups:
+        gold = (golds[group[0]][0], max(golds[n][1] for n in group))
+        kept = prompt.window(length, min(rooms[n] for n in group), gold)
+        for number in group:
+            windows[number] = kept
+    return windows
+
+
+def _tokens_of(start: int, stop: int, offsets: list[tuple[int, int]]) -> tuple[int, int]:
+    """The first token of the characters `start` to `stop` of a context, and one past the last; the
+    place between two, if the tokenizer drops these characters."""
+    start, stop = start + 1, stop + 1  # behind the space that context_text begins with
+    touched = [n for n, (first, end) in enumerate(offsets) if first < stop and end > start]
+    before = sum(end <= start for _, end in offsets)
+    return (touched[0], touched[-1] + 1) if touched else (before, before)

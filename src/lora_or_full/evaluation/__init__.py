@@ -1,0 +1,1 @@
+"""Scores of answers: exact match, F1, intervals, answer spans. No torch."""

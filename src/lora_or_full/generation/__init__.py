@@ -1,0 +1,1 @@
+"""Answers from a model: caches, greedy decoding, finished runs that can be asked."""

@@ -1,0 +1,115 @@
+"""Answers from a model: greedy decoding of many prompts at once, ending where an answer ends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lora_or_full.data.prompt import PromptTokens
+from lora_or_full.generation.kv_cache import Model, PaddedCache, SharedPrefixCache
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said: text, natural log-probability with the end token, and if it ended; and the
+    log-probability of the gold answer, where one was given."""
+
+    text: str
+    log_probability: float
+    ended: bool
+    gold_log_probability: float | None = None
+
+
+class DecodingBackend(Protocol):
+    """How answers that grow side by side are computed."""
+
+    def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: end of text, and all whose text holds a newline."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return sorted({tokenizer.eos_token_id, *(i for i, text in enumerate(texts) if "\n" in text)})
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The answer that generated token ids spell, up to the first newline."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text.lstrip(" ").split("\n")[0].strip()
+
+
+@torch.no_grad()
+def greedy(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[PromptTokens],
+    stops: Sequence[int],
+    max_new_tokens: int,
+    packed_length: int | None,
+    golds: Sequence[list[int]] | None = None,
+) -> list[Answer]:
+    """The greedy answer to each prompt, the same as if it were asked alone.
+
+    `model` is in eval mode. Questions share equal contexts in blocks of `packed_length` tokens;
+    None if the model can't. `golds` are the token ids of an answer to each prompt, whose
+    log-probability is found from what was computed of the prompts.
+    """
+    if not prompts:
+        return []
+    order = sorted(range(len(prompts)), key=lambda n: prompts[n].context)
+    prompts = [prompts[n] for n in order]
+    ordered = None if golds is None else [golds[n] for n in order]
+    backend = (
+        PaddedCache(model, prompts, ordered)
+        if packed_length is None
+        else SharedPrefixCache(model, prompts, packed_length, max_new_tokens - 1, ordered)
+    )
+    logits, of_golds = backend.start()  # (prompts, vocabulary), (prompts,)
+    value, token = logits.float().log_softmax(-1).max(-1)  # (prompts,)
+    found = continued(backend, token, value, tokenizer, stops, max_new_tokens)
+    if golds is not None:
+        found = [
+            replace(answer, gold_log_probability=number)
+            for answer, number in zip(found, of_golds.tolist(), strict=True)
+        ]
+    answers = dict(zip(order, found, strict=True))
+    return [answers[number] for number in range(len(answers))]
+
+
+def continued(
+    backend: DecodingBackend,
+    token: torch.Tensor,
+    value: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: Sequence[int],
+    max_new_tokens: int,
+) -> list[Answer]:
+    """The answers that begin with each `token` (B), of log-probability `value` (B), and go on
+    greedily."""
+    ends = torch.tensor(stops, device=token.device)
+    generated: list[list[int]] = [[] for _ in token]
+    log_probability = [0.0] * len(token)
+    ended = [False] * len(token)
+    active = list(range(len(token)))  # the rows whose answers go on
+    for left in reversed(range(max_new_tokens)):
+        going = ~torch.isin(token, ends)
+        for row, number, chosen, goes in zip(
+            active, value.tolist(), token.tolist(), going.tolist(), strict=True
+        ):
+            generated[row].append(chosen)
+            log_probability[row] += number
+            ended[row] = not goes
+        kept = going.nonzero().squeeze(1)
+        active = [active[row] for row in kept.tolist()]
+        if not active or not left:
+            break
+        logits = backend.step(token[kept], kept)  # (active, vocabulary)
+        value, token = logits.float().log_softmax(-1).max(-1)
+    return [
+        Answer(text_of(tokenizer, ids), number, end)
+        for ids, number, end in zip(generated, log_probability, ended, strict=True)
+    ]

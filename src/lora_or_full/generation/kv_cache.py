@@ -1,0 +1,263 @@
+"""Prompts that a model reads at once (prefill), and the tokens that go on behind each.
+
+Where the model can share a context (`shares_context`), it is read once for all its questions, and
+what goes on behind them grows side by side in one sequence; else each prompt is a row of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from lora_or_full.data.prompt import IGNORED, PromptTokens
+from lora_or_full.modeling.prefix_packing import (
+    PADDING_SEGMENT,
+    Block,
+    block_inputs,
+    may_attend,
+    packed,
+    padded,
+)
+
+Model = PreTrainedModel | PeftModel
+
+
+def shares_context(model: Model, length: int) -> bool:
+    """Whether `model` (float32, eval mode) answers over a shared context as over one of its own:
+    tried on two prompts and two tokens behind each, `length` tokens or all that the model reads."""
+    length = max(2, min(length, model.config.max_position_embeddings) - 2)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (length,), generator=draw).tolist()
+    size = max(1, length // 8)
+    prompts = [
+        PromptTokens([], ids[size:], ids[:size]),
+        PromptTokens([], ids[size:], ids[size - 1 :: -1]),
+    ]
+    try:
+        shared, alone = (
+            _trial(SharedPrefixCache(model, prompts, 2 * length, 2)),
+            _trial(PaddedCache(model, prompts)),
+        )
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        return False  # it does not take these arguments, or can't compute with them
+    return bool((shared - alone).abs().max() < 1e-3 * alone.std())
+
+
+@torch.no_grad()
+def _trial(backend: "SharedPrefixCache | PaddedCache") -> torch.Tensor:
+    """The logits (3, 2, vocabulary) behind two prompts, and behind one and two tokens more."""
+    both = torch.arange(2)
+    return torch.stack([backend.start()[0], backend.step(both, both), backend.step(both, both)])
+
+
+class SharedPrefixCache:
+    """Prompts as blocks of one sequence; new tokens see what theirs may see.
+
+    In the cache each block has a place of its own, with room for `room` new tokens a prompt: what
+    its tokens see lies together, and is not copied to be read. Prompts of the same context stand
+    together. Gold answers are read behind their prompts, but new tokens do not see them.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[PromptTokens],
+        packed_length: int,
+        room: int,
+        golds: Sequence[list[int]] | None = None,
+    ) -> None:
+        self.model = model
+        self.golds = golds or [[]] * len(prompts)
+        read = [gold[:-1] for gold in self.golds]  # behind a last token nothing is predicted
+        # A label says which prompt a question's last token is of; from there the labels of the
+        # gold answer go up by the number of prompts.
+        marks = [
+            [IGNORED] * (len(p.question) - 1)
+            + [row + place * len(prompts) for place in range(len(gold) + 1)]
+            for row, (p, gold) in enumerate(zip(prompts, read, strict=True))
+        ]
+        sequence = packed(
+            [p.prefix + p.context for p in prompts],
+            [p.question + gold for p, gold in zip(prompts, read, strict=True)],
+            marks,
+            packed_length,
+        ).to(model.device)
+        marked = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
+        marked = marked[sequence.labels[0, marked].argsort()]
+        self.marks = sequence.labels[0, marked]
+        ends, answered = marked[: len(prompts)], marked[len(prompts) :]
+        self.inputs = sequence.model_inputs(marked)
+        # Of each row: its block, its branch, the position behind it, and where in the cache its new
+        # tokens lie.
+        self.block, self.branch = sequence.block_of[ends], sequence.branch_of[ends]
+        self.positions = sequence.position_ids[0, ends] + 1
+        self.attended: list[list[int]] = [[] for _ in prompts]
+        # Of each block: where in the cache it begins, its prompts' tokens end, and all do.
+        sizes = torch.tensor([block.stop - block.start for block in sequence.blocks])
+        rooms = room * torch.bincount(self.block.cpu(), minlength=len(sizes))
+        self.starts: list[int] = ((sizes + rooms).cumsum(0) - sizes - rooms).tolist()
+        self.read = [start + size for start, size in zip(self.starts, sizes.tolist(), strict=True)]
+        self.used = list(self.read)
+        shift = torch.tensor(self.starts) - torch.tensor([b.start for b in sequence.blocks])
+        places = torch.arange(len(sequence.block_of)) + shift[sequence.block_of.cpu()]  # (T,)
+        size = int((sizes + rooms).sum())
+        self.branch_of = torch.full((size,), PADDING_SEGMENT, device=model.device)
+        self.branch_of[places] = sequence.branch_of
+        self.branch_of[places[answered.cpu()]] = PADDING_SEGMENT  # new tokens must not see them
+        layers = model.config.get_text_config().num_hidden_layers
+        self.layers = [PreallocatedLayer(size) for _ in range(layers)]
+        self._write_to(places)
+
+    def start(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits behind each prompt (prompts, vocabulary), and the log-probability of each gold
+        answer (prompts), of none 0."""
+        self.cache = Cache(layers=[*self.layers])
+        output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
+        logits, count = output.logits[0], len(self.golds)  # (marks, vocabulary)
+        rows, places = self.marks % count, self.marks // count
+        return logits[:count], _of_golds(logits, rows, places, self.golds)
+
+    def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+        self.block, self.branch = self.block[kept], self.branch[kept]
+        self.positions = self.positions[kept]
+        before, self.attended = [self.attended[row] for row in kept.tolist()], []
+        blocks: list[Block] = []
+        numbers, counts = self.block.unique_consecutive(return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            first, begin, read = len(self.attended), self.starts[number], self.read[number]
+            seen = may_attend(self.branch[first : first + count], self.branch_of[begin:read])
+            new = torch.zeros(count, self.used[number] + count - read, dtype=torch.bool)
+            for row in range(count):
+                self.attended.append([*before[first + row], self.used[number] + row])
+                new[row, torch.tensor(self.attended[-1]) - read] = True
+            self.used[number] += count
+            mask = torch.cat([seen, new.to(seen.device)], dim=1)  # (count, seen)
+            blocks.append(Block(first, len(self.attended), mask, slice(begin, self.used[number])))
+        self._write_to(torch.tensor([backend[-1] for backend in self.attended]))
+        output = self.model(
+            **block_inputs(tokens[None], self.positions[None], blocks),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.positions = self.positions + 1
+        return output.logits[0]
+
+    def _write_to(self, places: torch.Tensor) -> None:
+        """Where in the cache the tokens that are read next go."""
+        for layer in self.layers:
+            layer.places = places.to(self.model.device)
+
+
+class PreallocatedLayer(DynamicLayer):
+    """The keys and values of a layer, `size` places of them, written at `places`.
+
+    transformers' growing layer copies all that there is at each token, which took half of the time;
+    its static one can't hold keys and values of unlike precision, as rotary positions make them.
+    """
+
+    places: torch.Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Reserve the room; memory is taken when it is written."""
+        self.keys, self.values = (
+            states.new_empty(*states.shape[:2], self.size, states.shape[3])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write keys and values (1, heads, new, width); gives all places (1, heads, size, width),
+        but the first ones, which see nothing older, as they came."""
+        first = not self.is_initialized
+        if first:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys.index_copy_(2, self.places, key_states)
+        self.values.index_copy_(2, self.places, value_states)
+        return (key_states, value_states) if first else (self.keys, self.values)
+
+
+class PaddedCache:
+    """Prompts as rows padded on the left, with positions counted from their first real token."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[PromptTokens],
+        golds: Sequence[list[int]] | None = None,
+    ) -> None:
+        self.model, self.prompts, self.golds = model, prompts, golds or [[]] * len(prompts)
+        longest = max(len(p.prompt) for p in prompts)
+        rows = [[0] * (longest - len(p.prompt)) + p.prompt for p in prompts]
+        self.ids = torch.tensor(rows, device=model.device)  # (B, T)
+        lengths = torch.tensor([len(p.prompt) for p in prompts], device=model.device)
+        columns = torch.arange(longest, device=model.device)
+        self.mask = (columns >= longest - lengths[:, None]).long()  # (B, T)
+
+    def start(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits behind each prompt (B, vocabulary), and the log-probability of each gold
+        answer (B), of none 0."""
+        output = self.model(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=(self.mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache = output.past_key_values
+        return output.logits[:, -1], self._of_golds()
+
+    def _of_golds(self) -> torch.Tensor:
+        """What `start` gives of the gold answers, in rows of their own, padded on the right."""
+        if not any(self.golds):
+            return torch.zeros(len(self.golds))
+        pairs = list(zip(self.prompts, self.golds, strict=True))
+        rows = padded([p.prompt + gold[:-1] for p, gold in pairs], [[] for _ in pairs])
+        rows = rows.to(self.model.device)
+        ends = torch.tensor([len(p.prompt) - 1 for p, _ in pairs])
+        places = torch.arange(rows.input_ids.shape[1]) - ends[:, None]  # (B, T): in the answer
+        answers = (places >= 0) & (places < torch.tensor(list(map(len, self.golds)))[:, None])
+        columns = answers.any(dim=0).nonzero().squeeze(1)  # (K,)
+        logits = self.model(**rows.model_inputs(columns.to(self.model.device))).logits  # (B, K, V)
+        row, column = answers[:, columns].nonzero(as_tuple=True)
+        return _of_golds(logits[row, column], row, places[row, columns[column]], self.golds)
+
+    def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+        if len(kept) < len(self.mask):
+            self.cache.batch_select_indices(kept)
+        self.mask = torch.cat([self.mask[kept], torch.ones_like(tokens)[:, None]], dim=1)
+        output = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.mask.sum(-1, keepdim=True) - 1,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
+
+
+def _of_golds(
+    logits: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, golds: Sequence[list[int]]
+) -> torch.Tensor:
+    """The log-probability of each of `golds` (B), of none 0. `logits` (N, vocabulary) are those
+    which predict what stands at each of `places` (N) in the gold of each of `rows` (N)."""
+    total = torch.zeros(len(golds), dtype=torch.float32, device=logits.device)
+    pairs = enumerate(zip(rows.tolist(), places.tolist(), strict=True))
+    held = [(n, row, golds[row][place]) for n, (row, place) in pairs if place < len(golds[row])]
+    if not held:
+        return total
+    number, row, token = torch.tensor(held, device=logits.device).T
+    scores = logits[number].float().log_softmax(-1).gather(1, token[:, None]).squeeze(1)
+    return total.index_add_(0, row, scores)

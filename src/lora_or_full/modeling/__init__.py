@@ -1,0 +1,1 @@
+"""A causal language model: loading, adapters, fast kernels, shared prefixes. No Lightning."""

@@ -1,0 +1,240 @@
+"""A causal language model from its folder, and LoRA or another adapter on it."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from lora_or_full.errors import UserError, first_line
+from lora_or_full.modeling.kernels import speed_up, speed_up_dropout
+from lora_or_full.modeling.prefix_packing import ATTENTION
+
+# What a folder holds is read as data: code in it is refused, and nobody is asked to trust it.
+AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # the layers that PEFT's LoRA can sit on
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`.
+
+    Raises:
+        UserError: there is none, it is not a fast one, or it has no end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **AS_DATA)
+    except Exception as error:  # of many kinds, by which library reads what is wrong
+        raise UserError(f"No tokenizer loads from {folder}: {first_line(error)}") from None
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise UserError(f"The tokenizer in {folder} is not a fast one with an end-of-text token.")
+    return tokenizer
+
+
+def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrainedModel:
+    """The model in `folder` in float32, in eval mode, with fused kernels where they compute the
+    same function.
+
+    `name` is what an adapter's file names as its base model. `config` replaces values of the
+    model's configuration (such as attn_pdrop).
+
+    Raises:
+        UserError: the folder holds no causal language model that can be served here, its weights
+            are not safetensors, or `config` does not fit it.
+    """
+    settings = _configuration(folder)
+    known = settings.to_dict() | settings.attribute_map  # the second: other names for the same
+    for key, value in config.items():
+        if key not in known:
+            raise UserError(
+                f"model.config.{key}: a {settings.model_type} has no such setting; "
+                f"it has {', '.join(sorted(settings.to_diff_dict()))}."
+            )
+        try:
+            setattr(settings, key, value)
+        except Exception as error:  # its own checks, of kinds of their own
+            raise UserError(f"model.config.{key}={value}: {first_line(error)}") from None
+    loaded: Any  # transformers types it as a model, which with output_loading_info it is not
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=settings,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **AS_DATA,
+        )
+    except Exception as error:  # of many kinds, by which library reads what is wrong
+        raise _no_model(folder, error) from None
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"{folder} lacks {len(missing)} weights of its model, the first: {missing[0]}. They "
+            "would be random. Check model.name and model.config."
+        )
+    _check_served(model)
+    model.config.name_or_path = model.name_or_path = name
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
+    speed_up(model)
+    return model
+
+
+def max_positions(folder: Path) -> int:
+    """How many tokens the model in `folder` can read at once.
+
+    Raises:
+        UserError: its configuration can't be read or does not say.
+    """
+    config = _configuration(folder)
+    if not isinstance(getattr(config, "max_position_embeddings", None), int):
+        raise UserError(
+            f"The model type {config.model_type!r} can't be served: its configuration has no "
+            "max_position_embeddings. GPT-2 and Llama types are tested."
+        )
+    return config.max_position_embeddings
+
+
+def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
+    """The model with LoRA layers, its own weights frozen; `lora` holds arguments of LoraConfig.
+
+    Raises:
+        UserError: `lora` does not fit the model.
+    """
+    targets = lora["target_modules"]
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, ADAPTABLE)}
+    if not isinstance(targets, str):  # a string is a pattern or 'all-linear'
+        unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layers)]
+        if unknown:
+            raise UserError(
+                f"lora.target_modules: {model.name_or_path} has no {', '.join(unknown)}; "
+                f"it has {', '.join(sorted({n.rpartition('.')[2] for n in layers}))}."
+            )
+    transposed = any(isinstance(layer, Conv1D) for layer in layers.values())
+    # LoRA's usual start draws only its own matrices; some of PEFT's others take from the model's.
+    drawn = lora.get("init_lora_weights", True)
+    held = [(w, w.detach().clone()) for w in model.parameters()] if isinstance(drawn, str) else []
+    try:
+        adapted = get_peft_model(
+            model, LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **lora)
+        )
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"PEFT refuses these values of lora.*: {first_line(error)}") from None
+    if any(not torch.equal(weight, before) for weight, before in held):
+        raise UserError(
+            f"lora.init_lora_weights={drawn} changes the model's own "
+            "weights, which an adapter does not hold: it would answer otherwise than it was "
+            "scored. Leave it out."
+        )
+    speed_up_dropout(adapted)
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The model with the adapter in `folder` (of PEFT's format), both in eval mode.
+
+    Raises:
+        UserError: there is none, it is of another base model, or of a kind that adds tokens.
+    """
+    settings, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if missing := [file.name for file in (settings, weights) if not file.is_file()]:
+        raise UserError(f"There is no adapter in {folder}: {' and '.join(missing)} missing.")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.is_prompt_learning:
+            raise UserError(
+                f"{folder} is an adapter of type {config.peft_type.value}, which adds tokens to a "
+                "prompt. LoRA and others that change weights can be served."
+            )
+        with warnings.catch_warnings(action="ignore"):  # of what is missing, which is refused below
+            adapted = PeftModel.from_pretrained(model, str(folder), config=config)
+        with safe_open(weights, "pt") as file:
+            saved = set(file.keys())
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _other_base(folder, model, first_line(error)) from None
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    surplus = {name for name in saved - expected if adapted.base_model.prefix in name}
+    if lacking := expected - saved:
+        raise _other_base(folder, model, f"it lacks {len(lacking)} weights")
+    if surplus:
+        raise _other_base(folder, model, f"{len(surplus)} of its weights have no place there")
+    return adapted.eval()
+
+
+def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
+    """Keep the frozen weights of the matrix products in `dtype`.
+
+    Under autocast to `dtype` the results stay the same, bit for bit, since the products round these
+    weights anyway. Embeddings and norms, which autocast leaves in float32, stay as they are: a
+    head that shares its weights with the embedding gets weights of its own. Nothing then needs the
+    model's file any more, which loading has mapped into memory.
+    """
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, Conv1D)):
+            for name, weight in list(layer.named_parameters(recurse=False)):
+                if not weight.requires_grad:
+                    setattr(layer, name, nn.Parameter(weight.to(dtype), requires_grad=False))
+    for weight in model.parameters():
+        if weight.dtype != dtype:
+            weight.data = weight.data.clone()
+
+
+@torch.no_grad()
+def _check_served(model: PreTrainedModel) -> None:
+    """Refuse a model type whose answer depends on the padding of its batch, by trying it."""
+    ids = torch.arange(1, 7).unsqueeze(0) % model.config.vocab_size  # (1, 6)
+    padded = torch.cat([ids[:, :1].repeat(1, 2), ids], dim=1)  # (1, 8)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
+    try:
+        alone = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        batched = model(
+            input_ids=padded, attention_mask=mask, position_ids=positions, logits_to_keep=1
+        )
+        same = alone.past_key_values is not None and torch.allclose(
+            alone.logits, batched.logits, atol=1e-3
+        )
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        same = False
+    if not same:
+        raise UserError(
+            f"The model type {model.config.model_type!r} can't be served: in a padded batch it "
+            "answers otherwise than alone. GPT-2 and Llama types are tested."
+        )
+
+
+def _configuration(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, **AS_DATA)
+    except Exception as error:  # of many kinds, by what is wrong with the file
+        raise _no_model(folder, error) from None
+
+
+def _no_model(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder} holds no causal language model with safetensors weights: {first_line(error)}"
+    )
+
+
+def _other_base(folder: Path, model: PreTrainedModel, reason: str) -> UserError:
+    return UserError(
+        f"The adapter in {folder} does not fit the base model {model.name_or_path}: {reason}"
+    )

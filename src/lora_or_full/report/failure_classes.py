@@ -1,0 +1,168 @@
+"""Every wrong answer in one class, counted; where the modes disagree; how sure a model was."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import Any
+
+from lora_or_full.evaluation.squad_metric import normalize
+
+EXTRA, PART, SPAN = "extra words around a gold", "part of a gold", "wrong span of the context"
+ELSEWHERE, EMPTY, ENDLESS, CUT = "not in the context", "empty", "never ended", "context was cut"
+CLASSES = (EXTRA, PART, SPAN, ELSEWHERE, EMPTY, ENDLESS, CUT)
+QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how")
+FORMS = {"whom": "who", "whose": "who", "whos": "who", "whats": "what", "wheres": "where"}
+PREPOSITIONS = (
+    "about", "after", "at", "before", "by", "during", "for", "from", "in", "into", "of", "on",
+    "since", "to", "under", "until", "with", "within",
+)  # fmt: skip
+OTHER = "other"
+BINS = 10  # of probability, for the calibration
+STEPS = 20  # of coverage
+
+Prediction = Mapping[str, Any]
+
+
+def failure(prediction: Prediction, context: str) -> str | None:
+    """The class of a wrong answer, the first of these that fits; None if an exact match.
+
+    Words are compared as the score compares them: without case, punctuation and articles.
+    """
+    if prediction["exact_match"]:
+        return None
+    said = normalize(prediction["prediction"]).split()
+    golds = [normalize(gold).split() for gold in prediction["answers"]]
+    if not said:
+        return EMPTY
+    if not prediction["ended"]:
+        return ENDLESS
+    if any(gold and _inside(gold, said) for gold in golds):
+        return EXTRA
+    if any(_inside(said, gold) for gold in golds):
+        return PART
+    if prediction["context_cut"]:
+        return CUT
+    return SPAN if _inside(said, normalize(context).split()) else ELSEWHERE
+
+
+def question_word(question: str) -> str:
+    """The word of the question that asks, or 'other'.
+
+    The first that begins it or follows a preposition ("in which"), else the last: one in the middle
+    mostly begins a clause ("the town where … is called what")."""
+    words = [FORMS.get(word, word) for word in normalize(question).split()]
+    asking = [n for n, word in enumerate(words) if word in QUESTION_WORDS]
+    leading = [n for n in asking if n == 0 or words[n - 1] in PREPOSITIONS]
+    return words[(leading[:1] or asking[-1:])[0]] if asking else OTHER
+
+
+def answer_words(prediction: Prediction) -> str:
+    """How many words the shortest gold has, in groups."""
+    words = min(len(gold.split()) for gold in prediction["answers"])
+    return "1" if words <= 1 else "2" if words == 2 else "3 to 5" if words <= 5 else "6 or more"
+
+
+def context_words(context: str) -> str:
+    """How many words the context has, in groups."""
+    words = len(context.split())
+    for below in (50, 100, 150, 200):
+        if words < below:
+            return f"under {below}"
+    return "200 or more"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of the questions in a `group`: how many there are in a run, the mean EM and F1 (percent), and
+    the wrong answers a run of each class."""
+
+    group: str
+    questions: int
+    exact_match: float
+    f1: float
+    classes: dict[str, float]
+
+
+def shares(
+    groups: Sequence[str],
+    runs: Sequence[Sequence[Prediction]],
+    classes: Sequence[Sequence[str | None]],
+) -> list[Share]:
+    """Of each group that the questions of a run fall into; `classes` are those of the answers."""
+    found = []
+    for group in sorted(set(groups), key=_by_number):
+        own = [number for number, name in enumerate(groups) if name == group]
+        exact_match, f1 = (
+            statistics.fmean(run[number][metric] for run in runs for number in own)
+            for metric in ("exact_match", "f1")
+        )
+        counts = Counter(run[number] for run in classes for number in own)
+        of_class = {name: counts[name] / len(runs) for name in CLASSES}
+        found.append(Share(group, len(own), exact_match, f1, of_class))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Answers whose probability lies in a tenth: mean probability and share right (percent)."""
+
+    answers: int
+    probability: float
+    exact_match: float
+
+
+def calibration(predictions: Iterable[Prediction]) -> tuple[list[Bin], float]:
+    """How often answers of a probability are right, and the expected calibration error (percent).
+
+    The probability of an answer is the product of its tokens' (Guo et al. 2017 for the error).
+    A question that was not asked (its prompt was too long) has none, and does not count.
+    """
+    inside: dict[int, list[tuple[float, float]]] = {}
+    for p in predictions:
+        if p["log_probability"] is None:
+            continue
+        probability = math.exp(min(0.0, p["log_probability"]))
+        number = min(BINS - 1, int(probability * BINS))
+        inside.setdefault(number, []).append((100 * probability, float(p["exact_match"])))
+    bins = [
+        Bin(len(pairs), *(statistics.fmean(column) for column in zip(*pairs, strict=True)))
+        for _, pairs in sorted(inside.items())
+    ]
+    total = sum(b.answers for b in bins)
+    error = sum(b.answers * abs(b.probability - b.exact_match) for b in bins) / max(1, total)
+    return bins, error
+
+
+def coverage(predictions: Sequence[Prediction]) -> tuple[list[float], float]:
+    """How many of the surest answers are right: EM (percent) of the first twentieth of them, of the
+    first two, up to all; and the area under the risk-coverage curve (percent), which is the mean
+    share of wrong answers among the surest ones, over all numbers of these (Geifman et al. 2019).
+
+    Of answers of one probability each counts as their mean. One that was not asked is the last.
+    """
+    right: list[float] = []
+    for _, same in groupby(sorted(predictions, key=_sureness, reverse=True), _sureness):
+        matches = [float(p["exact_match"]) for p in same]  # each 0 or 100
+        right += [statistics.fmean(matches)] * len(matches)
+    share = [total / count for count, total in enumerate(accumulate(right), 1)]
+    ends = [math.ceil(len(share) * step / STEPS) for step in range(1, STEPS + 1)]
+    return [share[end - 1] for end in ends], 100 - statistics.fmean(share)
+
+
+def _sureness(prediction: Prediction) -> float:
+    value = prediction["log_probability"]
+    return -math.inf if value is None else value
+
+
+def _inside(part: Sequence[str], whole: Sequence[str]) -> bool:
+    size = len(part)
+    return any(list(whole[n : n + size]) == list(part) for n in range(len(whole) - size + 1))
+
+
+def _by_number(group: str) -> tuple[int, int, str]:
+    """Groups in the order of their number; a first 'under' before an 'or more'."""
+    digits = "".join(c if c.isdigit() else " " for c in group).split()
+    return (int(digits[0]) if digits else 0, "more" in group, group)

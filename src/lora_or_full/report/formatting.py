@@ -1,0 +1,52 @@
+"""How a report writes numbers."""
+
+import statistics
+from collections.abc import Sequence
+
+from lora_or_full.report.stats.paired import Interval, mean_over_seeds
+
+METRICS = {"exact_match": "EM", "f1": "F1"}
+MB = 1e6
+NONE = "\N{EN DASH}"  # where there is no number
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, standard deviation and interval over seeds."""
+    mean, deviation, interval = mean_over_seeds(values)
+    if deviation is None:
+        return f"{mean:.1f}"
+    assert interval is not None
+    return f"{mean:.1f} ± {deviation:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
+
+
+def mean_of(values: Sequence[float], unit: float, digits: int) -> str:
+    """The mean, in a unit."""
+    return f"{statistics.fmean(values) / unit:,.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """A difference."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def shown_interval(interval: Interval | None) -> str:
+    """From its lower to its upper end."""
+    return NONE if interval is None else f"[{signed(interval[0])}, {signed(interval[1])}]"
+
+
+def p_value(p: float | None) -> str:
+    """The p of a test."""
+    if p is None:
+        return NONE
+    return "< 0.001" if p < 0.001 else "> 0.999" if p > 0.999 else f"{p:.3f}"
+
+
+def p_with(p: float) -> str:
+    """The p of a test, in a sentence."""
+    shown = p_value(p)
+    return f"p {shown}" if shown[0] in "<>" else f"p = {shown}"
+
+
+def counted(number: int, what: str) -> str:
+    """So many of it."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -1,0 +1,1 @@
+"""What a run leaves behind: files, checksums, locks, provenance, records. No torch."""

@@ -1,0 +1,1 @@
+"""What surrounds training: checkpoints, loggers, profiling, devices, console, sweeps."""

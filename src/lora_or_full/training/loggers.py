@@ -1,0 +1,127 @@
+"""What a run logs beside Lightning's scalars: metrics.csv, answers as text, and its results."""
+
+import csv
+import html
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from lit_module import LitQuestionAnswering
+from lora_or_full.evaluation.predictions import Prediction
+from lora_or_full.runs import store
+from lora_or_full.training.distributed import is_first
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr-AdamW",
+    "train/loss",
+    "train/epoch_loss",
+    "validation/loss",
+    "validation/exact_match",
+    "validation/f1",
+)
+SHOWN = 8  # answers in TensorBoard each epoch
+
+
+class MetricsFile(Logger):
+    """metrics.csv, a row each time something is logged.
+
+    A resumed run keeps the rows up to its first `step` and goes on behind them.
+    """
+
+    def __init__(self, file: Path, step: int) -> None:
+        super().__init__()
+        self.file = file
+        if not is_first():
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(row for row in _rows(file) if int(row["step"]) < step)
+        store.write_text(file, text.getvalue())
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if not is_first():
+            return
+        with self.file.open("a", newline="") as out:
+            csv.DictWriter(out, COLUMNS).writerow({**metrics, "step": step})
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+
+class SampleAnswers(L.Callback):
+    """Shows some answers of each epoch's validation as text in TensorBoard."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LitQuestionAnswering)
+        shown = sorted(pl_module.samples, key=lambda prediction: prediction["id"])[:SHOWN]
+        pl_module.samples = []
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                table = answers_table(shown)
+                logger.experiment.add_text("validation answers", table, trainer.global_step)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, without what was cut off or damaged; none where there is none."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    rows = [dict(zip(COLUMNS, line.strip().split(","), strict=False)) for line in lines]
+    return [row for row in rows if len(row) == len(COLUMNS) and row["step"].isdecimal()]
+
+
+def answers_table(predictions: list[Prediction]) -> str:
+    """Questions, gold answers and predictions as Markdown, their own markup shown as it is."""
+    lines = ["| question | answers | prediction | F1 |", "|---|---|---|---|"]
+    for p in predictions:
+        cells = [
+            p["question"],
+            " / ".join(dict.fromkeys(p["answers"])),
+            p["prediction"],
+            f"{p['f1']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
+
+
+def log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Prediction]) -> None:
+    """Fill TensorBoard's HPARAMS tab, and show some `wrong` answers to the test questions."""
+    config = results["config"]
+    keys = ("mode", "lr", "rank", "seed", "mask_prompt")  # five: more are hidden at first
+    parameters = {key: config[key] for key in keys if config[key] is not None}
+    best = results["epochs"][results["best_epoch"] - 1]
+    metrics = {
+        "test/exact_match": results["test"]["exact_match"],
+        "test/f1": results["test"]["f1"],
+        "test/f1_before": results["before"]["f1"],
+        "best/validation_loss": best["validation_loss"],
+        "best/validation_f1": best["f1"],
+        "cost/train_seconds": results["cost"]["train_seconds"],
+        "cost/peak_memory_MB": max(results["cost"]["peak_memory_bytes"].values()) / 1e6,
+        "parameters/trainable": results["parameters"]["trainable"],
+    }
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(parameters, metrics)
+            logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
+            logger.finalize("success")

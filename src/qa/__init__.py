@@ -1,1 +1,0 @@
-"""Question answering as sequences: prompt, model, decoding, scoring. Plain torch and Python."""

@@ -1,1 +1,0 @@
-"""From runs to conclusions: what a run leaves behind. No torch."""

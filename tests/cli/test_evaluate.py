@@ -1,0 +1,132 @@
+"""Scores of finished runs on other questions: those of its own test set are its own scores."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_or_full.cli import evaluate
+from lora_or_full.data import squad
+from lora_or_full.errors import UserError
+
+Runs = dict[str, Path]
+
+
+@pytest.fixture
+def run(finished_runs: Runs, tmp_path: Path) -> Path:
+    shutil.copytree(finished_runs["lora"], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate_run.py", *map(str, words)])
+    try:
+        evaluate.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def record_of(place: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+    lines = (place / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return (
+        json.loads((place / "results.json").read_text(encoding="utf-8")),
+        [json.loads(line) for line in lines],
+        json.loads((place / "contexts.json").read_text(encoding="utf-8")),
+    )
+
+
+def test_on_its_own_test_questions_a_run_scores_what_it_has_recorded(run: Path) -> None:
+    own, recorded, contexts = record_of(run)
+    config = own["config"]["data"]
+    questions, counts = squad.check(
+        squad.read_files([Path(config["test_path"])]), config["unanswerable"], config["misaligned"]
+    )
+    asked = {p["id"] for p in recorded}
+    questions = [q for q in questions if q.id in asked]
+    results = evaluate.evaluate(run, "again", questions, counts, None)
+    assert results["test"] == own["test"]
+    for key in ("questions", "paragraphs", "articles", "truncated", "fingerprint"):
+        assert results["data"]["test"][key] == own["data"]["test"][key]
+    again, predictions, texts = record_of(run / "evaluations" / "again")
+    assert again == results
+    assert results["data"]["trained_on"] == 0
+    for p, q in zip(recorded, predictions, strict=True):
+        assert texts[str(q["paragraph"])] == contexts[str(p["paragraph"])]
+        assert q["log_probability"] == pytest.approx(p["log_probability"], rel=1e-4)
+        for key in p.keys() - {"paragraph", "log_probability"}:
+            assert p[key] == q[key]
+
+
+def test_the_command_scores_and_tells_what_was_trained_on(
+    run: Path,
+    finished_runs: Runs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    squad_file: Any,
+) -> None:
+    data = squad_file(tmp_path / "new wiki.json", seed=7)
+    full = tmp_path / "full"
+    shutil.copytree(finished_runs["full"], full)
+    assert called(monkeypatch, run, full, data) == 0
+    out, err = capsys.readouterr()
+    assert "new_wiki" in out
+    assert not err
+    for place in (run, full):
+        results, predictions, _ = record_of(place / "evaluations" / "new_wiki")
+        assert results["test"]["questions"] == len(predictions) == 24
+    training = json.loads((run / "results.json").read_text())["config"]["data"]["path"]
+    assert called(monkeypatch, run, training, "--name=training") == 0
+    told = re.search(r"has seen (\d+) of these questions", capsys.readouterr().err)
+    assert told is not None
+    assert int(told[1]) >= 13  # ten to train on, three to choose by
+
+
+def test_what_can_not_be_scored_is_said_in_a_line(
+    run: Path,
+    gpt2_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    squad_file: Any,
+) -> None:
+    data, other = (squad_file(tmp_path / f"{n}.json", seed=n) for n in (7, 8))
+    assert called(monkeypatch, run, data, "--name=x") == 0
+    capsys.readouterr()
+    (tmp_path / "empty.json").write_text('{"data": []}')
+    for words, message in (
+        ((run, other, "--name=x"), "other questions"),
+        ((run, data, "--name=../x"), "--name"),
+        ((run, tmp_path / "none.json"), "no file"),
+        ((run, tmp_path / "empty.json"), "no question"),
+        ((gpt2_folder, data), "is no run"),
+        ((tmp_path / "none", data), "no folder"),
+    ):
+        assert called(monkeypatch, *words) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("Error: ")
+        assert message in err
+        assert err.count("\n") == 1
+    with pytest.raises(UserError, match="another base model"):
+        evaluate.evaluate(
+            run, "y", squad.check(squad.read_files([data]), "refuse", "refuse")[0], {},
+            str(run / "adapter"),
+        )  # fmt: skip
+
+
+def test_a_full_disk_is_told(run: Path, squad_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = squad_file(run.parent / "other.json", seed=7)
+    questions, counts = squad.check(squad.read_files([data]), "refuse", "refuse")
+    monkeypatch.setattr(evaluate.record, "write_lines", full)
+    with pytest.raises(UserError, match="evaluations/x can't be written: No space left"):
+        evaluate.evaluate(run, "x", questions, counts, None)

@@ -1,0 +1,276 @@
+"""What is handed on: it answers as before, says what it is, and goes to the hub only when told."""
+
+import base64
+import json
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants, metadata_load
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from lora_or_full.cli import export, model_card
+from lora_or_full.errors import UserError
+from lora_or_full.generation.finished_run import load
+
+Runs = dict[str, Path]
+
+
+def answers(place: Path, like: Path) -> tuple[list[str], list[str]]:
+    """Those of what is in a folder, and those that a run has recorded, to its test questions."""
+    lines = (like / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    recorded = [json.loads(line) for line in lines]
+    contexts = json.loads((like / "contexts.json").read_text(encoding="utf-8"))
+    # What was made elsewhere is asked with the defaults of conf/: here with the run's own limits.
+    run = replace(load(place, None), max_new_tokens=4, max_prompt_length=200)
+    asked = [(contexts[str(p["paragraph"])], p["question"]) for p in recorded]
+    given = [one.answer.text for one in run.answers(asked) if one.answer]
+    return given, [p["prediction"] for p in recorded]
+
+
+def test_a_merged_model_answers_as_the_adapter_did(finished_runs: Runs, tmp_path: Path) -> None:
+    export.export(finished_runs["lora"], tmp_path / "merged", True, None, "me/mine")
+    given, recorded = answers(tmp_path / "merged", finished_runs["lora"])
+    assert given == recorded
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not any("lora" in name for name, _ in plain.named_parameters())
+    settings = json.loads((finished_runs["lora"] / "results.json").read_text())["config"]
+    config = (tmp_path / "merged" / "config.json").read_text()
+    assert settings["model"]["name"] not in config
+    assert not (tmp_path / "merged.partial").exists()
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_an_adapter_and_a_full_model_answer_as_before(
+    mode: str, finished_runs: Runs, gpt2_folder: Path, tmp_path: Path
+) -> None:
+    export.export(finished_runs[mode], tmp_path / "out", False, None, "me/mine")
+    given, recorded = answers(tmp_path / "out", finished_runs[mode])
+    assert given == recorded
+
+
+def test_what_a_merge_would_change_is_not_merged(
+    finished_runs: Runs, gpt2_folder: Path, tmp_path: Path
+) -> None:
+    """LoRA on the embedding, whose weights the head shares: merged, it would change the head."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_runs["lora"], run)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(gpt2_folder),
+        LoraConfig(task_type="CAUSAL_LM", target_modules=["wte"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(str(run / "adapter"), save_embedding_layers=False)
+    with pytest.raises(UserError, match="not as its run has written it.*resume="):
+        export.export(run, tmp_path / "out", True, None, "me/mine")
+    (run / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match="can't be merged"):
+        export.export(run, tmp_path / "out", True, None, "me/mine")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_says_what_the_record_says(finished_runs: Runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_runs["lora"], run)
+    results = json.loads((run / "results.json").read_text())
+    other = {"name": "poems", "test": results["test"]}
+    (run / "evaluations" / "poems").mkdir(parents=True)
+    (run / "evaluations" / "poems" / "results.json").write_text(json.dumps(other))
+    export.export(run, tmp_path / "out", True, None, str(tmp_path / "out"))
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    low, high = results["test"]["f1_interval"]
+    assert text.count(f"{results['test']['f1']:.1f} [{low:.1f}, {high:.1f}]") >= 2
+    assert "| poems | 6 |" in text
+    assert f"{results['parameters']['trainable']:,} of {results['parameters']['total']:,}" in text
+    assert results["data"]["train"]["fingerprint"] in text
+    assert "ask whoever published it" in text
+    assert results["config"]["model"]["name"] not in text  # a folder of this machine
+    index = metadata_load(tmp_path / "out" / "README.md")
+    assert index is not None
+    assert "base_model" not in index
+    metrics = index["model-index"][0]["results"][0]["metrics"]
+    assert {m["type"]: m["value"] for m in metrics}["f1"] == round(results["test"]["f1"], 2)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_code_on_the_card_runs(merge: bool, finished_runs: Runs, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export.export(finished_runs["lora"], out, merge, None, str(out))
+    text = (out / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1], names)  # noqa: S102  # the card's own code is what is tested
+    run = load(finished_runs["lora"], None)
+    expected = run.ask(run.read(names["context"]), names["question"], 0)[0]
+    assert names["answer"].startswith(expected.text)
+
+
+def test_names_of_the_hub_and_of_this_machine() -> None:
+    assert model_card.hub_id("gpt2") == "gpt2"
+    assert model_card.hub_id("HuggingFaceTB/SmolLM2-135M") == "HuggingFaceTB/SmolLM2-135M"
+    for name in ("/a/b", "./b", "~/b", "a/b/c", "data.json", "tests"):
+        assert model_card.hub_id(name) is None
+    assert model_card.shown("/home/me/assets/data/train.json") == "lora-or-full's built-in data"
+    assert model_card.shown("/home/me/secret/mine") == "mine"
+
+
+class Hub(ThreadingHTTPServer):
+    """A hub on this machine that takes small files from who has its token."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Request)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.created: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
+
+
+class Request(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(200, {})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.headers["Authorization"] != "Bearer hf_right":
+            self.answer(401, {"error": "no such token"})
+        elif self.path == "/api/repos/create":
+            self.server.created.append(json.loads(body))
+            self.answer(200, {"url": f"{self.server.url}/me/mine"})
+        elif self.path == "/api/validate-yaml":  # of the card
+            self.answer(200, {"errors": [], "warnings": []})
+        elif self.path == "/api/models/me/mine/preupload/main":
+            files = json.loads(body)["files"]
+            kind = {"uploadMode": "regular", "shouldIgnore": False}
+            self.answer(200, {"files": [{"path": file["path"], **kind} for file in files]})
+        elif self.path == "/api/models/me/mine/commit/main":
+            for entry in map(json.loads, body.splitlines()):
+                if entry["key"] == "file":
+                    file = entry["value"]
+                    self.server.files[file["path"]] = base64.b64decode(file["content"])
+            commit = f"{self.server.url}/me/mine/commit/1"
+            self.answer(200, {"commitUrl": commit, "commitOid": "1"})
+        else:
+            self.answer(404, {"error": self.path})
+
+    do_GET = do_POST  # noqa: N815  # what it is asked for that it does not know
+
+    def answer(self, code: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)  # from HF_ENDPOINT, when imported
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_right")
+        yield served
+        served.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, words)])
+        code = 0
+        try:
+            export.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_it_goes_to_the_hub_only_when_told(
+    finished_runs: Runs, tmp_path: Path, hub: Hub, command: Callable[..., Any]
+) -> None:
+    code, out, _ = command(finished_runs["full"], "--output", tmp_path / "a")
+    assert (code, hub.created, hub.files) == (0, [], {})
+    code, out, err = command(finished_runs["full"], "--output", tmp_path / "b", "--push=me/mine")
+    assert code == 0, err
+    assert f"{hub.url}/me/mine" in out
+    assert hub.created == [{"name": "mine", "organization": "me", "visibility": "private"}]
+    written = {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()}
+    assert {"README.md", "model.safetensors", "config.json"} <= written.keys()
+    assert hub.files == written
+    assert b'name = "me/mine"' in hub.files["README.md"]
+
+
+def test_what_could_not_be_pushed_is_not_begun(
+    finished_runs: Runs,
+    tmp_path: Path,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., Any],
+) -> None:
+    words = (finished_runs["full"], "--output", tmp_path / "x", "--push=me/mine")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "can't be reached (HF_HUB_OFFLINE is set)" in refusal(command(*words))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    assert "http://127.0.0.1:9 can't be reached" in refusal(command(*words))
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert "hf auth login" in refusal(command(*words))
+    assert not (tmp_path / "x").exists()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    code, out, err = command(*words)
+    assert (code, out) == (1, f"{tmp_path / 'x'}\n")
+    assert "was not pushed to me/mine: " in err
+    assert "401" in err
+    assert err.count("\n") == 1
+
+
+def refusal(said: tuple[int, str, str]) -> str:
+    code, out, err = said
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_what_can_not_be_exported_is_said_in_a_line(
+    finished_runs: Runs,
+    tmp_path: Path,
+    command: Callable[..., Any],
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    lora, full = finished_runs["lora"], finished_runs["full"]
+    for words, message in (
+        ((full, "--merge", "--output", tmp_path / "x"), "nothing to merge"),
+        ((full, "--output", tmp_path / "full"), "holds something"),
+        ((tmp_path / "none",), "no folder"),
+        ((tmp_path,), "is no run"),
+        ((full, "--push=me"), "USER/NAME"),
+        ((full, "--push=me/a b"), "USER/NAME"),
+        ((lora, "--push=me/mine"), "--merge"),
+        ((lora, "--merge", "--model", tmp_path / "none", "--output", tmp_path / "x"), "--model"),
+        ((full, "--output", "/proc/none"), "can't be written"),
+    ):
+        assert message in refusal(command(*words))
+    assert (tmp_path / "full" / "thesis.tex").is_file()

@@ -1,0 +1,124 @@
+"""Every key of conf/ is explained and checked."""
+
+import re
+from typing import Any
+
+import pytest
+
+from lora_or_full.config import compose
+from lora_or_full.config.schema import DERIVED, SETTINGS, check, flat, unknown
+from lora_or_full.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [], ["mode=full"], ["model=llama"], ["experiment=demo"], ["experiment=reference"],
+        ["experiment=fast"], ["experiment=subset"], ["experiment=squad", "mode=full"],
+    ],
+)  # fmt: skip
+def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -> None:
+    settings = compose.compose(words, [])
+    check(settings)
+    undocumented = {key for key in flat(settings, SETTINGS) if not key.startswith(DERIVED)} - set(
+        SETTINGS
+    )
+    assert undocumented - {"lora"} == set()
+
+
+def test_every_explained_key_is_in_conf() -> None:
+    assert set(SETTINGS) <= set(flat(compose.compose([], []), SETTINGS))
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_the_defaults_are_the_recipe(mode: str) -> None:
+    s = compose.compose([f"mode={mode}"], [])
+    assert (s["model"]["name"], s["data"]["path"]) == ("gpt2", "rajpurkar/squad")
+    assert (s["batch_size"], s["trainer"]["max_epochs"], s["max_length"]) == (4, 3, 512)
+    assert (s["data"]["train_size"], s["data"]["validation_size"]) == (2000, 200)
+    assert s["trainer"]["gradient_clip_val"] == 1.0
+    assert (s["packing"], s["data"]["draw_by"], s["trainer"]["precision"]) == (
+        True, "question", "auto",
+    )  # fmt: skip
+    assert s["optimizer"] == {
+        "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "warmup_steps": 0,
+    }  # fmt: skip
+    if mode == "lora":
+        assert s["lora"] == {
+            "r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["c_attn"],
+        }  # fmt: skip
+        assert (s["lr"], s["frozen_dtype"]) == (2e-4, "auto")
+    else:
+        assert (s["lora"], s["lr"], s["frozen_dtype"]) == (None, 2e-5, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lr", 0), ("lr", -1.0), ("lr", "high"), ("lr", float("nan")), ("lr", float("inf")),
+        ("rank", 0), ("rank", 2.5), ("seed", -1), ("seed", True), ("batch_size", 0),
+        ("max_length", 0), ("mask_prompt", "yes"), ("mode", "loar"), ("resume", 3),
+        ("packing", "maybe"), ("packing", None), ("packed_length", 0), ("packed_length", None),
+        ("packed_length", 1.5), ("frozen_dtype", "bfloat16"),
+        ("data.draw_by", "foo"), ("data.draw_by", None),
+    ],
+)  # fmt: skip
+def test_a_value_that_can_not_be_is_refused_by_name(key: str, value: Any) -> None:
+    settings = compose.compose([], [])
+    group, _, name = key.rpartition(".")
+    (settings[group] if group else settings)[name] = value
+    with pytest.raises(UserError, match=f"^{re.escape(key)}="):
+        check(settings)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["frozen_dtype=float32"], ["frozen_dtype=auto"], ["packing=false"], ["packed_length=1"],
+        ["data.draw_by=paragraph"], ["mode=full", "packing=false"], ["trainer.precision=bf16-true"],
+    ],
+)  # fmt: skip
+def test_a_value_that_can_be_passes(words: list[str]) -> None:
+    check(compose.compose(words, []))
+
+
+def test_all_problems_are_told_at_once() -> None:
+    settings = compose.compose([], []) | {"lr": 0, "seed": -1}
+    settings["data"]["split_by"] = "page"
+    with pytest.raises(UserError) as refusal:
+        check(settings)
+    assert len(str(refusal.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lora=null"], "can't be left out: lora.r"),
+        (["lora.r=4"], "lora.r=4: rank=8 sets it"),
+        (["mode=full", "+lora.r=8"], "lora={'r': 8}: mode=full has no lora"),
+        (["run_name=../x"], "run_name=../x: must be a name"),
+        (["run_name=."], "run_name=.: must be a name"),
+        (["study=/x"], "study=/x: must be a name"),
+        ([f"study={'x' * 201}"], "must be a name of .* up to 200 bytes"),
+        (["+trainer.limit_test_batches=1"], "trainer.limit_test_batches: a run sets this itself"),
+        (["+trainer.max_steps=9"], "trainer.max_steps: a run sets this itself"),
+        (["+trainer.plugins=[a]"], "trainer.plugins: a run sets this itself"),
+        (["+trainer.profiler={a:1}"], "trainer.profiler={'a': 1}: must be one word or number"),
+        (["+trainer.profiler=[simple]"], "trainer.profiler=['simple']: must be one word or number"),
+    ],
+)
+def test_what_contradicts_or_leads_elsewhere_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message).replace(r"\.\*", ".*")):
+        check(compose.compose(words, []))
+
+
+@pytest.mark.parametrize(("key", "value"), [("rank", 8), ("frozen_dtype", "float32")])
+def test_what_belongs_to_lora_is_refused_in_full(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"{key}={value}: mode=full has no {key}"):
+        check(compose.compose(["mode=full", f"{key}={value}"], []))
+
+
+def test_a_misspelt_key_is_told_the_nearest_and_all() -> None:
+    message = str(unknown("batchsize"))
+    assert "Did you mean batch_size?" in message
+    assert all(key in message for key in SETTINGS)

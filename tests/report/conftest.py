@@ -1,0 +1,119 @@
+"""Run folders as a run leaves them, made up."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_or_full.evaluation.squad_metric import exact_match, f1
+
+QUESTIONS = 40
+CONTEXTS = {
+    str(n): f"In {1900 + n} the town of Place{n} was founded by Person{n} of Elsewhere."
+    for n in range(10)
+}
+MakeRun = Callable[..., Path]
+
+
+def answers(seed: int, share: float) -> list[dict[str, Any]]:
+    """Predictions to made-up questions, about `share` of them right."""
+    rng = random.Random(seed)
+    made = []
+    for number in range(QUESTIONS):
+        paragraph = number % 10
+        gold = f"Person{paragraph}"
+        text = gold if rng.random() < share else rng.choice(["", f"{gold} of Elsewhere", "Mars"])
+        made.append({
+            "id": f"q{number:03}", "title": f"T{paragraph // 2}", "paragraph": paragraph,
+            "question": f"Who founded <b>Place{paragraph}</b> | *{number}*?", "answers": [gold],
+            "prediction": text, "log_probability": -rng.random(), "ended": True,
+            "context_cut": False, "exact_match": exact_match(text, [gold]), "f1": f1(text, [gold]),
+        })  # fmt: skip
+    return made
+
+
+def record_of(mode: str, seed: int, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    lora = mode == "lora"
+    rng = random.Random(seed)
+    layer = "h.0.attn.c_attn"
+    pair = {f"{layer}.lora_A.default.weight": [8, 64], f"{layer}.lora_B.default.weight": [192, 8]}
+    shapes = pair if lora else {f"{layer}.weight": [64, 192]}
+    test = {
+        metric: sum(p[metric] for p in predictions) / len(predictions)
+        for metric in ("exact_match", "f1")
+    }
+    fingerprints = {
+        name: {"questions": 40, "paragraphs": 10, "articles": 5, "fingerprint": name}
+        for name in ("train", "validation", "test")
+    }
+    return {
+        "config": {
+            "mode": mode, "seed": seed, "lr": 2e-4 if lora else 2e-5, "rank": 8 if lora else None,
+            "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["c_attn"]}
+            if lora else None,
+            "mask_prompt": True, "run_name": f"{mode}{seed}", "output_dir": f"/home/{seed}",
+            "batch_size": 4, "model": {"name": "gpt2", "config": {}},
+            "trainer": {"precision": "32-true", "max_epochs": 2, "accumulate_grad_batches": 1},
+            "data": {"path": "x.json", "train_size": 40, "draw_by": "question"},
+            "optimizer": {"weight_decay": 0.0, "warmup_steps": 0},
+        },
+        "data": {"source": "s" * 64, **fingerprints},
+        "model": {"name": "gpt2", "type": "gpt2", "fingerprint": "weights"},
+        "parameters": {"trainable": 2048 if lora else 12288, "total": 14336, "percent": 14.29},
+        "shapes": shapes,
+        "epochs": [
+            {"epoch": n, "train_loss": 2.0 / n, "validation_loss": 1.5 / n + rng.random() / 10,
+             "exact_match": 40.0, "f1": 50.0 + rng.random()} for n in (1, 2)
+        ],
+        "best_epoch": 2,
+        "before": {"exact_match": 0.0, "f1": 3.0},
+        "test": test,
+        "cost": {
+            "samples": 80, "tokens": 8000, "tokens_per_second": 800.0,
+            "session_seconds": 20.0, "train_seconds": 10.0 + seed, "validation_seconds": 2.0,
+            "seconds_per_batch": 0.5 + seed / 100, "samples_per_second": 8.0,
+            "peak_memory_bytes": {"train": 900_000_000, "evaluation": 700_000_000},
+            "peak_memory_is": "resident set", "imports_bytes": 400_000_000,
+            "exported_bytes": 8192,
+            "step": {
+                "weights_bytes": 57344, "gradients_bytes": 8192, "optimizer_bytes": 16384,
+                "activations_bytes": 10_000_000, "forward_operations": 10**9,
+                "backward_operations": 10**9 if lora else 2 * 10**9, "questions": 4, "tokens": 400,
+            },
+        },
+        "environment": {
+            "device": "cpu", "machine": "Linux", "cores": 2, "python": "3.11", "commit": "c" * 40,
+            "packages": {"torch": "2.13.0"},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Writes a finished run of (mode, seed) into `study/`; `change` may alter its record."""
+
+    def make(
+        mode: str,
+        seed: int,
+        share: float = 0.7,
+        change: Callable[[dict[str, Any]], None] = lambda record: None,
+        name: str | None = None,
+    ) -> Path:
+        folder = tmp_path / "study" / (name or f"{mode}_{seed}")
+        folder.mkdir(parents=True)
+        predictions = answers(seed + (1000 if mode == "lora" else 0), share)
+        record = record_of(mode, seed, predictions)
+        change(record)
+        (folder / "config.yaml").write_text("mode: x\n")
+        (folder / "status.json").write_text(json.dumps({"state": "finished", "identity": "x"}))
+        (folder / "results.json").write_text(json.dumps(record))
+        (folder / "contexts.json").write_text(json.dumps(CONTEXTS))
+        (folder / "predictions.jsonl").write_text(
+            "".join(json.dumps(p) + "\n" for p in predictions)
+        )
+        return folder
+
+    return make
