@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-from lora_or_full.modeling.precision import precision_of
+from lora_or_full.config import compose
+from lora_or_full.modeling.precision import resolve_precision
 
 SIDES = Path(__file__).with_name("sides.py")
-NATIVE_BF16 = precision_of({"precision": "auto", "accelerator": "cpu"}) == "bf16-mixed"
+CPU = compose.defaults().trainer.model_copy(update={"accelerator": "cpu"})
+NATIVE_BF16 = resolve_precision(CPU) == "bf16-mixed"
 Spec = dict[str, Any]
 Result = dict[str, float]
 

@@ -9,7 +9,6 @@ stands in the context.
 """
 
 import argparse
-import copy
 import csv
 import itertools
 import math
@@ -29,18 +28,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torchmetrics.functional.classification import binary_auroc
-from transformers import Cache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lora_or_full.data import prompt
 from lora_or_full.data.splits import Splits
 from lora_or_full.data.squad import Question, fingerprint
-from lora_or_full.errors import UserError, command
+from lora_or_full.errors import UserError, command_line_errors
 from lora_or_full.evaluation.spans import spans
 from lora_or_full.evaluation.squad_metric import exact_match, f1
+from lora_or_full.generation.context_session import Continuation
 from lora_or_full.generation.decoding import text_of
-from lora_or_full.generation.finished_run import load, quiet, results_of
-from lora_or_full.generation.kv_cache import Model
-from lora_or_full.generation.predictor import Predictor
+from lora_or_full.generation.predictor import Predictor, finished_record, load, quiet_transformers
 from lora_or_full.modeling.precision import autocast_for
 from lora_or_full.report.stats.paired import over_questions
 
@@ -65,29 +63,21 @@ class Beginning:
 
 
 class Behind:
-    """PaddedCache that go on side by side behind the `size` tokens in `cache`, which is copied."""
+    """Rows that grow behind a question, and the tokens that end them."""
 
-    def __init__(self, model: Model, cache: Cache, size: int, stops: Sequence[int]) -> None:
-        self.model, self.cache, self.size, self.stops = model, copy.deepcopy(cache), size, stops
+    def __init__(self, rows: Continuation, stops: Sequence[int]) -> None:
+        self.rows, self.stops = rows, stops
 
     def copy(self) -> "Behind":
-        return Behind(self.model, self.cache, self.size, self.stops)
+        return Behind(self.rows.copy(), self.stops)
 
-    @torch.no_grad()
     def step(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The log-probabilities (B, vocabulary) behind `tokens` (B, T) of the `rows` (B) of before.
-        That of the first of the stops is of any of them."""
-        ids = torch.tensor(tokens, device=self.model.device)
-        self.cache.batch_select_indices(torch.tensor(rows, device=ids.device))
-        positions = torch.arange(self.size, self.size + ids.shape[1], device=ids.device)
-        self.size += ids.shape[1]
-        logits = self.model(
-            input_ids=ids,
-            position_ids=positions.expand(len(ids), -1),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        """The `scores` behind tokens (B, T) of the kept rows (B)."""
+        self.rows.select(torch.tensor(rows, device=self.rows.model.device))
+        return self.scores(self.rows.read(torch.tensor(tokens, device=self.rows.model.device)))
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities (B, vocabulary); that of the first stop is of any of them."""
         scores = logits.float().log_softmax(-1)
         ends = scores[:, self.stops].logsumexp(-1)
         scores[:, self.stops] = float("-inf")
@@ -196,27 +186,13 @@ def read(
 ) -> Iterator[tuple[Question, Behind, torch.Tensor, Tree]]:
     """Each question, the row and scores (1, vocabulary) behind it, and the spans of its context,
     which is read once for the questions that stand together."""
-    prefix = prompt.prefix_ids(run.tokenizer)
     for context, group in itertools.groupby(questions, key=lambda q: q.context):
-        (ids,) = prompt.encode(run.tokenizer, [prompt.context_text(context)])
-        tree = span_tree(run.tokenizer, context, run.max_new_tokens - 1)
-        before: list[int] = []
+        session = run.read(context)
+        tree = span_tree(run.tokenizer, context, run.config.max_new_tokens - 1)
         for question in group:
-            (own,) = prompt.encode(run.tokenizer, [prompt.question_text(question.question)])
-            room = run.max_prompt_length - len(prefix) - len(own)
-            if room < 0:
-                raise UserError(f"{run.label}: question {question.id} is too long to be asked.")
-            kept = prefix + ids[prompt.window(len(ids), room)]
-            if kept != before:
-                with torch.no_grad():
-                    cache = run.model(
-                        input_ids=torch.tensor([kept], device=run.model.device),
-                        use_cache=True,
-                        logits_to_keep=1,
-                    ).past_key_values
-                before = kept
-            behind = Behind(run.model, cache, len(kept), run.stops)
-            yield question, behind, behind.step([0], [own]), tree
+            rows, logits = session.continuation(question.question)
+            behind = Behind(rows, run.stops)
+            yield question, behind, behind.scores(logits), tree
 
 
 def answered(run: Predictor, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], str]:
@@ -231,9 +207,9 @@ def answered(run: Predictor, questions: Sequence[Question]) -> tuple[list[dict[s
     )  # fmt: skip
     for question, behind, scores, tree in asked:
         times = [time.perf_counter()]
-        (greedy,) = beam(behind.copy(), scores, run.max_new_tokens, 1)
+        (greedy,) = beam(behind.copy(), scores, run.config.max_new_tokens, 1)
         times.append(time.perf_counter())
-        several = beam(behind.copy(), scores, run.max_new_tokens, BEAM)
+        several = beam(behind.copy(), scores, run.config.max_new_tokens, BEAM)
         times.append(time.perf_counter())
         known = greedy if greedy.whole and holds(tree, greedy.ids) else None
         span = most_probable_span(behind.copy(), scores, tree, known)
@@ -252,11 +228,11 @@ def answered(run: Predictor, questions: Sequence[Question]) -> tuple[list[dict[s
             "paragraph": paragraphs.setdefault(question.context, len(paragraphs)),
             "greedy_in_context": int(in_context),
         }
-        for backend in WAYS:
-            said = text_of(run.tokenizer, found[backend].ids)
-            row[f"{backend}_exact_match"] = exact_match(said, question.answers)
-            row[f"{backend}_f1"] = round(f1(said, question.answers), 2)
-            row[f"{backend}_log_probability"] = round(found[backend].log_probability, 4)
+        for kind in WAYS:
+            said = text_of(run.tokenizer, found[kind].ids)
+            row[f"{kind}_exact_match"] = exact_match(said, question.answers)
+            row[f"{kind}_f1"] = round(f1(said, question.answers), 2)
+            row[f"{kind}_log_probability"] = round(found[kind].log_probability, 4)
         rows.append(row)
     took = (
         f"Seconds behind the prompts: greedy {seconds[0]:.0f}, beam {seconds[1]:.0f}, "
@@ -266,26 +242,26 @@ def answered(run: Predictor, questions: Sequence[Question]) -> tuple[list[dict[s
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
-    """The scores of each backend, their difference from the greedy ones with an interval over
+    """The scores of each kind of decoding, their difference from greedy with an interval over
     paragraphs, and how well its probability tells exact matches from others (AUROC)."""
     table = Table("", "EM", "from greedy", "F1", "from greedy", "AUROC")
     paragraphs = [row["paragraph"] for row in rows]
-    for backend in WAYS:
+    for kind in WAYS:
         cells = []
         for metric in ("exact_match", "f1"):
-            own = np.array([row[f"{backend}_{metric}"] for row in rows])
+            own = np.array([row[f"{kind}_{metric}"] for row in rows])
             greedy = np.array([row[f"greedy_{metric}"] for row in rows])
             of = over_questions((own - greedy)[None], paragraphs)
             interval = "" if of.interval is None else "[{:+.1f}, {:+.1f}]".format(*of.interval)
             cells += [f"{own.mean():.1f}", f"{of.mean:+.1f} {interval}"]
-        sure = torch.tensor([math.exp(row[f"{backend}_log_probability"]) for row in rows])
-        right = torch.tensor([row[f"{backend}_exact_match"] > 0 for row in rows]).int()
+        sure = torch.tensor([math.exp(row[f"{kind}_log_probability"]) for row in rows])
+        right = torch.tensor([row[f"{kind}_exact_match"] > 0 for row in rows]).int()
         told = 0 < right.sum() < len(right)  # else there is nothing to tell
-        table.add_row(backend, *cells, f"{binary_auroc(sure, right):.3f}" if told else "")
+        table.add_row(kind, *cells, f"{binary_auroc(sure, right):.3f}" if told else "")
     return table
 
 
-@command()
+@command_line_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -293,17 +269,15 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--output", type=Path, default=Path("decoding.csv"))
     args = parser.parse_args()
-    quiet()
-    results = results_of(args.run)
-    config = results["config"]
-    splits, _ = Splits(
-        **config["data"], seed=config["seed"], cache_dir=Path(config["cache_dir"])
-    ).read()
+    quiet_transformers()
+    record = finished_record(args.run)
+    config = record.config
+    splits, _ = Splits(config.data, config.seed, Path(config.cache_dir)).read()
     questions = splits["validation"]
-    if fingerprint(questions) != results["data"]["validation"]["fingerprint"]:
-        raise UserError(f"{config['data']['path']}: the questions are not those of {args.run}.")
+    if fingerprint(questions) != record.data.validation.fingerprint:
+        raise UserError(f"{config.data.path}: the questions are not those of {args.run}.")
     run = load(args.run, None)
-    with autocast_for(run.precision, run.model.device):
+    with autocast_for(run.config.trainer.precision, run.model.device):
         rows, took = answered(run, sorted(questions, key=lambda q: (q.context, q.id)))
     with args.output.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])

@@ -30,13 +30,14 @@ import transformers
 from datasets import Dataset
 
 from lora_or_full.cli.evaluate import predictions_of
+from lora_or_full.config.schema import Config
 from lora_or_full.data import prompt
 from lora_or_full.data.hub import folder_of
 from lora_or_full.data.splits import Splits
 from lora_or_full.data.squad import Question, fingerprint
-from lora_or_full.errors import UserError, command
+from lora_or_full.errors import UserError, command_line_errors
 from lora_or_full.evaluation.predictions import scores
-from lora_or_full.generation.finished_run import load, quiet, results_of
+from lora_or_full.generation.predictor import finished_record, load, quiet_transformers
 from lora_or_full.modeling.precision import device_name
 from lora_or_full.runs import provenance, store
 
@@ -48,13 +49,13 @@ LEAST = 0.9  # of the run's minutes: a machine whose load has lessened would giv
 
 
 def train(
-    config: dict[str, Any], targets: list[str], questions: list[Question], steps: int, folder: Path
+    config: Config, targets: list[str], questions: list[Question], steps: int, folder: Path
 ) -> float:
     """Train for `steps` of the reference's recipe; the adapter goes to `folder`.
 
     Gives the seconds of all steps but the first SKIPPED.
     """
-    base = str(folder_of(config["model"]["name"], "model", Path(config["cache_dir"])))
+    base = str(folder_of(config.model.name, "model", Path(config.cache_dir)))
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.eos_token
     rows, head = [], prompt.prefix_ids(tokenizer)
@@ -69,14 +70,14 @@ def train(
         )
         asked, answer = head + context + question, [*answer, tokenizer.eos_token_id]
         # The replaced report cut what was too long from the right, which left nothing to learn.
-        if len(asked + answer) <= config["max_length"]:
+        if len(asked + answer) <= config.max_length:
             rows.append({"input_ids": asked + answer, "labels": [-100] * len(asked) + answer})
     whole = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = peft.get_peft_model(
         whole, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **LORA)
     )
     ends: list[float] = []
-    precision = config["trainer"]["precision"]
+    precision = config.trainer.precision
 
     class Times(transformers.TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -91,12 +92,12 @@ def train(
             learning_rate=LEARNING_RATE,
             bf16=precision == "bf16-mixed",
             fp16=precision == "16-mixed",
-            use_cpu=config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available(),
+            use_cpu=config.trainer.accelerator == "cpu" or not torch.cuda.is_available(),
             report_to="none",
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
-            seed=config["seed"],
+            seed=config.seed,
         ),
         train_dataset=Dataset.from_list(rows),
         data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
@@ -114,18 +115,17 @@ def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
     Raises:
         UserError: its way to train has no like in the plain recipe, or its data are others now.
     """
-    results = results_of(place)
-    config = results["config"]
-    trainer, seconds = config["trainer"], results["cost"]["train_seconds"]
-    if trainer["precision"] not in PRECISIONS:
+    record = finished_record(place)
+    config, seconds = record.config, record.cost.train_seconds
+    trainer = config.trainer
+    if trainer.precision not in PRECISIONS:
         raise UserError(f"{place}: trainer.precision must be one of {', '.join(PRECISIONS)}.")
-    if (trainer["devices"], trainer["num_nodes"]) != (1, 1) or torch.cuda.device_count() > 1:
+    if (trainer.devices, trainer.num_nodes) != (1, 1) or torch.cuda.device_count() > 1:
         raise UserError(f"{place}: one device alone is compared (CUDA_VISIBLE_DEVICES=0).")
-    parts = config["data"] | {"train_size": None, "draw_by": "question"}
-    cache = Path(config["cache_dir"])
-    questions, _ = Splits(**parts, seed=config["seed"], cache_dir=cache).read()
-    if fingerprint(questions["test"]) != results["data"]["test"]["fingerprint"]:
-        raise UserError(f"{config['data']['path']}: the test questions are not those of {place}.")
+    data = config.data.model_copy(update={"train_size": None, "draw_by": "question"})
+    questions, _ = Splits(data, config.seed, Path(config.cache_dir)).read()
+    if fingerprint(questions["test"]) != record.data.test.fingerprint:
+        raise UserError(f"{config.data.path}: the test questions are not those of {place}.")
     folder = output / place.name
     once = train(config, targets, questions["train"], SKIPPED + MEASURED, folder) / MEASURED
     steps = round(seconds / once)
@@ -147,12 +147,12 @@ def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
     store.write_lines(folder / "predictions.jsonl", answered)
     own = {
         "run": place.name,
-        "seed": config["seed"],
-        "precision": trainer["precision"],
+        "seed": config.seed,
+        "precision": trainer.precision,
         "train_seconds": seconds,
-        "validation_seconds": results["cost"]["validation_seconds"],
-        "questions_seen": results["cost"]["samples"],
-        "test": results["test"],
+        "validation_seconds": record.cost.validation_seconds,
+        "questions_seen": record.cost.samples,
+        "test": record.test.model_dump(),
         "plain_train_seconds": took,
         "plain_questions_seen": steps * BATCH_SIZE,
         "plain_test": plain,
@@ -162,7 +162,7 @@ def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
     return own
 
 
-@command()
+@command_line_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("minutes"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    quiet()
+    quiet_transformers()
     targets = args.target_modules.split(",")
     found = [compare(place, targets, args.output) for place in args.runs]
     head = ["run", "its validation, minutes", "minutes", "questions seen", "EM", "F1",

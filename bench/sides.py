@@ -27,8 +27,11 @@ from torch.utils.data import SequentialSampler
 import experiment
 from datamodule import SquadDataModule
 from lora_or_full.config import compose
+from lora_or_full.config.schema import Config, validate
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.generation import decoding
+from lora_or_full.modeling.loading import load_tokenizer
+from lora_or_full.modeling.precision import resolve_precision
 from lora_or_full.training.profiling import PeakMemory, operation_counter
 
 SKIPPED = 2  # the first steps of a run, in which kernels are chosen and memory is taken
@@ -38,7 +41,7 @@ Spec = dict[str, Any]
 Result = dict[str, Any]
 
 
-def settings_of(spec: Spec) -> dict[str, Any]:
+def config_of(spec: Spec) -> Config:
     """This project's configuration for a measurement."""
     bf16 = spec["precision"] == "bf16"
     words = [
@@ -63,9 +66,8 @@ def settings_of(spec: Spec) -> dict[str, Any]:
             f"model.config={{{dropouts}}}",
             f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}",
         ]
-    settings = compose.compose(words, [])
-    settings["trainer"]["precision"] = experiment.precision_of(settings["trainer"])
-    return settings
+    config = validate(compose.compose(words, []))
+    return config.with_precision(resolve_precision(config.trainer))
 
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -73,9 +75,9 @@ DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 def this_project(spec: Spec, memory: PeakMemory) -> Result:
     """Lightning's fit with this project's data and module, the validation at its end included."""
-    settings = settings_of(spec)
+    config = config_of(spec)
     memory.reset()
-    data, module, _ = experiment.build(settings)
+    data, module, _ = experiment.build(config)
     times: list[float] = []
 
     class Times(L.Callback):
@@ -83,7 +85,7 @@ def this_project(spec: Spec, memory: PeakMemory) -> Result:
             times.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = experiment.build_trainer(settings, Path(folder), 0, [Times()])
+        trainer = experiment.build_trainer(config, Path(folder), 0, [Times()])
         trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
     peak = memory.read()
@@ -114,8 +116,8 @@ class Times(transformers.TrainerCallback):
 
 def peer(spec: Spec, memory: PeakMemory) -> Result:
     """transformers' Trainer with PEFT, or TRL's SFTTrainer, as their documents show them."""
-    settings = settings_of(spec)
-    data = data_of(settings)
+    config = config_of(spec)
+    data = data_of(config)
     rows = []
     for numbers, _ in data.train_dataloader().sampler:
         for row in (data.train[number] for number in numbers):
@@ -123,12 +125,12 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
             labels = [-100] * len(before) + row["answer_ids"]
             rows.append({"input_ids": before + row["answer_ids"], "labels": labels})
     memory.reset()
-    model = plain_model(spec, settings)
+    model = plain_model(spec, config)
     common: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
-        "per_device_train_batch_size": settings["batch_size"],
+        "per_device_train_batch_size": config.batch_size,
         "num_train_epochs": 1,
-        "learning_rate": settings["lr"],
+        "learning_rate": config.lr,
         "bf16": spec["precision"] == "bf16",
         "use_cpu": True,
         "report_to": "none",
@@ -175,12 +177,12 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
 
 def evaluation(spec: Spec, memory: PeakMemory) -> Result:
     """Answers of exactly NEW_TOKENS tokens: one by one by generate, or by this project."""
-    settings = settings_of(spec)
+    config = config_of(spec)
     if spec["side"] == "this project":
-        data, module, _ = experiment.build(settings)
+        data, module, _ = experiment.build(config)
     else:
-        data = data_of(settings)
-        model = plain_model(spec, settings).eval()
+        data = data_of(config)
+        model = plain_model(spec, config).eval()
     prompts = [
         PromptTokens(data.prefix, row["context_ids"], row["question_ids"])
         for row in (data.train[number] for number in range(len(data.train)))
@@ -189,7 +191,7 @@ def evaluation(spec: Spec, memory: PeakMemory) -> Result:
     began = time.perf_counter()
     if spec["side"] == "this project":
         module.eval()
-        size = settings["eval_batch_size"]
+        size = config.eval_batch_size
         bf16 = spec["precision"] == "bf16"
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             for start in range(0, len(prompts), size):
@@ -213,29 +215,22 @@ def evaluation(spec: Spec, memory: PeakMemory) -> Result:
     return {"rate": len(prompts) / seconds, "peak": memory.read()}
 
 
-def plain_model(spec: Spec, settings: dict[str, Any]) -> Any:
+def plain_model(spec: Spec, config: Config) -> Any:
     """The model of a peer: plain transformers, with PEFT for LoRA."""
     dropouts = dict.fromkeys(DROPOUTS, spec["dropout"])
     model = transformers.AutoModelForCausalLM.from_pretrained(
         spec["model"], dtype=torch.float32, **dropouts
     )
-    if settings["lora"] is None:
+    if config.adapter is None:
         return model
-    lora = peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **settings["lora"])
+    arguments = config.adapter.arguments()
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **arguments)
     return peft.get_peft_model(model, lora)
 
 
-def data_of(settings: dict[str, Any]) -> SquadDataModule:
+def data_of(config: Config) -> SquadDataModule:
     """The project's data module without its model."""
-    tokenizer = experiment.load_tokenizer(Path(settings["model"]["name"]))
-    splits = experiment.Splits(
-        **settings["data"], seed=settings["seed"], cache_dir=Path(settings["cache_dir"])
-    )
-    data = SquadDataModule(
-        tokenizer, splits, settings["batch_size"], settings["eval_batch_size"],
-        settings["max_length"], settings["max_length"], 1024, True, None, 1,
-        Path(settings["cache_dir"]),
-    )  # fmt: skip
+    data = SquadDataModule(config, load_tokenizer(Path(config.model.name)), 1024)
     data.setup()
     return data
 
@@ -278,13 +273,11 @@ def main() -> None:
     else:
         result = (this_project if spec["side"] == "this project" else peer)(spec, memory)
         times = result.pop("times")
-        size = settings_of(spec)["batch_size"]
+        size = config_of(spec).batch_size
         steps, seconds = len(times) - SKIPPED, times[-1] - times[SKIPPED - 1]
         result["rate"] = min(steps * size, spec["questions"]) / seconds
         result["seconds"] = seconds
-        precision = (
-            settings_of(spec)["trainer"]["precision"] if "preset" in spec else spec["precision"]
-        )
+        precision = config_of(spec).trainer.precision if "preset" in spec else spec["precision"]
         rate = result.pop("flops") / seconds
         result["utilisation"] = rate / product_rate(precision)
     result["peak"] -= imported

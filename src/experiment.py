@@ -14,19 +14,19 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
+from lora_or_full.processes import is_first_process
 
 from datamodule import SquadDataModule
 from lit_module import LitQuestionAnswering
-from lora_or_full.config.schema import unknown
+from lora_or_full.config.schema import Config, unknown
 from lora_or_full.data.fingerprints import weights_fingerprint
 from lora_or_full.data.hub import folder_of
-from lora_or_full.data.splits import Splits
 from lora_or_full.errors import UserError, first_line
-from lora_or_full.evaluation.baseline_cache import keep, kept, place_of
+from lora_or_full.evaluation import baseline_cache
 from lora_or_full.evaluation.predictions import Prediction, scores
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.modeling.loading import load_tokenizer, max_positions
-from lora_or_full.modeling.precision import device_name, frozen_dtype, precision_of
+from lora_or_full.modeling.precision import device_name, resolve_precision
 from lora_or_full.runs import provenance, store
 from lora_or_full.training import console
 from lora_or_full.training.checkpoint import (
@@ -38,90 +38,89 @@ from lora_or_full.training.checkpoint import (
     check_room,
     resume_point,
 )
-from lora_or_full.training.distributed import check_alike, connected, gathered, is_first
+from lora_or_full.training.distributed import check_alike, connected, gathered
 from lora_or_full.training.loggers import SHOWN, MetricsFile, SampleAnswers, log_results
-from lora_or_full.training.profiling import CostMonitor, estimate, profile_step
-
-Settings = dict[str, Any]
+from lora_or_full.training.profiling import CostMonitor, estimate_duration, profile_step
 
 
-def run(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Fine-tune and score as `settings` (conf/) say, into `folder`; go on where it was interrupted.
+def run(config: Config, folder: Path) -> dict[str, Any]:
+    """Fine-tune and score, or resume where the run was interrupted.
 
-    Gives what results.json holds. Of several devices each has a process that calls this; all but
-    the first write nothing and get nothing.
+    With several devices, each has a process that calls this. All but the first write nothing.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder.
+
+    Returns:
+        What results.json holds; nothing in all processes but the first.
 
     Raises:
-        UserError: something asked for can't be done; known before training where it can be.
-        Interrupted: a stop signal came; the same call goes on.
+        UserError: The run is not possible; raised before training where it can be known.
+        Interrupted: A stop signal came; the same call resumes.
     """
     began = time.time()
-    _quiet()
-    settings["trainer"]["precision"] = precision_of(settings["trainer"])
-    if is_first():
-        store.write_text(
-            folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        )
+    _quiet_libraries()
+    config = config.with_precision(resolve_precision(config.trainer))
+    if is_first_process():
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        store.write_text(folder / "config.yaml", text)
     cost = CostMonitor()
-    data, module, model_facts = build(settings)
-    written = module.size["trainable" if settings["lora"] else "total"]
-    check_room(folder, int(module.size["trainable"]), int(written))
-    commit = provenance.commit()  # now: the files may change while the run goes on
-    states, journal = folder / "checkpoints", folder / "predictions.partial.jsonl"
+    data, module, model_facts = build(config)
+    exported_weights = module.size["total" if config.adapter is None else "trainable"]
+    check_room(folder, int(module.size["trainable"]), int(exported_weights))
+    commit = provenance.commit()  # now: the files may change during the run
+    checkpoints, answered = folder / "checkpoints", folder / "predictions.partial.jsonl"
     # What the first process finds holds for all: files may change between their looks.
-    last, step = resume_point(states) if is_first() else (None, 0)
+    last, step = resume_point(checkpoints) if is_first_process() else (None, 0)
     stop = StopSignal()
-    checkpoint = RunCheckpoint(states, 60 * settings["checkpoint_minutes"], stop)
-    trainer = build_trainer(settings, folder, step, [checkpoint, cost])
+    checkpoint = RunCheckpoint(checkpoints, 60 * config.checkpoint_minutes, stop)
+    trainer = build_trainer(config, folder, step, [checkpoint, cost])
     with stop, connected(trainer):
-        check_alike(folder, settings["trainer"]["precision"])
+        check_alike(folder, config.trainer.precision)
         data.deal(trainer.world_size, trainer.global_rank)
-        place = place_of(settings, data.facts["test"]["fingerprint"], model_facts["fingerprint"])
-        before, last, step = trainer.strategy.broadcast((kept(place), last, step))
-        seconds = estimate(module, data, trainer, tests=1 if before else 2)
+        cached = baseline_cache.path(
+            config, data.facts["test"]["fingerprint"], model_facts["fingerprint"]
+        )
+        before, last, step = trainer.strategy.broadcast((baseline_cache.load(cached), last, step))
+        seconds = estimate_duration(module, data, trainer, tests=1 if before else 2)
         if trainer.is_global_zero:
             console.announce(
-                settings, folder, data.facts, model_facts, module.size, trainer, last is not None,
+                config, folder, data.facts, model_facts, module.size, trainer, last is not None,
                 seconds,
             )  # fmt: skip
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
             if trainer.is_global_zero:
                 before = scores(predictions)
-                keep(before, place)
+                baseline_cache.save(before, cached)
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
         if trainer.global_step > step and trainer.is_global_zero:
-            journal.unlink(missing_ok=True)  # its answers are those of weights before
+            answered.unlink(missing_ok=True)  # answers of earlier weights
         if not module.epochs:
-            raise UserError("No epoch came to its end: there is nothing to score. Check trainer.*")
-        parts = profile_step(module, data, trainer)
+            raise UserError("No epoch was completed: there is nothing to score. Check trainer.*")
+        profile = profile_step(module, data, trainer)
         module.load_trained(checkpoint.best)
-        predictions = _test(trainer, module, data, journal)
+        predictions = _test(trainer, module, data, answered)
         costs = cost.summary()
         devices = Counter(gathered(device_name(trainer.strategy.root_device)))
     if not trainer.is_global_zero:
         return {}
+    predictions.sort(key=lambda prediction: prediction["id"])
     exported = module.export(folder)
-    contexts = data.test.contexts["context"]
-    store.write_json(
-        folder / "contexts.json", {str(number): text for number, text in enumerate(contexts)}
-    )
-    store.write_lines(folder / "predictions.jsonl", sorted(predictions, key=lambda p: p["id"]))
     results = {
-        "config": settings,
+        "config": config.to_dict(),
         "data": data.facts,
         "model": model_facts,
         "parameters": module.size,
-        "shapes": {
-            name: list(weight.shape) for name, weight in module.trainable_parameters().items()
-        },
+        "shapes": {n: list(weight.shape) for n, weight in module.trainable_parameters().items()},
         "epochs": module.epochs,
         "best_epoch": module.best_epoch["epoch"],
         "before": before,
         "test": scores(predictions),
         "cost": costs
         | {
-            "step": parts,
+            "step": profile,
             "exported_bytes": sum(file.stat().st_size for file in exported.glob("*.safetensors")),
             "session_seconds": time.time() - began,
         },
@@ -130,67 +129,38 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
             " + ".join(name if n == 1 else f"{n} x {name}" for name, n in devices.items()), commit
         ),
     }
-    wrong = [p for p in sorted(predictions, key=lambda p: p["id"]) if not p["exact_match"]]
-    log_results(trainer, results, wrong[:SHOWN])
-    made = [file for file in sorted(exported.rglob("*")) if file.is_file()]
-    files = [folder / "predictions.jsonl", folder / "contexts.json", *made]
-    store.write_results(folder, results, files)
-    for file in (journal, folder / "before.partial.jsonl", states / BEFORE):
+    log_results(trainer, config, results, [p for p in predictions if not p["exact_match"]][:SHOWN])
+    _write(folder, results, predictions, data.test.contexts["context"], exported)
+    for file in (answered, folder / "before.partial.jsonl", checkpoints / BEFORE):
         file.unlink(missing_ok=True)
     return results
 
 
-def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, dict[str, Any]]:
-    """The data, the model, and facts of the model before training.
+def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[str, Any]]:
+    """Build the data and the model.
+
+    Returns:
+        The data, the model, and facts about the model before training.
 
     Raises:
-        UserError: either can't be had, or they do not fit together.
+        UserError: One of them is not available, or they do not fit together.
     """
-    cache = Path(settings["cache_dir"])
-    model = settings["model"]
-    model_folder = folder_of(model["name"], "model", cache)
-    tokenizer = load_tokenizer(model_folder)
-    positions = max_positions(model_folder)
-    room = positions - settings["max_new_tokens"]
-    if settings["max_length"] > positions or room < 1:
+    folder = folder_of(config.model.name, "model", Path(config.cache_dir))
+    tokenizer, positions = load_tokenizer(folder), max_positions(folder)
+    if config.max_length > positions or config.max_new_tokens >= positions:
         raise UserError(
-            f"max_length={settings['max_length']}, max_new_tokens={settings['max_new_tokens']}: "
-            f"{model['name']} reads at most {positions} tokens."
+            f"max_length={config.max_length}, max_new_tokens={config.max_new_tokens}: "
+            f"{config.model.name} reads at most {positions} tokens."
         )
-    data = SquadDataModule(
-        tokenizer,
-        Splits(**settings["data"], seed=settings["seed"], cache_dir=cache),
-        batch_size=settings["batch_size"],
-        eval_batch_size=settings["eval_batch_size"],
-        max_length=settings["max_length"],
-        max_prompt_length=min(settings["max_length"], room),
-        positions=positions,
-        mask_prompt=settings["mask_prompt"],
-        packed_length=None,  # until it is known whether the model can share a context
-        parts=settings["trainer"]["accumulate_grad_batches"],
-        cache_dir=cache,
-    )
+    data = SquadDataModule(config, tokenizer, positions)
     data.setup()
-    module = LitQuestionAnswering(
-        model_folder,
-        model["name"],
-        model["config"],
-        settings["lora"],
-        frozen_dtype(settings["frozen_dtype"], settings["trainer"]["precision"], settings["lora"]),
-        tokenizer,
-        learning_rate=settings["lr"],
-        **settings["optimizer"],
-        total_steps=settings["trainer"]["max_epochs"] * data.steps,
-        max_length=settings["max_length"],
-        max_new_tokens=settings["max_new_tokens"],
-        packed_length=settings["packed_length"] if settings["packing"] else None,
-        seed=settings["seed"],
-    )
+    steps = config.trainer.max_epochs * data.steps
+    module = LitQuestionAnswering(config, folder, tokenizer, steps)
     data.packed_length = module.packed_length
     facts = {
-        "name": model["name"],
+        "name": config.model.name,
         "type": module.model.config.model_type,
-        "fingerprint": weights_fingerprint(model_folder),
+        "fingerprint": weights_fingerprint(folder),
         "shares_context": module.packed_length is not None,
         "onednn_products": onednn_is_faster(),
     }
@@ -198,14 +168,20 @@ def build(settings: Settings) -> tuple[SquadDataModule, LitQuestionAnswering, di
 
 
 def build_trainer(
-    settings: Settings, folder: Path, step: int, callbacks: list[L.Callback]
+    config: Config, folder: Path, step: int, callbacks: list[L.Callback]
 ) -> L.Trainer:
-    """Lightning's trainer with this project's loggers and `callbacks`; it goes on from `step`.
+    """Build Lightning's trainer with this project's loggers.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder.
+        step: Optimizer step to resume from.
+        callbacks: Callbacks in addition to the loggers' own.
 
     Raises:
-        UserError: Lightning does not take an argument in trainer.*.
+        UserError: Lightning does not accept an argument in trainer.*.
     """
-    arguments = settings["trainer"]
+    arguments = config.trainer.model_dump()
     accepted = inspect.signature(L.Trainer).parameters
     if surplus := [key for key in arguments if key not in accepted]:
         raise unknown(f"trainer.{surplus[0]}", [f"trainer.{name}" for name in accepted])
@@ -219,7 +195,7 @@ def build_trainer(
             logger=[tensorboard, MetricsFile(folder / "metrics.csv", step)],
             callbacks=[*callbacks, SampleAnswers(), LearningRateMonitor("step")],
             plugins=[CheckedCheckpointIO()],
-            num_sanity_val_steps=0,  # the scores before training have tried all of it
+            num_sanity_val_steps=0,  # scoring before training has tried all of it
             enable_model_summary=False,
             use_distributed_sampler=False,  # the sampler deals its steps itself
         )
@@ -228,11 +204,12 @@ def build_trainer(
     ) as error:  # fmt: skip
         raise UserError(f"Lightning refuses trainer.*: {first_line(error)}") from None
     shares = trainer.world_size * trainer.accumulate_grad_batches
-    if shares > settings["batch_size"]:
+    if shares > config.batch_size:
+        given = config.trainer
         raise UserError(
-            f"trainer.devices={arguments['devices']}, trainer.num_nodes={arguments['num_nodes']}, "
-            f"trainer.accumulate_grad_batches={arguments['accumulate_grad_batches']}: a step of "
-            f"batch_size={settings['batch_size']} questions can't be dealt to {shares}."
+            f"trainer.devices={given.devices}, trainer.num_nodes={given.num_nodes}, "
+            f"trainer.accumulate_grad_batches={given.accumulate_grad_batches}: a step of "
+            f"batch_size={config.batch_size} questions can't be dealt to {shares}."
         )
     return trainer
 
@@ -240,9 +217,9 @@ def build_trainer(
 def _test(
     trainer: L.Trainer, module: LitQuestionAnswering, data: SquadDataModule, file: Path
 ) -> list[Prediction]:
-    """The answers to all test questions; those that `file` holds already are not asked again.
+    """Answer all test questions but those that `file` holds already.
 
-    The process of the first device alone keeps them.
+    Only the first device's process keeps the predictions.
     """
     journal = Journal(file) if trainer.is_global_zero else None
     if journal is not None:
@@ -255,14 +232,30 @@ def _test(
     return journal.predictions if journal else []
 
 
-def _quiet() -> None:
-    """Leave out what libraries say of themselves; the run says it in its own words."""
+def _write(
+    folder: Path,
+    results: dict[str, Any],
+    predictions: list[Prediction],
+    contexts: list[str],
+    exported: Path,
+) -> None:
+    """Write the record of a finished run, results.json last."""
+    texts = {str(number): text for number, text in enumerate(contexts)}
+    store.write_json(folder / "contexts.json", texts)
+    store.write_lines(folder / "predictions.jsonl", predictions)
+    weights = [file for file in sorted(exported.rglob("*")) if file.is_file()]
+    files = [folder / "predictions.jsonl", folder / "contexts.json", *weights]
+    store.write_results(folder, results, files)
+
+
+def _quiet_libraries() -> None:
+    """Silence messages of libraries that a user can do nothing about."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    # Libraries that use what another library has renamed: nothing that a person could mend.
+    # Libraries that use what another library has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-    # Batches are made of rows that are tokenized already: workers would only cost memory.
+    # Batches consist of questions that are tokenized already: workers would only cost memory.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")

@@ -16,6 +16,7 @@ import datasets
 import hypothesis
 import pytest
 import torch
+from arms import FULL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
@@ -30,6 +31,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+
+from lora_or_full.config import compose, schema
 
 # Of the property tests: the same few inputs each time; or many, by --hypothesis-profile=whole.
 hypothesis.settings.register_profile(
@@ -224,7 +227,8 @@ def write_squad(
 
 @pytest.fixture
 def settings(gpt2_folder: Path, tmp_path: Path) -> dict[str, Any]:
-    """The default configuration on the tiny model and a few questions: three steps an epoch."""
+    """Values of the default configuration on the tiny model and a few questions, to change and
+    `validate`: three steps an epoch."""
     return tiny_settings(gpt2_folder, tmp_path)
 
 
@@ -236,18 +240,14 @@ def finished_runs(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
     folder = tmp_path_factory.mktemp("finished")
     settings = tiny_settings(gpt2_folder, folder)
-    experiment.run(settings | {"lr": 0.1}, folder / "lora")
-    full = {"mode": "full", "lora": None, "rank": None, "frozen_dtype": None}
-    experiment.run(settings | full, folder / "full")
+    experiment.run(schema.validate(settings | {"lr": 0.1}), folder / "lora")
+    experiment.run(schema.validate(settings | FULL), folder / "full")
     for mode in ("lora", "full"):
         (folder / mode / "status.json").write_text(json.dumps({"state": "finished"}))
     return {mode: folder / mode for mode in ("lora", "full")}
 
 
 def tiny_settings(model: Path, folder: Path) -> dict[str, Any]:
-    from lora_or_full.config import (
-        compose,  # not above: it is the one module that these fixtures need of the project
-    )
 
     files = [write_squad(folder / f"{n}.json", 6, 2, 2, seed=n) for n in range(2)]
     return compose.compose(

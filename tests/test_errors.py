@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch.distributed import DistNetworkError
 
 from lora_or_full import errors
-from lora_or_full.errors import UserError, command, explain, first_line, listed
+from lora_or_full.errors import UserError, command_line_errors, explain, first_line, listed
 
 RUST = "Error while serializing: I/O error: No space left on device (os error 28)"
 # What torch raises where it writes to a file that Python opened.
@@ -99,7 +99,7 @@ def test_of_many_or_long_names_a_few_are_listed() -> None:
 def test_a_command_ends_with_a_line(
     raised: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as end, command():
+    with pytest.raises(SystemExit) as end, command_line_errors():
         raise raised
     assert end.value.code == code
     assert capsys.readouterr() == ("", said)
@@ -107,7 +107,7 @@ def test_a_command_ends_with_a_line(
 
 @pytest.mark.parametrize("shown", ["print('x' * 100_000)", "print('x')", "sys.exit(print('x'))"])
 def test_a_command_that_nobody_reads_says_nothing(shown: str) -> None:
-    code = f"import sys, errors\nwith errors.command():\n    sys.stdin.read()\n    {shown}"
+    code = f"import sys\nfrom lora_or_full import errors\nwith errors.command_line_errors():\n    sys.stdin.read()\n    {shown}"
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from arms import FULL
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import experiment
 from lit_module import LitQuestionAnswering
+from lora_or_full.config.schema import validate
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.intervals import mean
@@ -29,14 +31,14 @@ Settings = dict[str, Any]
 @pytest.fixture
 def lora_run(settings: Settings, tmp_path: Path) -> tuple[dict[str, Any], Path]:
     settings["lr"] = 0.1  # far enough that the answers differ from those before training
-    return experiment.run(settings, tmp_path / "run"), tmp_path / "run"
+    return experiment.run(validate(settings), tmp_path / "run"), tmp_path / "run"
 
 
 def test_a_split_that_is_smaller_than_asked_for_is_told(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings["data"] |= {"train_size": 1234, "validation_size": 3}
-    results = experiment.run(settings, tmp_path / "run")
+    results = experiment.run(validate(settings), tmp_path / "run")
     told = capsys.readouterr().out
     assert f"{results['data']['train']['questions']} questions of 1,234 asked for" in told
     assert told.count("asked for") == 1
@@ -58,7 +60,7 @@ def test_processes_that_are_not_alike_are_refused(
 
     monkeypatch.setattr(distributed, "gathered", gathered)
     with pytest.raises(UserError, match=message):
-        experiment.run(settings, tmp_path / "run")
+        experiment.run(validate(settings), tmp_path / "run")
 
 
 def predictions_of(folder: Path) -> list[dict[str, Any]]:
@@ -98,8 +100,8 @@ def test_the_adapter_answers_as_recorded_when_plain_peft_loads_it(
 def test_the_full_model_answers_as_recorded_when_plain_transformers_loads_it(
     settings: Settings, tmp_path: Path
 ) -> None:
-    settings |= {"mode": "full", "lora": None, "rank": None}
-    experiment.run(settings, tmp_path / "run")
+    settings |= FULL
+    experiment.run(validate(settings), tmp_path / "run")
     recorded = predictions_of(tmp_path / "run")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     given = answers_by(model, tmp_path / "run" / "model", recorded, tmp_path / "run")
@@ -145,7 +147,7 @@ def test_the_best_epoch_is_the_one_that_is_scored_and_exported(
         }
 
     monkeypatch.setattr(LitQuestionAnswering, "on_validation_epoch_end", rising)
-    results = experiment.run(settings, tmp_path / "run")
+    results = experiment.run(validate(settings), tmp_path / "run")
     assert results["best_epoch"] == 1
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")
     exported = {n: p for n, p in model.named_parameters() if "lora_" in n}
@@ -160,13 +162,11 @@ def test_scores_before_training_are_computed_once_and_for_both_modes(
     tests = []
     original = experiment._test
     monkeypatch.setattr(experiment, "_test", lambda *a: (tests.append(1), original(*a))[1])
-    first = experiment.run(settings, tmp_path / "lora")
-    second = experiment.run(
-        settings | {"mode": "full", "lora": None, "rank": None, "seed": 2}, tmp_path / "full"
-    )
+    first = experiment.run(validate(settings), tmp_path / "lora")
+    second = experiment.run(validate(settings | FULL | {"seed": 2}), tmp_path / "full")
     assert len(tests) == 3
     assert first["before"] == second["before"]
-    experiment.run(settings | {"max_new_tokens": 5}, tmp_path / "longer")
+    experiment.run(validate(settings | {"max_new_tokens": 5}), tmp_path / "longer")
     assert len(tests) == 5  # decoded otherwise: computed anew
 
 
@@ -174,7 +174,7 @@ def test_the_same_settings_give_the_same_run_and_another_seed_another(
     settings: Settings, tmp_path: Path
 ) -> None:
     runs = [
-        experiment.run(settings | {"seed": seed}, tmp_path / str(number))
+        experiment.run(validate(settings | {"seed": seed}), tmp_path / str(number))
         for number, seed in enumerate((1, 1, 2))
     ]
     assert runs[0]["epochs"] == runs[1]["epochs"]
@@ -205,7 +205,7 @@ def test_a_run_records_the_precision_that_its_hardware_was_given(
         return original(self, *arguments)
 
     monkeypatch.setattr(LitQuestionAnswering, "training_step", step)
-    results = experiment.run(settings, tmp_path / "run")
+    results = experiment.run(validate(settings), tmp_path / "run")
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
     assert results["config"]["trainer"]["precision"] == expected
     assert written == results["config"]
@@ -217,7 +217,7 @@ def test_a_run_in_mixed_precision_exports_float32_and_counts_as_in_float32(
 ) -> None:
     exact, _ = lora_run
     settings["trainer"]["precision"] = "bf16-mixed"
-    mixed = experiment.run(settings, tmp_path / "mixed")
+    mixed = experiment.run(validate(settings), tmp_path / "mixed")
     assert mixed["parameters"] == exact["parameters"]
     assert mixed["shapes"] == exact["shapes"]
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "mixed" / "adapter")
@@ -276,7 +276,7 @@ def test_lengths_over_the_models_are_refused(
     settings: Settings, key: str, value: int, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        experiment.run(settings | {key: value}, tmp_path / "run")
+        experiment.run(validate(settings | {key: value}), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_what_the_trainer_does_not_take_is_refused(
 ) -> None:
     settings["trainer"] |= trainer
     with pytest.raises(UserError, match=message):
-        experiment.run(settings, tmp_path / "run")
+        experiment.run(validate(settings), tmp_path / "run")
 
 
 def test_a_prompt_that_is_too_long_scores_as_no_answer(settings: Settings, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_prompt_that_is_too_long_scores_as_no_answer(settings: Settings, tmp_p
     qa["question"] = "why " * 300
     settings["data"]["test_size"] = None
     Path(settings["data"]["test_path"]).write_text(json.dumps(content))
-    experiment.run(settings, tmp_path / "run")
+    experiment.run(validate(settings), tmp_path / "run")
     [prediction] = [p for p in predictions_of(tmp_path / "run") if p["id"] == qa["id"]]
     assert (prediction["prediction"], prediction["f1"]) == ("", 0.0)
     assert prediction["context_cut"]

@@ -1,10 +1,28 @@
-"""Imports run one way, and each room knows only what it needs (docs/extending.md)."""
+"""Imports run one way (docs/architecture.md), and each package knows only what it needs."""
 
 import ast
 from pathlib import Path
 
+import pytest
+
 SRC = Path(__file__).parents[1] / "src"
-OWN = {file.stem for file in SRC.glob("*.py")}
+PACKAGE = "lora_or_full"
+# What each sub-package may import of the others: the arrows of docs/architecture.md.
+FOUNDATION = {"errors", "processes", "runs", "config"}
+ARROWS = {
+    "errors": set(),
+    "processes": {"errors"},
+    "runs": {"errors", "config"},
+    "config": {"errors", "processes"},
+    "data": FOUNDATION,
+    "modeling": FOUNDATION | {"data"},
+    "evaluation": FOUNDATION,
+    "generation": FOUNDATION | {"data", "modeling", "evaluation"},
+    "training": FOUNDATION | {"data", "modeling", "evaluation", "generation"},
+    "report": FOUNDATION | {"evaluation"},
+    "cli": FOUNDATION | {"data", "modeling", "evaluation", "generation", "report"},
+}
+NO_TORCH = {"torch", "transformers", "peft", "datasets", "lightning"}
 
 
 def imported(file: Path) -> set[str]:
@@ -18,23 +36,47 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-def packages(file: Path) -> set[str]:
+def files(part: str) -> list[Path]:
+    path = SRC / PACKAGE / part
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def outside(file: Path) -> set[str]:
     return {name.partition(".")[0] for name in imported(file)}
 
 
+def test_every_part_of_the_package_has_its_arrows() -> None:
+    parts = {path.stem for path in (SRC / PACKAGE).iterdir() if not path.name.startswith("__")}
+    assert parts == ARROWS.keys()
+
+
+@pytest.mark.parametrize("part", ARROWS)
+def test_imports_run_one_way(part: str) -> None:
+    top = {file.stem for file in SRC.glob("*.py")}
+    for file in files(part):
+        own = {name.split(".")[1] for name in imported(file) if name.startswith(f"{PACKAGE}.")}
+        assert own <= ARROWS[part] | {part}, file
+        assert not outside(file) & top, file
+
+
+@pytest.mark.parametrize("part", ["errors", "processes", "config", "runs", "report", "evaluation"])
+def test_what_reads_records_needs_no_torch(part: str) -> None:
+    for file in files(part):
+        assert not outside(file) & NO_TORCH, file
+
+
 def test_question_answering_knows_no_experiment() -> None:
-    for file in (SRC / "qa").glob("*.py"):
-        assert packages(file) & {"lightning", "hydra", "omegaconf", "study", *OWN} <= {"errors"}
-
-
-def test_the_study_knows_no_torch_and_of_question_answering_how_texts_compare() -> None:
-    far = {"torch", "transformers", "peft", "datasets", "lightning", "hydra", "omegaconf"}
-    for file in (SRC / "study").glob("*.py"):
-        assert packages(file) & {*far, *OWN} <= {"errors"}
-        own = {name for name in imported(file) if name.partition(".")[0] == "qa"}
-        assert all(name.startswith(("qa.scoring", "qa.spans")) for name in own), file
+    for part in ("data", "modeling", "generation"):
+        for file in files(part):
+            own = {"lightning"} if part != "data" else set()
+            assert not outside(file) & ({"hydra", "omegaconf"} | own), file
 
 
 def test_the_command_and_its_line_alone_know_hydra() -> None:
-    knowing = {f.name for f in SRC.rglob("*.py") if packages(f) & {"hydra", "omegaconf"}}
-    assert knowing == {"command_line.py", "run.py"}
+    knowing = {f.name for f in SRC.rglob("*.py") if outside(f) & {"hydra", "omegaconf"}}
+    assert knowing == {"compose.py", "run.py"}
+
+
+def test_the_top_level_of_src_holds_what_users_expect_there() -> None:
+    top = {path.stem for path in SRC.glob("*.py")}
+    assert top == {"run", "experiment", "datamodule", "lit_module"}

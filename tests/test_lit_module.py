@@ -9,10 +9,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from arms import FULL
 from torch.nn.functional import cross_entropy
 
 import experiment
 from lit_module import LitQuestionAnswering
+from lora_or_full.config.schema import validate
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.errors import UserError
 from lora_or_full.modeling.prefix_packing import Packed, Padded
@@ -22,12 +24,12 @@ SquadWriter = Callable[..., Path]
 
 
 def as_full(settings: Settings) -> Settings:
-    return settings | {"mode": "full", "lora": None, "rank": None}
+    return settings | FULL
 
 
 def without_dropout(settings: Settings) -> Settings:
-    if settings["lora"] is not None:
-        settings["lora"]["lora_dropout"] = 0.0
+    if settings["adapter"] is not None:
+        settings["adapter"]["lora_dropout"] = 0.0
     settings["model"]["config"] = dict.fromkeys(settings["model"]["config"], 0.0)
     return settings
 
@@ -44,7 +46,7 @@ def drawn_by_paragraph(settings: Settings, folder: Path, squad_file: SquadWriter
 
 def fit(settings: Settings, folder: Path, **trainer: Any) -> tuple[LitQuestionAnswering, L.Trainer]:
     arguments = settings["trainer"] | trainer
-    data, module, _ = experiment.build(settings | {"trainer": arguments})
+    data, module, _ = experiment.build(validate(settings | {"trainer": arguments}))
     lightning = L.Trainer(
         **arguments, logger=False, enable_checkpointing=False, enable_model_summary=False,
         default_root_dir=folder, num_sanity_val_steps=0,
@@ -54,7 +56,7 @@ def fit(settings: Settings, folder: Path, **trainer: Any) -> tuple[LitQuestionAn
 
 
 def test_lora_moves_its_matrices_and_nothing_else(settings: Settings, tmp_path: Path) -> None:
-    _, untouched, _ = experiment.build(settings)
+    _, untouched, _ = experiment.build(validate(settings))
     before = copy.deepcopy(untouched.state_dict())
     module, _ = fit(settings, tmp_path)
     after = module.state_dict()
@@ -65,7 +67,7 @@ def test_lora_moves_its_matrices_and_nothing_else(settings: Settings, tmp_path: 
 
 def test_full_moves_every_weight_that_the_rows_reach(settings: Settings, tmp_path: Path) -> None:
     settings = as_full(settings)
-    _, untouched, _ = experiment.build(settings)
+    _, untouched, _ = experiment.build(validate(settings))
     before = copy.deepcopy(untouched.state_dict())
     module, _ = fit(settings, tmp_path)
     after = module.state_dict()
@@ -107,7 +109,7 @@ def test_both_modes_see_the_same_questions_in_the_same_order(
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_loss_is_that_of_the_label_tokens(settings: Settings, packing: bool) -> None:
-    data, module, _ = experiment.build(settings | {"packing": packing})
+    data, module, _ = experiment.build(validate(settings | {"packing": packing}))
     module.eval()
     batch = data.collate_training([data.train[n] for n in range(4)], 1)["sequences"]
     assert isinstance(batch, Packed if packing else Padded)
@@ -128,7 +130,7 @@ def test_neither_padding_nor_sharing_changes_a_loss(
 ) -> None:
     settings = drawn_by_paragraph(settings, tmp_path, squad_file)
     data, module, _ = experiment.build(
-        settings | {"packing": packing, "packed_length": packed_length}
+        validate(settings | {"packing": packing, "packed_length": packed_length})
     )
     module.eval()
     rows = [data.train[n] for n in range(6)]
@@ -137,7 +139,7 @@ def test_neither_padding_nor_sharing_changes_a_loss(
         whole, _ = module.loss_sum(data.collate_training(rows, 1)["sequences"])
         alone = 0.0
         for row in rows:
-            ids = [*data._parts(row).prompt, *row["answer_ids"]]
+            ids = [*data._prompt(row).prompt, *row["answer_ids"]]
             labels = [IGNORED] * row["prompt_tokens"] + row["answer_ids"]
             output = module.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
             alone += output.loss.item() * row["answer_tokens"]
@@ -163,7 +165,7 @@ def test_a_run_that_shares_contexts_ends_at_the_weights_of_one_that_does_not(
         read.append(sum(batch["sequences"].input_ids.numel() for batch in loader))
         runs.append(module)
     assert read[0] > read[1] > read[2]  # else nothing was shared
-    _, untouched, _ = experiment.build(settings)
+    _, untouched, _ = experiment.build(validate(settings))
     for other in runs[1:]:
         for name, weight in runs[0].trainable_parameters().items():
             assert torch.allclose(weight, other.trainable_parameters()[name], atol=1e-5, rtol=0), (
@@ -204,7 +206,7 @@ def test_validation_depends_on_no_way_of_computing_it(
     losses, answers = [], []
     for size, (packing, packed_length) in ways:
         change = {"eval_batch_size": size, "packing": packing, "packed_length": packed_length}
-        data, module, _ = experiment.build(settings | change)
+        data, module, _ = experiment.build(validate(settings | change))
         said: dict[str, Any] = {}
         answer = module.answers
 
@@ -239,7 +241,7 @@ def test_validation_depends_on_no_way_of_computing_it(
 def test_validation_loss_is_over_answers_whatever_is_trained_on(settings: Settings) -> None:
     losses = []
     for masked in (True, False):
-        data, module, _ = experiment.build(settings | {"mask_prompt": masked})
+        data, module, _ = experiment.build(validate(settings | {"mask_prompt": masked}))
         module.eval()
         for batch in data.val_dataloader():
             module.validation_step(batch, 0)
@@ -270,13 +272,13 @@ def test_a_model_that_can_not_share_a_context_trains_and_answers_by_rows(
     settings: Settings, windowed_folder: Path, tmp_path: Path
 ) -> None:
     settings["model"] |= {"name": str(windowed_folder), "config": {}}
-    settings["lora"]["target_modules"] = ["q_proj", "v_proj"]
-    results = experiment.run(copy.deepcopy(settings), tmp_path / "run")
+    settings["adapter"]["target_modules"] = ["q_proj", "v_proj"]
+    results = experiment.run(validate(copy.deepcopy(settings)), tmp_path / "run")
     assert results["model"]["shares_context"] is False
     assert results["config"]["packing"] is True  # what was asked for
-    plain = experiment.run(settings | {"packing": False}, tmp_path / "plain")
+    plain = experiment.run(validate(settings | {"packing": False}), tmp_path / "plain")
     assert plain["epochs"] == results["epochs"]
-    data, module, _ = experiment.build(settings)
+    data, module, _ = experiment.build(validate(settings))
     assert module.packed_length is data.packed_length is None
     assert isinstance(data.collate_training([data.train[0]], 1)["sequences"], Padded)
 
@@ -285,15 +287,15 @@ def test_a_window_that_answers_alone_outgrow_shares_no_context(
     settings: Settings, windowed_folder: Path
 ) -> None:
     settings |= {"max_length": 200, "max_new_tokens": 20}
-    settings["lora"]["target_modules"] = ["q_proj", "v_proj"]
+    settings["adapter"]["target_modules"] = ["q_proj", "v_proj"]
     for window, shared in ((230, 1024), (210, None), (190, None)):
         settings["model"] |= {"name": str(windowed_folder), "config": {"sliding_window": window}}
-        assert experiment.build(settings)[1].packed_length == shared
+        assert experiment.build(validate(settings))[1].packed_length == shared
 
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_facts_tell_whether_contexts_are_shared(settings: Settings, packing: bool) -> None:
-    data, module, facts = experiment.build(settings | {"packing": packing})
+    data, module, facts = experiment.build(validate(settings | {"packing": packing}))
     assert facts["shares_context"] is packing
     assert data.packed_length == module.packed_length == (1024 if packing else None)
 
@@ -304,9 +306,9 @@ def test_a_gold_answer_beyond_the_models_positions_has_no_loss(
 ) -> None:
     """A context cut for a short generated answer leaves no room for a long gold one."""
     settings |= {"max_length": 256, "max_new_tokens": 2, "packing": packing}
-    data, module, _ = experiment.build(settings)
+    data, module, _ = experiment.build(validate(settings))
     row = dict(data.validation[0])
-    row["context_ids"] = [5] * (254 - len(data.head) - len(row["question_ids"]))
+    row["context_ids"] = [5] * (254 - len(data.prefix) - len(row["question_ids"]))
     row["answer_ids"] = [7] * 10
     short = data.validation[1]
     batch = data.collate_evaluation([row, short])
@@ -356,7 +358,7 @@ def test_gradients_are_clipped_in_mixed_precision_too(
 
 
 def test_without_a_largest_norm_gradients_stay(settings: Settings) -> None:
-    _, module, _ = experiment.build(settings)
+    _, module, _ = experiment.build(validate(settings))
     module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     optimizer = module.configure_optimizers()["optimizer"]
     for weight in module.trainable_parameters().values():
@@ -417,14 +419,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings: Settings, tmp_path: P
 def test_trained_weights_come_back_from_their_file(settings: Settings, tmp_path: Path) -> None:
     module, _ = fit(settings, tmp_path)
     module.save_trained(tmp_path / "best.safetensors")
-    _, other, _ = experiment.build(settings)
+    _, other, _ = experiment.build(validate(settings))
     other.load_trained(tmp_path / "best.safetensors")
     for name, weight in module.trainable_parameters().items():
         assert torch.equal(weight, other.trainable_parameters()[name])
 
 
 def test_damaged_weights_are_refused(settings: Settings, tmp_path: Path) -> None:
-    _, module, _ = experiment.build(settings)
+    _, module, _ = experiment.build(validate(settings))
     file = tmp_path / "run" / "checkpoints" / "best.safetensors"
     module.save_trained(file)
     file.write_bytes(file.read_bytes()[:-1])

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lora_or_full.modeling.precision import precision_of
+from lora_or_full.config import compose
+from lora_or_full.modeling.precision import resolve_precision
 from lora_or_full.runs import store
 
 PROJECT = Path(__file__).parents[1]
@@ -63,17 +64,18 @@ def until(lines: Iterable[str], text: str) -> None:
 
 
 def test_help_names_every_key_and_no_torch_is_needed_for_it() -> None:
-    from lora_or_full.config.schema import SETTINGS
+    from lora_or_full.config.schema import FIELDS
 
     done = command("--help")
     assert done.returncode == 0
-    assert [key for key in SETTINGS if key not in done.stdout] == []
+    assert [key for key in FIELDS if key not in done.stdout] == []
 
 
 def test_a_run_from_another_folder_ends_with_its_table(words: list[str], tmp_path: Path) -> None:
     done = command("mode=lora", *words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    precision = f"precision {precision_of({'precision': 'auto', 'accelerator': 'cpu'})}"
+    trainer = compose.defaults().trainer.model_copy(update={"accelerator": "cpu"})
+    precision = f"precision {resolve_precision(trainer)}"
     for text in ("Will run", precision, "before training", "peak memory", "4.2216 %"):
         assert text in done.stdout
     [folder] = (tmp_path / "runs").iterdir()
@@ -95,8 +97,8 @@ def test_a_sweep_runs_each_job_once_goes_on_behind_a_failed_one_and_tells_it(
     assert "rank=0x" in done.stderr  # known before anything runs
     assert not (tmp_path / "sweep").exists()
 
-    done = command("-m", "mode=lora,full", "rank=4,8", "lora.target_modules=[c_attn]", *words)
-    assert "mode=full has no LoRA" in done.stderr
+    done = command("-m", "mode=lora,full", "rank=4,8", "adapter.target_modules=[c_attn]", *words)
+    assert "this mode has no adapter" in done.stderr
 
     place = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     done = command("-m", "mode=lora,full", "rank=4,8", "frozen_dtype=float32", *words, place)
@@ -206,7 +208,7 @@ def test_two_processes_do_not_work_on_one_run(words: list[str], tmp_path: Path) 
     folder = tmp_path / "run"
     with store.run_lock(folder):
         message = refusal(*words, f"hydra.run.dir={folder}")
-    assert message == f"Error: {folder}: another process is at work on this run.\n"
+    assert message == f"Error: {folder}: another process is working on this run.\n"
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_path: Path) -> None:
@@ -228,13 +230,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
 
     message = refusal(f"resume={folder}", "mode=full", "data.train_size=9")
-    assert "mode: the run has lora, asked for is full" in message
-    assert "data.train_size: the run has 10, asked for is 9" in message
+    assert "mode: the run has lora, requested is full" in message
+    assert "data.train_size: the run has 10, requested is 9" in message
     assert "lr:" in message
 
     done = command(f"resume={folder}", "mode=lora", "trainer.precision=auto")
     assert done.returncode == 0, done.stderr
-    assert "Goes on" in done.stdout
+    assert "Resumes" in done.stdout
     results = json.loads((folder / "results.json").read_text())
     assert len(results["epochs"]) == 30
     assert "is finished" in refusal(f"resume={folder}")
@@ -262,7 +264,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["-m", "experiment=grid", "mode=full", "lr=0"], "lr=0: must be a number above 0"),
         (["study=mine"], "study names the folder of a sweep"),
         (["-m", "study=../mine"], "study=../mine: must be a name of letters"),
-        (["mode=full", "lora.lora_alpha=3"], "mode=full has no LoRA"),
+        (["mode=full", "adapter.lora_alpha=3"], "adapter.lora_alpha: this mode has no adapter"),
         (["lr=fast"], "lr=fast: must be a number above 0"),
         (["packing=maybe"], "packing=maybe: must be true or false"),
         (["packed_length=0"], "packed_length=0: must be a whole number from 1"),

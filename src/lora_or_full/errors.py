@@ -32,7 +32,7 @@ class UserError(Exception):
 
 
 @contextmanager
-def command() -> Iterator[None]:
+def command_line_errors() -> Iterator[None]:
     """What a command does, which ends with a line and no trace: on a person's mistake (exit code 1)
     and on Ctrl-C (130); without a line where nobody reads on, as before `| head` (1)."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be no text in its encoding

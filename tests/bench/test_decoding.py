@@ -13,7 +13,7 @@ from decoding import Tree, beam, most_probable_span, read, span_tree
 from lora_or_full.data import prompt
 from lora_or_full.data.squad import Question
 from lora_or_full.generation.decoding import text_of
-from lora_or_full.generation.finished_run import load
+from lora_or_full.generation.predictor import load
 from lora_or_full.generation.predictor import Predictor
 
 

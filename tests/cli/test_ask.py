@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import experiment
 from lora_or_full.cli import ask
 from lora_or_full.errors import UserError
-from lora_or_full.generation.finished_run import load
+from lora_or_full.generation.predictor import load
 from lora_or_full.generation.predictor import Reply
 
 Runs = dict[str, Path]

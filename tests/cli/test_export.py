@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from lora_or_full.cli import export, model_card
 from lora_or_full.errors import UserError
-from lora_or_full.generation.finished_run import load
+from lora_or_full.generation.predictor import load
 
 Runs = dict[str, Path]
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 import experiment
 from lora_or_full.errors import UserError
-from lora_or_full.training.distributed import check_meeting, gathered, is_first
+from lora_or_full.processes import check_rendezvous, is_first_process
+from lora_or_full.training.distributed import gathered
 
 PROJECT = Path(__file__).parents[2]
 RUN = [sys.executable, str(PROJECT / "src" / "run.py")]
@@ -300,7 +301,7 @@ def test_one_process_of_a_run_is_the_first(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert is_first() is first
+    assert is_first_process() is first
 
 
 def test_machines_that_could_not_find_each_other_are_refused(
@@ -308,12 +309,12 @@ def test_machines_that_could_not_find_each_other_are_refused(
 ) -> None:
     for name in ("RANK", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
-    check_meeting(1)
+    check_rendezvous(1)
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(UserError, match="num_nodes=2: MASTER_ADDR, NODE_RANK must be set"):
-        check_meeting(2)
+        check_rendezvous(2)
     monkeypatch.setenv("RANK", "0")  # of torchrun, which sets the others
-    check_meeting(2)
+    check_rendezvous(2)
 
 
 def test_one_device_gathers_what_it_has() -> None:

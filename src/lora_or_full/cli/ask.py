@@ -1,12 +1,12 @@
 """Ask what was trained.
 
-python src/ask.py RUN --context FILE "Who founded it?"   one answer; - reads the context from a pipe
-python src/ask.py RUN --context FILE                     a conversation over one context
-python src/ask.py RUN --data QUESTIONS.json              answers to a file in SQuAD's format
+lora-or-full ask RUN --context FILE "Who founded it?"   one answer; - reads the context from a pipe
+lora-or-full ask RUN --context FILE                     a conversation about one context
+lora-or-full ask RUN --data QUESTIONS.json              answers to a file in SQuAD's format
 
-RUN is the folder of a finished run, of an adapter in PEFT's format or of a model; several are asked
-side by side. An answer comes with its probability (that of its tokens, the end included), with the
-characters of the context where it stands, and with others that begin otherwise.
+RUN is the folder of a finished run, of an adapter in PEFT's format or of a model; several answer
+side by side. An answer comes with its probability (that of its tokens, the end included), with its
+position in the context, and with alternatives that begin differently.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_or_full.errors import UserError, command
+from lora_or_full.errors import UserError
 from lora_or_full.runs import store
 
 if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait for
@@ -24,14 +24,11 @@ if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait 
     from lora_or_full.generation.predictor import Predictor, Reply
 
 ALTERNATIVES = 3
-PLACES = 5  # of an answer that are named
+MOST_SPANS = 5  # of an answer that are named
 
 
-@command()
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
     parser.add_argument("words", nargs="*", metavar="RUN", help="folders, then the QUESTION")
     parser.add_argument(
         "--context", metavar="FILE", help="a text file in UTF-8; - is what is piped in"
@@ -44,28 +41,35 @@ def main() -> None:
     parser.add_argument(
         "--model", help="folder or hub id of the base model, where it is not the one that RUN names"
     )
-    args = parser.parse_intermixed_args()
-    places, question = parted(args.words)
-    if (args.context is None) == (args.data is None):
-        raise UserError("Give --context=FILE to ask about, or --data=FILE with questions.")
-    if args.data is not None:
-        if question is not None or len(places) > 1:
-            raise UserError("--data asks one RUN, and takes no other question.")
-        answer_file(places[0], args.model, args.data, args.output)
-    else:
-        answer_context(places, args.model, context_of(args.context, question), question)
 
 
-def parted(words: list[str]) -> tuple[list[Path], str | None]:
-    """The folders in the words of a command line, and the question behind them, if there is one.
+def run(args: argparse.Namespace) -> None:
+    """Run the command.
 
     Raises:
-        UserError: there is no folder, or what can't be told apart.
+        UserError: An argument is wrong, or a run can't be asked.
     """
-    places, rest = list(words), None
+    folders, question = split_words(args.words)
+    if (args.context is None) == (args.data is None):
+        raise UserError("Give --context=FILE to ask about, or --data=FILE with questions.")
+    if args.data is None:
+        answer_context(folders, args.model, read_context(args.context, question), question)
+        return
+    if question is not None or len(folders) > 1:
+        raise UserError("--data takes one RUN, and no other question.")
+    answer_file(folders[0], args.model, args.data, args.output)
+
+
+def split_words(words: list[str]) -> tuple[list[Path], str | None]:
+    """Split the words of a command line into folders and the question, if there is one.
+
+    Raises:
+        UserError: There is no folder, or a word is neither.
+    """
+    folders, rest = list(words), None
     if words and not os.path.isdir(words[-1]):  # Path.is_dir raises on what is too long for a name
-        *places, rest = words
-    wrong = [word for word in places if not os.path.isdir(word)]
+        *folders, rest = words
+    wrong = [word for word in folders if not os.path.isdir(word)]
     if rest is not None and os.sep in rest and not any(map(str.isspace, rest)):
         wrong.append(rest)
     if wrong:
@@ -73,18 +77,22 @@ def parted(words: list[str]) -> tuple[list[Path], str | None]:
             f"There is no folder {wrong[0]}. First come the folders of runs, then one question in "
             "quotation marks."
         )
-    if not places:
+    if not folders:
         raise UserError("Which run? Give its folder, such as runs/<run>, before the question.")
     if rest is not None and not rest.strip():
         raise UserError("The question is empty.")
-    return [Path(word) for word in places], rest
+    return [Path(word) for word in folders], rest
 
 
-def context_of(name: str, question: str | None) -> str:
-    """The text to ask about: of a file, or (for -) of what is piped in.
+def read_context(name: str, question: str | None) -> str:
+    """Read the text to ask about.
+
+    Args:
+        name: A file; - for what is piped in.
+        question: None for a conversation.
 
     Raises:
-        UserError: it can't be read, or is empty.
+        UserError: The text can't be read, or is empty.
     """
     if name == "-" and question is None:
         raise UserError("--context - takes all input for the context: give the question too.")
@@ -102,16 +110,23 @@ def context_of(name: str, question: str | None) -> str:
     return text
 
 
-def answer_file(place: Path, base: str | None, file: Path, output: Path) -> None:
-    """Write the answer to each question of a file, by its id."""
-    from lora_or_full.data import squad
-    from lora_or_full.generation.finished_run import load
+def answer_file(folder: Path, base: str | None, file: Path, output: Path) -> None:
+    """Write the answer to each question of a file, by its id.
 
-    # Gold answers, where there are some, play no part: wrong places of theirs do no harm.
+    Args:
+        folder: What to ask.
+        base: Its base model, where it does not name it.
+        file: Questions in SQuAD's format.
+        output: JSON file to write.
+    """
+    from lora_or_full.data import squad
+    from lora_or_full.generation.predictor import load
+
+    # Gold answers, if there are any, are not used: wrong offsets do no harm.
     questions, _ = squad.check(squad.read_files([file]), unanswerable="keep", misaligned="repair")
     if not questions:
         raise UserError(f"{file} holds no question.")
-    given = load(place, base).answers([(q.context, q.question) for q in questions])
+    given = load(folder, base).answers([(q.context, q.question) for q in questions])
     texts = {
         q.id: one.answer.text if one.answer else "" for q, one in zip(questions, given, strict=True)
     }
@@ -129,43 +144,50 @@ def answer_file(place: Path, base: str | None, file: Path, output: Path) -> None
 
 
 def answer_context(
-    places: list[Path], base: str | None, context: str, question: str | None
+    folders: list[Path], base: str | None, context: str, question: str | None
 ) -> None:
-    """Print the answers to a question about a context, or to all that are then typed."""
-    from lora_or_full.generation.finished_run import load
+    """Print the answers to a question about a context, or to all that are then typed.
 
-    runs = [load(place, base) for place in places]
-    readings = [run.read(context) for run in runs]
+    Args:
+        folders: What to ask.
+        base: Their base model, where they do not name it.
+        context: The text to ask about.
+        question: None for a conversation.
+    """
+    from lora_or_full.generation.predictor import load
+
+    runs = [load(folder, base) for folder in folders]
+    sessions = [run.read(context) for run in runs]
     if question is not None:
-        show(runs, readings, question)
+        show(runs, sessions, question)
         return
     with contextlib.suppress(ImportError):  # where there is none, a line can't be edited
         import readline  # noqa: F401
 
     at_terminal = sys.stdin.isatty()
     if at_terminal:
-        print(f"The context has {readings[0].tokens:,} tokens. Ctrl-D ends.")
+        print(f"The context has {sessions[0].tokens:,} tokens. Ctrl-D ends.")
     while True:
         try:
             asked = input("\n? " if at_terminal else "")
         except EOFError:
             return
         try:
-            show(runs, readings, asked)
+            show(runs, sessions, asked)
         except UserError as error:
             print(error, file=sys.stderr)
 
 
-def show(runs: "list[Predictor]", readings: "list[ContextSession]", question: str) -> None:
-    """Print what each run answers."""
-    for run, reading in zip(runs, readings, strict=True):
-        replies = run.ask(reading, question, ALTERNATIVES)
+def show(runs: "list[Predictor]", sessions: "list[ContextSession]", question: str) -> None:
+    """Print the answers of each run."""
+    for run, session in zip(runs, sessions, strict=True):
+        replies = run.ask(session, question, ALTERNATIVES)
         if len(runs) > 1:
             print(f"{run.label}:")
-        print("\n".join(lines(replies, reading.context)), flush=True)
-        if reading.read < reading.tokens:
+        print("\n".join(lines(replies, session.context)), flush=True)
+        if session.read < session.tokens:
             print(
-                f"Note: {run.label} reads {reading.read:,} of the context's {reading.tokens:,} "
+                f"Note: {run.label} reads {session.read:,} of the context's {session.tokens:,} "
                 "tokens, the first ones. Ask about its parts, each in a file of its own.",
                 file=sys.stderr,
             )
@@ -176,13 +198,13 @@ def lines(replies: "list[Reply]", context: str) -> list[str]:
     answer, *others = replies
     end = "" if answer.ended else "; cut off, since it did not end"
     found = [named(answer), f"  probability {answer.probability:.1%}{end}"]
-    if answer.places:
-        places = ", ".join(f"{start}-{stop}" for start, stop in answer.places[:PLACES])
-        more = len(answer.places) - PLACES
-        start, stop = answer.places[0]
+    if answer.spans:
+        positions = ", ".join(f"{start}-{stop}" for start, stop in answer.spans[:MOST_SPANS])
+        more = len(answer.spans) - MOST_SPANS
+        start, stop = answer.spans[0]
         before, after = context[max(0, start - 40) : start], context[stop : stop + 40]
         found += [
-            f"  in the context, characters {places}{f' and {more} more' if more > 0 else ''}:",
+            f"  in the context, characters {positions}{f' and {more} more' if more > 0 else ''}:",
             f"  …{printable(before)}[{printable(context[start:stop])}]{printable(after)}…",
         ]
     elif answer.text:
@@ -193,13 +215,10 @@ def lines(replies: "list[Reply]", context: str) -> list[str]:
 
 
 def named(reply: "Reply") -> str:
+    """An answer's text for the terminal."""
     return printable(reply.text) or "(no answer)"
 
 
 def printable(text: str) -> str:
-    """In one line, and without what a terminal would take as a command."""
+    """A text in one line, without what a terminal would take as a command."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
-
-
-if __name__ == "__main__":
-    main()

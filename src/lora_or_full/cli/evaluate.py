@@ -1,4 +1,4 @@
-"""Score finished runs on other questions: python src/evaluate_run.py RUN [RUN ...] DATA
+"""Score finished runs on other questions: lora-or-full evaluate RUN [RUN ...] DATA
 
 DATA is a .json file in SQuAD's format, or .parquet with the same columns. It is read, checked and
 scored as a run's own test set, and recorded in RUN/evaluations/<name>/. The report of the runs then
@@ -6,7 +6,6 @@ shows all their test sets.
 """
 
 import argparse
-import json
 import re
 import sys
 import time
@@ -16,21 +15,22 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from lora_or_full.errors import UserError, command
+from lora_or_full.config.schema import Config
+from lora_or_full.errors import UserError
+from lora_or_full.evaluation.predictions import Prediction, prediction, scores
 from lora_or_full.runs import provenance, store
+from lora_or_full.runs.reader import read_record
+from lora_or_full.runs.schema import EvaluationRecord
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait for
     from lora_or_full.data.squad import Question
     from lora_or_full.generation.predictor import Predictor
 
 NAME = re.compile(r"[\w-]+")
 
 
-@command()
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument(
@@ -47,7 +47,14 @@ def main() -> None:
         "--misaligned", choices=("refuse", "repair"), default="refuse",
         help="answers that are not at their answer_start (refuse)",
     )  # fmt: skip
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score each run, and print a table.
+
+    Raises:
+        UserError: An argument is wrong, the data is not in SQuAD's format, or a run can't be asked.
+    """
     name = args.name or re.sub(r"[^\w-]+", "_", args.data.stem)
     if not NAME.fullmatch(name):
         raise UserError(f"--name={name}: must be a name of letters, digits, - and _.")
@@ -59,49 +66,57 @@ def main() -> None:
     if not questions:
         raise UserError(f"{args.data} holds no question with an answer.")
     table = Table("run", "questions", "EM", "F1", title=name, title_justify="left")
-    for place in args.runs:
-        results = evaluate(place, name, questions, counts, args.model)
-        scores = results["test"]
+    for folder in args.runs:
+        results = evaluate(folder, name, questions, counts, args.model)
+        test = results["test"]
         table.add_row(
-            place.name, f"{scores['questions']:,}",
+            folder.name, f"{test['questions']:,}",
             *(
-                f"{scores[metric]:.1f} [{low:.1f}, {high:.1f}]"
+                f"{test[metric]:.1f} [{low:.1f}, {high:.1f}]"
                 for metric in ("exact_match", "f1")
-                for low, high in (scores[f"{metric}_interval"],)
+                for low, high in (test[f"{metric}_interval"],)
             ),
         )  # fmt: skip
-        if results["data"]["trained_on"]:
-            count = results["data"]["trained_on"]
-            print(f"Note: {place} has seen {count:,} of these questions.", file=sys.stderr)
+        if count := results["data"]["trained_on"]:
+            print(f"Note: {folder} was trained on {count:,} of these questions.", file=sys.stderr)
     Console().print(table)
-    print("python src/report.py " + " ".join(map(str, args.runs)) + "  # shows all test sets")
+    print("lora-or-full report " + " ".join(map(str, args.runs)) + "  # shows all test sets")
 
 
 def evaluate(
-    place: Path,
+    folder: Path,
     name: str,
     questions: "list[Question]",
     counts: dict[str, int],
     base: str | None,
 ) -> dict[str, Any]:
-    """Score the run in `place` on `questions`; record and give what results.json then holds.
+    """Score a run on other questions, and record it.
+
+    Args:
+        folder: The run's folder.
+        name: Name of the test set.
+        questions: Its questions.
+        counts: What was repaired or dropped in the file.
+        base: The base model, where the run does not name it.
+
+    Returns:
+        What evaluations/<name>/results.json then holds.
 
     Raises:
-        UserError: the run can't be loaded, `name` is that of another test set of it, or the record
+        UserError: The run can't be loaded, `name` is that of another test set of it, or the record
             can't be written.
     """
     from lora_or_full.data.squad import fingerprint
-    from lora_or_full.evaluation.predictions import scores
-    from lora_or_full.generation.finished_run import load, results_of
+    from lora_or_full.generation.predictor import finished_record, load
     from lora_or_full.modeling.precision import device_name
 
-    results_of(place)  # a run, and none made elsewhere, whose record this is to join
-    folder, of_questions = place / "evaluations" / name, fingerprint(questions)
-    if (folder / "results.json").is_file() and _fingerprint(folder) != of_questions:
-        raise UserError(f"{folder} holds the scores on other questions: choose another --name.")
-    run, began = load(place, base), time.monotonic()
-    assert run.results is not None
-    rows, contexts = predictions_of(run, questions)
+    # Of runs only: what was made elsewhere has no record that this could join.
+    config = finished_record(folder).config
+    output, of_questions = folder / "evaluations" / name, fingerprint(questions)
+    if (output / store.RESULTS).is_file() and _fingerprint(output) != of_questions:
+        raise UserError(f"{output} holds the scores on other questions: choose another --name.")
+    predictor, began = load(folder, base), time.monotonic()
+    rows, contexts = predictions_of(predictor, questions)
     results = {
         "name": name,
         "data": {
@@ -113,30 +128,33 @@ def evaluate(
                 "fingerprint": of_questions,
                 "in_all_files": counts,
             },
-            "trained_on": seen(run.results["config"], questions),
+            "trained_on": seen(config, questions),
         },
         "test": scores(rows),
         "seconds": time.monotonic() - began,
-        "environment": provenance.environment(device_name(run.model.device), provenance.commit()),
+        "environment": provenance.environment(
+            device_name(predictor.model.device), provenance.commit()
+        ),
     }
     texts = {str(number): text for number, text in enumerate(contexts)}
     try:
-        store.write_json(folder / "contexts.json", texts)
-        store.write_lines(folder / "predictions.jsonl", rows)
-        store.write_json(folder / "results.json", results)
+        store.write_json(output / "contexts.json", texts)
+        store.write_lines(output / "predictions.jsonl", rows)
+        store.write_json(output / store.RESULTS, results)
     except OSError as error:
-        raise UserError(f"{folder} can't be written: {error.strerror}.") from None
+        raise UserError(f"{output} can't be written: {error.strerror}.") from None
     return results
 
 
 def predictions_of(
-    run: "Predictor", questions: "list[Question]"
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """What `run` answers to `questions`, scored, by their ids; and the contexts that it names by
-    number."""
-    from lora_or_full.evaluation.predictions import prediction
+    predictor: "Predictor", questions: "list[Question]"
+) -> tuple[list[Prediction], list[str]]:
+    """Answer and score questions.
 
-    given = run.answers([(q.context, q.question) for q in questions])
+    Returns:
+        Predictions by id, and the contexts that they name by number.
+    """
+    given = predictor.answers([(q.context, q.question) for q in questions])
     contexts = list(dict.fromkeys(q.context for q in questions))
     numbers = {context: number for number, context in enumerate(contexts)}
     rows = [
@@ -152,26 +170,20 @@ def predictions_of(
     return sorted(rows, key=lambda row: row["id"]), contexts
 
 
-def _fingerprint(folder: Path) -> str | None:
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return str(results["data"]["test"]["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def seen(config: dict[str, Any], questions: "list[Question]") -> int | None:
-    """How many of `questions` a run was trained on or chosen by; None if its data can't be had."""
+def seen(config: Config, questions: "list[Question]") -> int | None:
+    """Count the questions that a run was trained on or chosen by; None if its data is gone."""
     from lora_or_full.data.splits import Splits
 
     try:
-        cache = Path(config["cache_dir"])
-        splits, _ = Splits(**config["data"], seed=config["seed"], cache_dir=cache).read()
-    except (UserError, TypeError):  # or a record of other keys than today's
+        splits, _ = Splits(config.data, config.seed, Path(config.cache_dir)).read()
+    except UserError:
         return None
     known = {(q.context, q.question) for name in ("train", "validation") for q in splits[name]}
     return sum((q.context, q.question) in known for q in questions)
 
 
-if __name__ == "__main__":
-    main()
+def _fingerprint(folder: Path) -> str | None:
+    try:
+        return read_record(folder, EvaluationRecord).data.test.fingerprint
+    except UserError:
+        return None

@@ -1,11 +1,10 @@
-"""Hand on what a run has trained, with a card that says what it is: python src/export.py RUN
+"""Hand on what a run has trained, with a model card: lora-or-full export RUN
 
-Writes the adapter (LoRA) or the model (full) into a folder that plain peft and transformers read;
-with --merge LoRA is folded into its base model, which then needs no peft.
+Writes the adapter or the model into a folder that plain peft and transformers read; with --merge
+the adapter is folded into its base model, which then needs no peft.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from lora_or_full.cli.model_card import card, hub_id
 from lora_or_full.data.hub import reachable
-from lora_or_full.errors import UserError, command, first_line
+from lora_or_full.errors import UserError, first_line
 from lora_or_full.runs import store
+from lora_or_full.runs.reader import read_answers, read_record
+from lora_or_full.runs.schema import EvaluationRecord, RunRecord
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +27,11 @@ if TYPE_CHECKING:
 SAME = 1e-3  # logits of a merged model may differ so much, in standard deviations
 
 
-@command()
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="RUN/export if left out")
-    parser.add_argument("--merge", action="store_true", help="fold LoRA into its base model")
+    parser.add_argument("--merge", action="store_true", help="fold the adapter into its base model")
     parser.add_argument(
         "--model", help="folder or hub id of the base model, where it is not the one that RUN names"
     )
@@ -41,7 +39,14 @@ def main() -> None:
         "--push", metavar="USER/NAME",
         help="also upload the folder to the hub, into a private repository if there is none yet",
     )  # fmt: skip
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, and print the folder and, if pushed, the address.
+
+    Raises:
+        UserError: The run can't be exported or pushed.
+    """
     output = args.output or args.run / "export"
     if args.push is not None:
         check_pushable(args.run, args.merge, args.push)
@@ -52,30 +57,33 @@ def main() -> None:
 
 
 def export(place: Path, output: Path, merge: bool, base: str | None, name: str) -> None:
-    """Write what the run in `place` has trained and its card, under the `name` that this tells,
-    into `output`, whole or not at all.
+    """Write what a run has trained, and its card, atomically.
+
+    Args:
+        place: The run's folder.
+        output: A new or empty folder.
+        merge: Whether to fold the adapter into its base model.
+        base: The base model, where the run does not name it.
+        name: Name in the card's code: a folder or hub id.
 
     Raises:
-        UserError: the run is not finished or not whole, there is nothing to merge, or `output`
-            holds something already.
+        UserError: The run is not finished or damaged, there is nothing to merge, or `output` is not
+            empty.
     """
-    from lora_or_full.generation.finished_run import (  # seconds: torch and all that stands on it
-        results_of,
-        weights_folder,
-    )
+    from lora_or_full.generation.predictor import finished_record, weights_folder  # seconds
 
-    results = results_of(place)
-    source = weights_folder(place, results)
-    if merge and source.name == "model":
-        raise UserError(f"{place} is full fine-tuning, which has nothing to merge: leave --merge.")
+    record = finished_record(place)
+    source = weights_folder(place, record)
+    if merge and record.exported == "model":
+        raise UserError(f"{place} trained the whole model: there is no adapter to merge.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} holds something already: choose another folder.")
-    text = _card(place, name, results, merge)
+    text = _card(place, name, record, merge)
     made = output.with_name(f"{output.name}.partial")
     try:
         shutil.rmtree(made, ignore_errors=True)
         if merge:
-            _save_merged(place, results, base, made)
+            _save_merged(place, record, base, made)
         else:
             shutil.copytree(source, made, ignore=shutil.ignore_patterns("README.md"))
         store.write_text(made / "README.md", text)
@@ -87,11 +95,16 @@ def export(place: Path, output: Path, merge: bool, base: str | None, name: str) 
 def check_pushable(place: Path, merge: bool, repo_id: str) -> None:
     """Refuse what could not be pushed, or be used from the hub.
 
+    Args:
+        place: The run's folder.
+        merge: Whether the adapter will be folded into its base model.
+        repo_id: USER/NAME.
+
     Raises:
-        UserError: the name is none, the adapter's base model is on this machine only, nobody is
+        UserError: The name is invalid, the adapter's base model is on this machine only, nobody is
             logged in, or the hub is out of reach.
     """
-    from lora_or_full.generation.finished_run import results_of
+    from lora_or_full.generation.predictor import finished_record
 
     try:
         validate_repo_id(repo_id)
@@ -99,9 +112,9 @@ def check_pushable(place: Path, merge: bool, repo_id: str) -> None:
         repo_id = ""
     if repo_id.count("/") != 1:
         raise UserError("--push takes USER/NAME: letters, digits, '-', '_' and '.'.")
-    results = results_of(place)
-    name = str(results["config"]["model"]["name"])
-    if results["exported"] == "adapter" and not merge and not hub_id(name):
+    record = finished_record(place)
+    name = record.config.model.name
+    if record.exported == "adapter" and not merge and not hub_id(name):
         raise UserError(
             f"An adapter of {name}, which is on this machine only, is of no use on the hub: add "
             "--merge."
@@ -114,10 +127,17 @@ def check_pushable(place: Path, merge: bool, repo_id: str) -> None:
 
 
 def push(folder: Path, repo_id: str) -> str:
-    """Upload a folder to the hub, and say where it is.
+    """Upload a folder to the hub.
+
+    Args:
+        folder: The folder.
+        repo_id: USER/NAME.
+
+    Returns:
+        Its address there.
 
     Raises:
-        UserError: the hub does not take it.
+        UserError: The hub does not accept it.
     """
     try:
         api = HfApi()
@@ -134,51 +154,39 @@ def push(folder: Path, repo_id: str) -> str:
         ) from None
 
 
-def _card(place: Path, name: str, results: dict[str, Any], merge: bool) -> str:
-    try:
-        lines = (place / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-        predictions = [json.loads(line) for line in lines if line]
-        contexts = json.loads((place / "contexts.json").read_text(encoding="utf-8"))
-        others = [
-            json.loads(file.read_text(encoding="utf-8"))
-            for file in sorted(place.glob("evaluations/*/results.json"))
-        ]
-        return card(place.resolve().name, name, results, predictions, contexts, others, merge)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The record in {place} is not whole ({type(error).__name__}: {error})."
-        ) from None
+def _card(place: Path, name: str, record: RunRecord, merge: bool) -> str:
+    evaluations = [
+        read_record(file.parent, EvaluationRecord)
+        for file in sorted(place.glob("evaluations/*/results.json"))
+    ]
+    return card(place.resolve().name, name, record, read_answers(place), evaluations, merge)
 
 
-def _save_merged(place: Path, results: dict[str, Any], base: str | None, folder: Path) -> None:
-    from lora_or_full.generation.finished_run import base_folder, quiet
+def _save_merged(place: Path, record: RunRecord, base: str | None, folder: Path) -> None:
+    from lora_or_full.generation.predictor import base_folder, quiet_transformers
     from lora_or_full.modeling.loading import load_adapter, load_model, load_tokenizer
 
-    quiet()
-    source = place / results["exported"]
-    base_model = base_folder(place, results, base)
+    quiet_transformers()
+    source = place / record.exported
+    base_model = base_folder(place, record, base)
     # With the base model's own configuration, not with the dropouts of this run.
     adapted = load_adapter(load_model(base_model, base_model.name, {}), source)
     before = _logits(adapted)
     model: PreTrainedModel = adapted.merge_and_unload()
     if (_logits(model) - before).abs().max() > SAME * before.std():
         raise UserError(
-            f"The adapter in {source} can't be merged: the model would answer otherwise (weights "
-            "that it changes are shared with others). Export it without --merge."
+            f"The adapter in {source} can't be merged: the model would answer differently (the "
+            "adapter changes weights that are shared with others). Export it without --merge."
         )
     model.save_pretrained(str(folder))
     load_tokenizer(source).save_pretrained(str(folder))
 
 
 def _logits(model: Any) -> "torch.Tensor":
-    """What a model says to some token ids: (1, 32, vocabulary)."""
+    """Logits (1, 32, vocabulary) of some token ids."""
     import torch
 
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, 32), generator=draw)
     with torch.no_grad():
         return model(input_ids=ids).logits.clone()
-
-
-if __name__ == "__main__":
-    main()

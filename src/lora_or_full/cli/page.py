@@ -1,12 +1,11 @@
-"""A local page to ask what was trained: python src/page.py RUN [RUN ...]
+"""A local page to ask what was trained: lora-or-full page RUN [RUN ...]
 
-Paste a context, ask, and see the answer in it, how probable the model finds it, and what else it
-might have said; several runs side by side. Needs the extra: pip install -e '.[page]'. The page is
-served to this machine alone, loads nothing from elsewhere and sends nothing anywhere.
+Paste a context, ask, and see the answer in it, its probability, and alternatives; several runs side
+by side. Needs the extra: pip install -e '.[page]'. The page is served to this machine only, loads
+nothing from elsewhere and sends nothing anywhere.
 """
 
 import argparse
-import json
 import logging
 import os
 import socket
@@ -15,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_or_full.errors import UserError, command
+from lora_or_full.errors import UserError
+from lora_or_full.runs.reader import read_answers
 
 if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait for
     from flask import Flask
@@ -37,11 +37,8 @@ HEADERS = {
 Example = tuple[str, str]  # a context, and a question
 
 
-@command()
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN",
         help="folders of finished runs, of adapters in PEFT's format, or of models",
@@ -50,17 +47,29 @@ def main() -> None:
         "--model", help="folder or hub id of the base model, where it is not the one that RUN names"
     )
     parser.add_argument("--port", type=int, default=8000, help="(8000)")
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        UserError: The extra is not installed, the port is taken, or a run can't be asked.
+    """
     if not 0 < args.port < 65536:
         raise UserError(f"--port={args.port}: must be a number from 1 to 65535.")
     serve(args.runs, args.model, args.port)
 
 
 def serve(runs: list[Path], base: str | None, port: int) -> None:
-    """Serve the page of the `runs` in these folders until Ctrl-C.
+    """Serve the page until Ctrl-C.
+
+    Args:
+        runs: Folders of what to ask.
+        base: Their base model, where they do not name it.
+        port: Port on the loopback address.
 
     Raises:
-        UserError: the extra is not installed, the port is taken, or a run can't be asked.
+        UserError: The extra is not installed, the port is taken, or a run can't be asked.
     """
     try:
         import flask  # noqa: F401
@@ -69,33 +78,33 @@ def serve(runs: list[Path], base: str | None, port: int) -> None:
         raise UserError(
             "The page needs more: pip install -c constraints.txt -e '.[page]'"
         ) from None
-    from lora_or_full.generation.finished_run import load
+    from lora_or_full.generation.predictor import load
 
-    with socket.socket() as place:
+    with socket.socket() as listener:
         try:
-            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            place.bind(("127.0.0.1", port))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise UserError(f"--port={port}: {reason}. Choose another.") from None
         app = build([load(run, base) for run in runs], examples(runs[0]))
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
-        place.listen()
-        server = make_server("127.0.0.1", port, app, threaded=True, fd=place.fileno())
+        listener.listen()
+        server = make_server("127.0.0.1", port, app, threaded=True, fd=listener.fileno())
         print(f"http://127.0.0.1:{port} (Ctrl-C ends)", flush=True)
         server.serve_forever()
 
 
 def build(runs: "list[Predictor]", shown: Sequence[Example]) -> "Flask":
-    """The page of `runs`, which offers the examples `shown` to begin with."""
+    """Build the page of some runs, with examples to begin with."""
     from flask import Flask, Response, render_template, request
 
     app = Flask(__name__, template_folder=str(Path(__file__).parent), static_folder=None)
-    # A page of elsewhere whose name is made to lead here is refused.
+    # A foreign page whose host name resolves to this machine is refused.
     app.config["TRUSTED_HOSTS"] = ["127.0.0.1", "localhost"]
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = LONGEST
     asking = threading.Lock()
-    last: tuple[str, list[ContextSession]] = ("", [])  # a context, as each run has read it
+    last: tuple[str, list[ContextSession]] = ("", [])  # a context, and each run's session
 
     def answers(context: str, question: str) -> list[dict[str, Any]]:
         nonlocal last
@@ -103,7 +112,7 @@ def build(runs: "list[Predictor]", shown: Sequence[Example]) -> "Flask":
             if last[0] != context:
                 last = (context, [run.read(context) for run in runs])
             return [
-                answered(run, reading, question) for run, reading in zip(runs, last[1], strict=True)
+                answered(run, session, question) for run, session in zip(runs, last[1], strict=True)
             ]
 
     @app.get("/")
@@ -114,7 +123,7 @@ def build(runs: "list[Predictor]", shown: Sequence[Example]) -> "Flask":
 
     @app.post("/")
     def ask() -> str:
-        # A form sends each line's end as two characters.
+        # A form sends line ends as two characters.
         context = request.form.get("context", "").replace("\r\n", "\n")
         question = request.form.get("question", "")
         number = request.form.get("example", 0, type=int)
@@ -143,34 +152,29 @@ def build(runs: "list[Predictor]", shown: Sequence[Example]) -> "Flask":
     return app
 
 
-def answered(run: "Predictor", reading: "ContextSession", question: str) -> dict[str, Any]:
-    """What the page shows of a run's answer."""
+def answered(run: "Predictor", session: "ContextSession", question: str) -> dict[str, Any]:
+    """Values that the page shows of a run's answer."""
     from lora_or_full.evaluation.spans import pieces
 
-    answer, *others = run.ask(reading, question, ALTERNATIVES)
+    answer, *others = run.ask(session, question, ALTERNATIVES)
     return {
         "label": run.label,
         "answer": answer,
         "others": others,
-        "pieces": pieces(reading.context, answer.places),
-        "read": reading.read,
-        "tokens": reading.tokens,
+        "pieces": pieces(session.context, answer.spans),
+        "read": session.read,
+        "tokens": session.tokens,
     }
 
 
-def examples(place: Path) -> list[Example]:
+def examples(folder: Path) -> list[Example]:
     """Test questions of a run, the first of each paragraph; none of what is no run."""
     try:
-        contexts = json.loads((place / "contexts.json").read_text(encoding="utf-8"))
-        lines = (place / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-        found: dict[str, Example] = {}
-        for row in (json.loads(line) for line in lines if line):
-            key = str(row["paragraph"])
-            found.setdefault(key, (contexts[key], row["question"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        predictions, contexts = read_answers(folder)
+    except UserError:
         return []
+    found: dict[str, Example] = {}
+    for one in predictions:
+        key = str(one["paragraph"])
+        found.setdefault(key, (contexts[key], one["question"]))
     return list(found.values())
-
-
-if __name__ == "__main__":
-    main()

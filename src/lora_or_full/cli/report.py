@@ -1,4 +1,4 @@
-"""The report of a study: python src/report.py RUNS [RUNS ...]
+"""The report of a study: lora-or-full report RUNS [RUNS ...]
 
 RUNS are folders of runs, of sweeps, or folders that hold them. Writes report.md, report.html (one
 file, with its figures), figures/, report.csv (a line a run) and report.json into --output.
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lora_or_full.errors import UserError, command
+from lora_or_full.errors import UserError
 from lora_or_full.report import render
 from lora_or_full.report.collect import collect
 from lora_or_full.report.formatting import METRICS
@@ -27,18 +27,22 @@ TITLE = "LoRA against full fine-tuning"
 FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet takes for one
 
 
-@command()
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("runs", type=Path, nargs="+")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUNS")
     parser.add_argument("--output", type=Path, help="a folder; <first RUNS>/report if left out")
     parser.add_argument(
         "--margin", type=float, default=1.0,
         help="percentage points within which two modes count as equivalent (1)",
     )  # fmt: skip
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the report, and print its path.
+
+    Raises:
+        UserError: There is no finished run, or an argument is wrong.
+    """
     folder = write(args.runs, args.output or args.runs[0] / "report", args.margin)
     print(f"{folder / 'report.html'}\n{folder / 'report.md'}")
 
@@ -59,7 +63,7 @@ def write(places: list[Path], folder: Path, margin: float) -> Path:
         raise UserError(f"No finished run in {', '.join(map(str, places))}:\n  {reasons}")
     found = contrast(study, margin)
     command = shlex.join(
-        ["python", "src/report.py", *map(str, places), f"--output={folder}", f"--margin={margin:g}"]
+        ["lora-or-full", "report", *map(str, places), f"--output={folder}", f"--margin={margin:g}"]
     )
     sections = all_sections(study, found, command)
     try:
@@ -133,7 +137,3 @@ def numbers(study: Study, found: ArmComparison | None, sections: list[Section]) 
         for section in sections
     }
     return {"arms": arms, "comparison": compared, "left_out": study.left_out, "tables": tables}
-
-
-if __name__ == "__main__":
-    main()

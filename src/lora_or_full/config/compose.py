@@ -1,12 +1,15 @@
 """What a command line asks for, checked as a whole before anything starts.
 
-Its words and the files in conf/ make the settings of each job, by Hydra.
+Hydra composes the words of the command line and the files in conf/ into the configuration of each
+job; schema.py checks it.
 """
 
 import itertools
 import math
 import os
+import re
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -19,25 +22,51 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_or_full.config.schema import GROUPS, OF_LORA, SETTINGS, check, explained, flat, unknown
+from lora_or_full.config.schema import (
+    ADAPTER_KEYS,
+    FIELDS,
+    GROUPS,
+    Config,
+    explained,
+    flat,
+    unknown,
+    validate,
+)
 from lora_or_full.errors import UserError, first_line
-from lora_or_full.runs import provenance, store
-from lora_or_full.training.distributed import check_meeting, is_first
-from lora_or_full.training.sweep import Sweep, word
+from lora_or_full.processes import check_rendezvous, is_first_process
 
-PROJECT = provenance.PROJECT
-CONF = str(PROJECT / "conf")
+PACKAGE = Path(__file__).resolve().parents[1]
+PROJECT = PACKAGE.parents[1]
+# A wheel has the files of conf/ inside the package.
+CONF = next(path for path in (PACKAGE / "conf", PROJECT / "conf") if path.is_dir())
 MOST_JOBS = 1000  # of a sweep: more are a slip, and checking them would take minutes
 
 OmegaConf.register_new_resolver("project_dir", lambda: str(PROJECT), replace=True)
 
 
-def prepare(args: Namespace) -> tuple[list[str], Sweep | None]:
-    """Check the whole command line, every job of a sweep; what to add to it for Hydra, and the
-    sweep if it is one.
+@dataclass(frozen=True)
+class CommandLine:
+    """A checked command line.
+
+    Attributes:
+        jobs: Configuration of each job; one if it is no sweep.
+        folder: Folder of the sweep; None for a single run.
+        words: Overrides to add to the command line for Hydra.
+    """
+
+    jobs: list[Config]
+    folder: Path | None
+    words: list[str]
+
+
+def prepare(args: Namespace) -> CommandLine:
+    """Check the whole command line, every job of a sweep.
+
+    Args:
+        args: Hydra's own parsed arguments.
 
     Raises:
-        UserError: with what is wrong.
+        UserError: With what is wrong.
     """
     try:
         overrides = OverridesParser.create().parse_overrides(args.overrides)
@@ -48,58 +77,62 @@ def prepare(args: Namespace) -> tuple[list[str], Sweep | None]:
     swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
     if swept and not args.multirun:
         raise UserError(f"{swept[0]} has several values: a sweep, which needs -m.")
-    # as in Hydra, of two words for one key the last counts
+    # As in Hydra, the last of two overrides of one key counts.
     values = {override.get_key_element(): _values(override) for override in overrides}
     if (number := math.prod(map(len, values.values()))) > MOST_JOBS:
         raise UserError(f"{number:,} jobs: a sweep has up to {MOST_JOBS:,}.")
-    jobs = [compose(list(words), overrides) for words in itertools.product(*values.values())]
-    both = len({settings.get("mode") == "full" for settings in jobs}) > 1
-    for settings in jobs:
-        if both and settings.get("mode") == "full":  # these are swept for the other mode
-            settings |= dict.fromkeys(OF_LORA)
-        check(settings)
-    for key in ("output_dir", "cache_dir"):
-        _check_writable(key, Path(jobs[0][key]))
-    first = [own for own, *_ in values.values()]
+    composed = [compose(list(words), overrides) for words in itertools.product(*values.values())]
+    without = [values.get("adapter") is None for values in composed]
+    if any(without) and not all(without):  # the adapter's keys are swept for the other modes
+        composed = [
+            values | dict.fromkeys(ADAPTER_KEYS) if plain else values
+            for values, plain in zip(composed, without, strict=True)
+        ]
+    jobs = list(map(validate, composed))
+    first = jobs[0]
+    for key, path in (("output_dir", first.output_dir), ("cache_dir", first.cache_dir)):
+        _check_writable(key, Path(path))
+    words = [own for own, *_ in values.values()]
     for override in overrides:
         value = str(override.value())
         if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
             if not value:
                 raise UserError(f"{override.key_or_group}=: must name a folder.")
-            if "${" in value:  # what refers to other keys is known to Hydra alone
-                _place(first, override.key_or_group)
+            if "${" in value:  # Hydra alone knows the keys that it refers to
+                _hydra_path(words, override.key_or_group)
             else:
                 _check_writable(override.key_or_group, Path(value))
     if args.multirun:
-        if jobs[0]["resume"] is not None:
-            raise UserError("resume goes on with one run: leave -m out.")
-        if not is_first() or any(settings["trainer"]["num_nodes"] > 1 for settings in jobs):
+        if first.resume is not None:
+            raise UserError("resume continues one run: leave -m out.")
+        if not is_first_process() or any(config.trainer.num_nodes > 1 for config in jobs):
             raise UserError(
                 "-m: a sweep is started once, and each of its jobs runs on one machine. For a run "
                 "on several machines see docs/slurm.sh; for jobs on several, hydra/launcher."
             )
-        if jobs[0]["study"] is None:
-            place = _place(first, "hydra.sweep.dir")
-        else:
-            place = Path(jobs[0]["output_dir"], str(jobs[0]["study"]))
-        # What the preset sweeps is among the words now: Hydra is not to add it again.
-        words = ["hydra.sweeper.params=null", *preset, word("hydra.sweep.dir", place)]
-        return words, Sweep(jobs, place)
-    if jobs[0]["study"] is not None:
+        folder = (
+            _hydra_path(words, "hydra.sweep.dir")
+            if first.study is None
+            else Path(first.output_dir, first.study)
+        )
+        # The preset's own sweep is among the words now: Hydra is not to add it again.
+        added = ["hydra.sweeper.params=null", *preset, path_override("hydra.sweep.dir", folder)]
+        return CommandLine(jobs, folder, added)
+    if first.study is not None:
         raise UserError("study names the folder of a sweep, which needs -m.")
-    check_meeting(jobs[0]["trainer"]["num_nodes"])
-    if jobs[0]["resume"] is None:
-        return [], None
-    return _resume(Path(jobs[0]["resume"]), overrides, jobs[0]), None
+    check_rendezvous(first.trainer.num_nodes)
+    if first.resume is None:
+        return CommandLine(jobs, None, [])
+    return CommandLine(jobs, None, _resume(Path(first.resume), overrides, first))
 
 
 def _values(override: Override) -> list[str]:
-    """The words that an override stands for, one for each job of a sweep over it."""
+    """Overrides with one value each, one per job of the sweep."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     key, sweep = override.get_key_element(), override.value()
     try:
-        # Before it is taken apart, which a range of millions or without an end would not survive.
+        # Counted before it is expanded: a range may be endless.
         if isinstance(sweep, RangeSweep):
             assert sweep.start is not None
             assert sweep.stop is not None
@@ -113,8 +146,19 @@ def _values(override: Override) -> list[str]:
 
 
 def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
-    """The settings that command line `words` give; `overrides` are the same, parsed."""
-    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+    """Compose a configuration.
+
+    Args:
+        words: Overrides as they are typed.
+        overrides: The same, parsed.
+
+    Returns:
+        Nested values with every reference resolved, not yet checked.
+
+    Raises:
+        UserError: Hydra can't compose them.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             return to_dict(hydra.compose("config", words))
         # ValueError of mode=null, AssertionError of +=1
@@ -131,16 +175,27 @@ def compose(words: list[str], overrides: list[Override]) -> dict[str, Any]:
             given = itertools.chain(*_presets(override))
             if wrong := [value for value in given if value not in _options(key)]:
                 raise _no_option(key, wrong[0], _options(key))
-        elif key.startswith("lora.") and "mode=full" in words:
-            raise UserError(f"{key}: mode=full has no LoRA; it belongs to mode=lora.")
-        elif key not in SETTINGS and not key.startswith(("hydra.", "hydra/", "model.config.")):
+        elif key.startswith("adapter.") and not _has_adapter(words):
+            raise UserError(f"{key}: this mode has no adapter.")
+        elif key not in FIELDS and not key.startswith(("hydra.", "hydra/", "model.config.")):
             raise unknown(key)
     raise UserError(problem)
 
 
-def _place(words: list[str], key: str) -> Path:
+def defaults() -> Config:
+    """The configuration of `python src/run.py` without any override."""
+    return validate(compose([], []))
+
+
+def _has_adapter(words: list[str]) -> bool:
+    modes = [word.partition("=")[2] for word in words if word.startswith("mode=")]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", [f"mode={mode}" for mode in modes]).adapter is not None
+
+
+def _hydra_path(words: list[str], key: str) -> Path:
     """The folder that one of Hydra's own keys names."""
-    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("config", words, return_hydra_config=True)
         try:
             return Path(OmegaConf.select(config, key, throw_on_missing=True))
@@ -149,10 +204,10 @@ def _place(words: list[str], key: str) -> Path:
 
 
 def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
-    """The words for what the experiments that are asked for sweep over, where no others are given.
+    """Overrides for what the requested experiments sweep over, unless others are given.
 
     Raises:
-        UserError: it is a sweep, and -m is missing, or another sweep is over the experiments.
+        UserError: It is a sweep but -m is missing, or the experiments are swept over too.
     """
     given = {o.get_key_element(): o for o in overrides}
     if "experiment" not in given or "hydra.sweeper.params" in given:  # the latter: a job of a sweep
@@ -162,15 +217,17 @@ def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
     swept: dict[str, Any] = {}
     for preset in itertools.chain(*choices):
         if preset not in _options("experiment"):
-            return []  # which Hydra refuses
-        file = OmegaConf.load(Path(CONF, "experiment", f"{preset}.yaml"))
+            return []  # Hydra refuses it
+        file = OmegaConf.load(CONF / "experiment" / f"{preset}.yaml")
         own = OmegaConf.select(file, "hydra.sweeper.params") or {}
         if own and len(choices) > 1:
             raise UserError(
                 f"{experiment.input_line}: experiment={preset} is a sweep itself; start it alone."
             )
         swept |= own
-    none = OF_LORA if "mode" in given and str(given["mode"].value()) == "full" else ()
+    chosen = [str(given["mode"].input_line)] if "mode" in given else []
+    single = not any(given[o].is_sweep_override() for o in ("mode",) if o in given)
+    none = ADAPTER_KEYS if chosen and single and not _has_adapter(chosen) else ()
     words = [f"{k}={value}" for k, value in swept.items() if k not in given and k not in none]
     if words and not args.multirun:
         raise UserError(f"{experiment.input_line} is a sweep, which needs -m.")
@@ -192,34 +249,42 @@ def _no_option(group: str, value: Any, options: list[str]) -> UserError:
     return UserError(f"{group}={value}: must be {', '.join(options)}.{more.get(group, '')}")
 
 
-def _resume(folder: Path, overrides: list[Override], asked: dict[str, Any]) -> list[str]:
-    """Check that the run in `folder` can go on, and that what is asked for besides is the same."""
+def _resume(folder: Path, overrides: list[Override], wanted: Config) -> list[str]:
+    """Check that the run in `folder` can continue, with no other configuration than its own."""
     if not os.path.isfile(folder / "config.yaml"):
         raise UserError(f"resume={folder}: there is no run (no config.yaml in it).")
-    before = flat(saved(folder), SETTINGS)
-    if store.is_finished(folder):
-        raise UserError(f"resume={folder}: that run is finished; see its results.json.")
+    config = saved(folder)
     _check_writable("resume", folder)
-    check_meeting(before["trainer.num_nodes"])
-    plain, new = flat(compose([], []), SETTINGS), flat(asked, SETTINGS)
+    check_rendezvous(config.trainer.num_nodes)
+    own, plain, new = (flat(one.to_dict(), FIELDS) for one in (config, defaults(), wanted))
     named = [override.key_or_group for override in overrides]
     differ = [
-        f"  {key}: the run has {before.get(key)}, asked for is {value}"
+        f"  {key}: the run has {own.get(key)}, requested is {value}"
         for key, value in new.items()
-        if key in SETTINGS
+        if key in FIELDS
         and key not in ("resume", "run_name")
         and (value != plain.get(key) or any(key == n or key.startswith(f"{n}.") for n in named))
-        and value != before.get(key)
+        and value != own.get(key)
         and (key, value) != ("trainer.precision", "auto")  # the run has what auto was for it
     ]
     if differ:
         lines = "\n".join(differ)
-        raise UserError(f"resume={folder} is of another configuration:\n{lines}\nLeave these out.")
-    return [word("hydra.run.dir", folder)]
+        raise UserError(f"resume={folder} has another configuration:\n{lines}\nLeave these out.")
+    return [path_override("hydra.run.dir", folder)]
 
 
-def saved(folder: Path) -> dict[str, Any]:
-    """The settings of the run in `folder`."""
+def path_override(key: str, path: Path) -> str:
+    """A path on Hydra's command line, whatever characters it has."""
+    text = re.sub(r"(\\*)('|$)", r"\1\1\2", str(path)).replace("'", "\\'")
+    return f"{key}='{text}'"
+
+
+def saved(folder: Path) -> Config:
+    """Read the configuration of the run in `folder`.
+
+    Raises:
+        UserError: config.yaml can't be read or is not as a run writes it.
+    """
     file = folder / "config.yaml"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -227,12 +292,10 @@ def saved(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} can't be read: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no configuration.")
-    settings = {str(key): value for key, value in content.items()}
     try:
-        check(settings)
+        return validate({str(key): value for key, value in content.items()})
     except (UserError, ValueError) as error:  # ValueError: a number of too many digits
         raise UserError(f"{file} is not as a run writes it: {error}") from None
-    return settings
 
 
 def _check_writable(key: str, folder: Path) -> None:
@@ -245,14 +308,14 @@ def _check_writable(key: str, folder: Path) -> None:
 
 
 def to_dict(config: DictConfig) -> dict[str, Any]:
-    """Plain containers with every reference resolved."""
+    """Plain nested values with every reference resolved."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
 
 def usage() -> str:
-    """Every key with its default and meaning, and the presets."""
+    """Help text: every key with its default and meaning, and the presets."""
     keys = [
         f"  {key}={default}\n        {meaning}"
         for key, default, meaning in explained(compose([], []))
@@ -265,4 +328,4 @@ def usage() -> str:
 
 
 def _options(group: str) -> list[str]:
-    return sorted(file.stem for file in (PROJECT / "conf" / group).glob("*.yaml"))
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))

@@ -1,154 +1,241 @@
-"""Every key of conf/: what it means, in which unit, and which values it takes."""
+"""Every key of conf/: its meaning, its unit, and the values that it accepts.
+
+Hydra composes the values (compose.py). `validate` checks all of them at once and gives the one
+`Config` that all other code receives.
+"""
 
 import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+import types
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
 
 from lora_or_full.errors import UserError
 
 
 @dataclass(frozen=True)
-class Kind:
-    """The values that a key takes: said in words, and told by a function."""
+class Accepts:
+    """What a type accepts, in the words of help and refusals."""
 
     words: str
-    takes: Callable[[Any], bool]
-
-    def __or__(self, other: "Kind") -> "Kind":
-        return Kind(f"{self.words} or {other.words}", lambda v: self.takes(v) or other.takes(v))
 
 
-def one_of(*values: str) -> Kind:
-    return Kind(" or ".join(values), lambda v: v in values)
+def _text(value: Any) -> str:
+    # Not by pydantic's own type, which refuses paths that are no UTF-8.
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError
+    return value
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _name(value: Any) -> str:
+    # It becomes part of a path and has to stay in its folder; systems take 255 bytes.
+    name = "" if value is None or isinstance(value, (bool, list, dict)) else str(value)
+    if not re.fullmatch(r"[\w+-][\w.+-]*", name) or len(os.fsencode(name)) > 200:
+        raise ValueError
+    return name
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or _is_int(value)
+def _peft_class(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"peft\.\w+Config", value):
+        raise ValueError
+    return value
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value) and "\0" not in value
+Count = Annotated[int, Field(ge=1), Accepts("a whole number from 1")]
+Whole = Annotated[int, Field(ge=0, lt=2**63), Accepts("a whole number from 0")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Accepts("a number above 0")]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Accepts("a number from 0")]
+Probability = Annotated[float, Field(ge=0, lt=1), Accepts("a number from 0 to below 1")]
+Fraction = Annotated[float, Field(gt=0, lt=1), Accepts("a number between 0 and 1")]
+Text = Annotated[str, PlainValidator(_text), Accepts("a text")]
+Texts = Annotated[list[Text], Field(min_length=1), Accepts("a list of texts")]
+Name = Annotated[
+    str,
+    PlainValidator(_name),
+    Accepts("a name of letters, digits, -, _, + and ., up to 200 bytes"),
+]
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+def key(description: str, changes_result: bool = True, default: Any = ...) -> Any:
+    """Describe a key.
+
+    Args:
+        description: What the key means and its unit, for `--help`.
+        changes_result: Whether another value can give other weights, answers or scores. Runs that
+            differ only in keys that change no result count as the same run.
+        default: Value of a key that conf/ may leave out; without it the key is required.
+    """
+    return Field(
+        default, description=description, json_schema_extra={"changes_result": changes_result}
+    )
 
 
-def _is_name(value: Any) -> bool:
-    """Whether it can be a part of a path that stays in its folder; the system takes 255 bytes."""
-    name = str(value)
-    return re.fullmatch(r"[\w+-][\w.+-]*", name) is not None and len(os.fsencode(name)) <= 200
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True
+    )
 
 
-COUNT = Kind("a whole number from 1", lambda v: _is_int(v) and v >= 1)
-WHOLE = Kind("a whole number from 0", lambda v: _is_int(v) and 0 <= v < 2**63)
-POSITIVE = Kind("a number above 0", lambda v: _is_number(v) and 0 < v < float("inf"))
-FROM_ZERO = Kind("a number from 0", lambda v: _is_number(v) and 0 <= v < float("inf"))
-SHARE = Kind("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
-PART = Kind("a number between 0 and 1", lambda v: _is_number(v) and 0 < v < 1)
-BETAS = Kind(
-    "two numbers from 0 to below 1",
-    lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE.takes, v)),
-)
-SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
-TEXT = Kind("a text", _is_text)
-TEXTS = Kind("a list of texts", _is_texts)
-NAME = Kind("a name of letters, digits, -, _, + and ., up to 200 bytes", _is_name)
-NULL = Kind("null", lambda v: v is None)
-ANY = Kind("what Lightning takes", lambda v: True)
+class ModelConfig(_Section):
+    """The base model."""
 
-SETTINGS: dict[str, tuple[Kind, str]] = {
-    "mode": (one_of("lora", "full"), "LoRA, or full fine-tuning of every weight"),
-    "lr": (POSITIVE, "peak learning rate; each mode brings its own"),
-    "rank": (COUNT | NULL, "LoRA's rank r; null in full"),
-    "seed": (WHOLE, "of initialisation, order, dropout and the draw of the training questions"),
-    "batch_size": (COUNT, "questions an optimizer step"),
-    "eval_batch_size": (COUNT, "questions answered at once"),
-    "max_length": (COUNT, "tokens of prompt and answer; a longer context is shortened"),
-    "max_new_tokens": (COUNT, "tokens of a generated answer, at most"),
-    "packing": (
-        SWITCH,
-        "questions share their context in one sequence, in training and evaluation",
-    ),
-    "packed_length": (COUNT, "tokens of a context with its questions; more repeat the context"),
-    "mask_prompt": (SWITCH, "loss on answer and end-of-text only; false: on every token"),
-    "resume": (TEXT | NULL, "folder of an interrupted run that shall go on"),
-    "checkpoint_minutes": (POSITIVE, "minutes of work that a kill may cost"),
-    "run_name": (NAME, "names the run's folder"),
-    "study": (
-        NAME | NULL,
-        "names a sweep's folder in output_dir; the same sweep again does only what is missing",
-    ),
-    "output_dir": (TEXT, "where run folders are made"),
-    "cache_dir": (TEXT, "where tokenized data and scores before training are kept"),
-    "frozen_dtype": (
-        one_of("auto", "float32") | NULL,
-        "of the weights LoRA does not train; auto: what trainer.precision rounds them to anyway",
-    ),
-    "lora.r": (COUNT, "= rank"),
-    "lora.lora_alpha": (POSITIVE, "the update is scaled by lora_alpha / r"),
-    "lora.lora_dropout": (SHARE, "share of LoRA's inputs that is dropped"),
-    "lora.target_modules": (TEXTS | TEXT, "names of the layers that get LoRA"),
-    "model.name": (TEXT, "hub id or local folder of any causal language model"),
-    "model.target_modules": (
-        TEXTS | TEXT,
-        "its attention projections, the default of lora.target_modules",
-    ),
-    "model.config": (
-        Kind("keys of the model's configuration", lambda v: isinstance(v, dict)),
-        "values of its own configuration, such as dropouts",
-    ),
-    "data.path": (TEXT | TEXTS, "hub id, folder, or .json / .parquet files in SQuAD's format"),
-    "data.test_path": (
-        TEXT | TEXTS | NULL,
-        "the test set; null: the data set's own, or some articles",
-    ),
-    "data.split_by": (one_of("article", "question"), "what train and validation do not share"),
-    "data.draw_by": (
-        one_of("question", "paragraph"),
-        "training questions are drawn and shuffled one by one, or those of a paragraph together",
-    ),
-    "data.split_seed": (WHOLE, "of the splits; the same for all runs of a study"),
-    "data.train_size": (COUNT | NULL, "training questions; null: all"),
-    "data.validation_size": (COUNT | NULL, "validation questions, by paragraph; null: all"),
-    "data.test_size": (COUNT | NULL, "test questions, by paragraph; null: all"),
-    "data.validation_articles": (PART, "share of the articles held out for validation"),
-    "data.test_articles": (PART, "share of the articles held out where there is no test set"),
-    "data.unanswerable": (one_of("refuse", "drop"), "questions without an answer (SQuAD v2.0)"),
-    "data.misaligned": (one_of("refuse", "repair"), "answers that are not at their answer_start"),
-    "optimizer.weight_decay": (FROM_ZERO, "of AdamW"),
-    "optimizer.betas": (BETAS, "of AdamW"),
-    "optimizer.eps": (POSITIVE, "of AdamW"),
-    "optimizer.warmup_steps": (WHOLE, "steps in which the learning rate rises from zero"),
-    "trainer.accelerator": (one_of("auto", "cpu", "gpu", "cuda", "mps"), "what computes"),
-    "trainer.devices": (ANY, "how many devices, or which; they share the questions of each step"),
-    "trainer.num_nodes": (COUNT, "machines, on each of which the command is started"),
-    "trainer.strategy": (
-        # What splits the weights over devices, as fsdp does, needs other checkpoints than ours.
-        one_of("auto", "ddp"),
-        "how several devices work together: ddp, each with the whole model; auto is that too",
-    ),
-    "trainer.precision": (
-        ANY,
-        "32-true, bf16-mixed, ...; auto: bf16-mixed where the hardware is fast at it, else 32-true",
-    ),
-    "trainer.max_epochs": (COUNT, "epochs"),
-    "trainer.accumulate_grad_batches": (COUNT, "parts that a step is computed in, to save memory"),
-    "trainer.gradient_clip_val": (POSITIVE | NULL, "largest norm of the gradient"),
-    "trainer.log_every_n_steps": (COUNT, "steps between two points in TensorBoard"),
-    "trainer.enable_progress_bar": (SWITCH, "show progress bars"),
-    "trainer.deterministic": (SWITCH, "only deterministic kernels (GPU)"),
-}
-# Arguments of Lightning's Trainer that a run gives itself, or with which an epoch would not be all
-# of its questions and a validation, or the test not all of its questions.
+    name: Text = key("hub id or local folder of any causal language model", changes_result=False)
+    target_modules: Texts | Text = key(
+        "attention projections of the model; the default of adapter.target_modules"
+    )
+    config: Annotated[dict[str, Any], Accepts("keys of the model's configuration")] = key(
+        "values of the model's own configuration, such as dropouts"
+    )
+
+
+class DataConfig(_Section):
+    """The data set and its splits."""
+
+    path: Text | Texts = key(
+        "hub id, folder, or .json / .parquet files in SQuAD's format", changes_result=False
+    )
+    test_path: Text | Texts | None = key(
+        "test set; null: the data set's own, or some articles", changes_result=False
+    )
+    split_by: Literal["article", "question"] = key("what train and validation do not share")
+    draw_by: Literal["question", "paragraph"] = key(
+        "draw and shuffle training questions one by one, or all questions of a paragraph together"
+    )
+    split_seed: Whole = key("seed of the splits; the same for all runs of a study")
+    train_size: Count | None = key("training questions; null: all")
+    validation_size: Count | None = key("validation questions, by paragraph; null: all")
+    test_size: Count | None = key("test questions, by paragraph; null: all")
+    validation_articles: Fraction = key("share of the articles held out for validation")
+    test_articles: Fraction = key("share of the articles held out if there is no test set")
+    unanswerable: Literal["refuse", "drop"] = key("questions without an answer (SQuAD v2.0)")
+    misaligned: Literal["refuse", "repair"] = key("answers that are not at their answer_start")
+
+
+class OptimizerConfig(_Section):
+    """AdamW (Loshchilov and Hutter, 2019)."""
+
+    weight_decay: NonNegative = key("weight decay of AdamW")
+    betas: Annotated[
+        list[Probability],
+        Field(min_length=2, max_length=2),
+        Accepts("two numbers from 0 to below 1"),
+    ] = key("decay rates of AdamW's two moments")
+    eps: Positive = key("epsilon of AdamW")
+    warmup_steps: Whole = key("steps in which the learning rate rises from zero")
+
+
+class TrainerConfig(_Section):
+    """Arguments of Lightning's Trainer; others can be added, and Lightning checks them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = key("hardware to compute on")
+    devices: Any = key("number of devices, or which ones; they share the questions of each step")
+    num_nodes: Count = key("machines; start the command on each of them")
+    # fsdp, which splits the weights over devices, needs checkpoints of another kind.
+    strategy: Literal["auto", "ddp"] = key(
+        "how several devices work together: ddp gives each the whole model; auto is ddp too"
+    )
+    precision: Annotated[str, BeforeValidator(str), Accepts("")] = key(
+        "32-true, bf16-mixed, ...; auto: bf16-mixed where the hardware is fast at it, else 32-true"
+    )
+    max_epochs: Count = key("epochs")
+    accumulate_grad_batches: Count = key("micro-batches of a step; more of them save memory")
+    gradient_clip_val: Positive | None = key("largest norm of the gradient")
+    log_every_n_steps: Count = key("steps between two points in TensorBoard", changes_result=False)
+    enable_progress_bar: bool = key("show progress bars", changes_result=False)
+    deterministic: bool = key("use deterministic kernels only (GPU)")
+
+
+class AdapterConfig(_Section):
+    """A PEFT configuration class and its arguments; PEFT checks those that are not listed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Annotated[
+        str,
+        PlainValidator(_peft_class),
+        Accepts("the name of a PEFT configuration class, such as peft.LoraConfig"),
+    ] = Field(alias="_target_", description="PEFT's configuration class")
+    r: Count = key("= rank", default=None)
+    lora_alpha: Positive = key("the update is scaled by lora_alpha / r", default=None)
+    lora_dropout: Probability = key("dropout of the adapter's inputs", default=None)
+    target_modules: Texts | Text = key("names of the layers that get an adapter", default=None)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the PEFT configuration class, those alone that were given."""
+        return self.model_dump(exclude_unset=True, exclude={"target"})
+
+
+class Config(_Section):
+    """The whole configuration of a run."""
+
+    mode: Name = key("the arm: a file of conf/mode/, such as lora or full")
+    label: Text = key("name of the arm in tables and figures", changes_result=False)
+    lr: Positive = key("peak learning rate; each mode brings its own")
+    lr_by_mode: dict[str, Positive] | None = key(
+        "learning rates that a preset has for each mode", changes_result=False, default=None
+    )
+    rank: Count | None = key("rank r of the adapter; null without one")
+    seed: Whole = key("of initialization, order, dropout and the draw of the training questions")
+    batch_size: Count = key("questions per optimizer step")
+    eval_batch_size: Count = key("questions answered at once")
+    max_length: Count = key("tokens of prompt and answer; a longer context is shortened")
+    max_new_tokens: Count = key("largest number of tokens of a generated answer")
+    packing: bool = key("questions share their context in one sequence, in training and evaluation")
+    packed_length: Count = key("tokens of a context with its questions; more repeat the context")
+    mask_prompt: bool = key("loss on answer and end-of-text only; false: on every token")
+    resume: Text | None = key("folder of an interrupted run to resume", changes_result=False)
+    checkpoint_minutes: Positive = key(
+        "minutes between checkpoints: the work that a kill can cost", changes_result=False
+    )
+    run_name: Name = key("name of the run's folder", changes_result=False)
+    study: Name | None = key(
+        "name of a sweep's folder in output_dir; the same sweep again runs only what is missing",
+        changes_result=False,
+    )
+    output_dir: Text = key("folder of the run folders", changes_result=False)
+    cache_dir: Text = key(
+        "folder of tokenized data and of scores before training", changes_result=False
+    )
+    frozen_dtype: Literal["auto", "float32"] | None = key(
+        "dtype of frozen weights; auto: what trainer.precision rounds them to anyway"
+    )
+    adapter: AdapterConfig | None
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as conf/ has them."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+    def flat(self) -> dict[str, Any]:
+        """Values by dotted key."""
+        return flat(self.to_dict())
+
+    def with_precision(self, precision: str) -> "Config":
+        """Give the same configuration with the precision that `auto` stands for here."""
+        trainer = self.trainer.model_copy(update={"precision": precision})
+        return self.model_copy(update={"trainer": trainer})
+
+
+# Arguments of Lightning's Trainer that a run sets itself, or with which an epoch, a validation or
+# the test would leave out questions.
 RESERVED = frozenset({
     "logger", "callbacks", "plugins", "default_root_dir", "num_sanity_val_steps",
     "enable_model_summary", "use_distributed_sampler", "enable_checkpointing", "barebones",
@@ -156,101 +243,166 @@ RESERVED = frozenset({
     "limit_test_batches", "limit_predict_batches", "val_check_interval", "check_val_every_n_epoch",
     "reload_dataloaders_every_n_epochs", "max_steps", "max_time", "min_epochs", "min_steps",
 })  # fmt: skip
-# Keys of a configuration that do not change what comes out.
-PLACES = frozenset({
-    "run_name", "resume", "study", "output_dir", "cache_dir", "checkpoint_minutes", "model.name",
-    "data.path", "data.test_path", "trainer.enable_progress_bar", "trainer.log_every_n_steps",
-})  # fmt: skip
 GROUPS = ("mode", "model", "data", "trainer", "experiment")
-OF_LORA = ("rank", "frozen_dtype")  # keys that full fine-tuning leaves null
-DERIVED = ("lr_by_mode", "project_dir")
+ADAPTER_KEYS = ("rank", "frozen_dtype")  # null in a mode without an adapter
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration with values that can't be.
+def _fields(section: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Fields by dotted key, sections taken apart."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        nested = [
+            part
+            for part in (field.annotation, *get_args(field.annotation))
+            if isinstance(part, type) and issubclass(part, BaseModel)
+        ]
+        name = prefix + (field.alias or name)
+        found |= _fields(nested[0], f"{name}.") if nested else {name: field}
+    return found
+
+
+FIELDS = _fields(Config)
+RESULT_NEUTRAL = frozenset(  # keys that change no result
+    name
+    for name, field in FIELDS.items()
+    if isinstance(field.json_schema_extra, dict) and not field.json_schema_extra["changes_result"]
+)
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """Give the typed configuration.
+
+    Args:
+        values: Nested values, as conf/ has them.
 
     Raises:
-        UserError: with a line for each of its problems.
+        UserError: One line for each problem: the key, its value, and what is accepted.
     """
-    values = flat(config, SETTINGS)
-    for key in values:
-        # Lightning and PEFT know their own arguments better, and are asked.
-        if key not in SETTINGS and not key.startswith((*DERIVED, "trainer.", "lora")):
-            raise unknown(key)
-    full = values.get("mode") == "full"
-    needed = [key for key in SETTINGS if not (full and key.startswith("lora."))] + ["lora"] * full
-    if missing := [key for key in needed if key not in values and key not in config]:
+    given = flat(values, FIELDS)
+    config, problems, missing = None, dict[str, None](), []
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        for one in error.errors():
+            name = _key_of(one["loc"])
+            if one["type"] == "extra_forbidden":
+                raise unknown(name) from None
+            if one["type"] == "missing":
+                missing.append(name)
+            elif name in FIELDS:
+                words = _accepts(FIELDS[name])
+                problems[f"{name}={given.get(name)}: must be {words}."] = None
+            else:
+                problems[f"{name}={given.get(name)}: must be a group of keys."] = None
+    if missing:
         raise UserError(f"These keys can't be left out: {', '.join(missing)}.")
-    problems = [
-        f"{key}={value}: must be {SETTINGS[key][0].words}."
-        for key, value in values.items()
-        if key in SETTINGS and not SETTINGS[key][0].takes(value)
-    ]
-    if full:
-        problems += [
-            f"{key}={config[key]}: mode=full has no {key}; it belongs to mode=lora."
-            for key in (*OF_LORA, "lora")
-            if config[key] is not None
-        ]
-    elif values["rank"] is None:
-        problems.append("rank=null: mode=lora needs a rank.")
-    elif values["lora.r"] != values["rank"]:
-        problems.append(f"lora.r={values['lora.r']}: rank={values['rank']} sets it; leave it out.")
-    problems += [
-        f"trainer.{key}: a run sets this itself. Fewer questions: data.train_size, "
-        "data.validation_size, data.test_size; fewer epochs: trainer.max_epochs."
-        for key in config["trainer"]
-        if key in RESERVED
-    ]
-    problems += [  # each further argument that takes more than that takes an object
-        f"trainer.{key}={value}: must be one word or number."
-        for key, value in config["trainer"].items()
-        if f"trainer.{key}" not in SETTINGS and isinstance(value, (list, Mapping))
-    ]
-    parts, size = values["trainer.accumulate_grad_batches"], values["batch_size"]
-    if not problems and parts > size:
-        problems.append(
-            f"trainer.accumulate_grad_batches={parts}: a step of batch_size={size} questions "
-            "can't be computed in more parts."
-        )
-    if problems:
+    problems |= dict.fromkeys(_conflicts(given))
+    if problems or config is None:
         raise UserError("\n".join(problems))
+    return config
 
 
-def unknown(key: str, valid: Iterable[str] = ()) -> UserError:
-    """The refusal of a `key` that is none, with those that are."""
-    names = sorted(valid or {*SETTINGS, *GROUPS})
-    near = difflib.get_close_matches(key, names, n=1)
+def _key_of(location: tuple[int | str, ...]) -> str:
+    """The dotted key of an error's location, which may lead on into a list or a union."""
+    names = [str(part) for part in location]
+    for stop in range(len(names), 0, -1):
+        if (name := ".".join(names[:stop])) in FIELDS:
+            return name
+    return ".".join(names)
+
+
+def _conflicts(given: Mapping[str, Any]) -> list[str]:
+    """Problems of keys that do not fit together."""
+    mode, rank, r = given.get("mode"), given.get("rank"), given.get("adapter.r")
+    problems = []
+    if "adapter" in given:  # null: a section with keys is taken apart
+        problems += [
+            f"{name}={given[name]}: mode={mode} has no adapter, and so no {name}."
+            for name in ADAPTER_KEYS
+            if given.get(name) is not None
+        ]
+    elif "adapter.r" not in given:
+        if rank is not None:
+            problems.append(f"rank={rank}: the adapter of mode={mode} has no rank.")
+    elif rank is None:
+        problems.append(f"rank=null: mode={mode} needs a rank.")
+    elif r != rank:
+        problems.append(f"adapter.r={r}: rank={rank} sets it; leave it out.")
+    for name, value in given.items():
+        group, _, argument = name.partition(".")
+        argument = argument.partition(".")[0]
+        if group != "trainer" or name in FIELDS:
+            continue
+        if argument in RESERVED:
+            problems.append(
+                f"trainer.{argument}: a run sets this itself. Fewer questions: data.train_size, "
+                "data.validation_size, data.test_size; fewer epochs: trainer.max_epochs."
+            )
+        elif isinstance(value, (list, Mapping)) or argument != name.removeprefix("trainer."):
+            # Lightning's further arguments that take more than one value take an object.
+            problems.append(f"trainer.{argument}={value}: must be one word or number.")
+    size, micro_batches = given.get("batch_size"), given.get("trainer.accumulate_grad_batches")
+    if isinstance(size, int) and isinstance(micro_batches, int) and micro_batches > size > 0:
+        problems.append(
+            f"trainer.accumulate_grad_batches={micro_batches}: a step of batch_size={size} "
+            "questions can't be computed in more micro-batches."
+        )
+    return problems
+
+
+def unknown(name: str, valid: Iterable[str] = ()) -> UserError:
+    """Give the refusal of a key that does not exist, with the nearest one and all valid ones."""
+    names = sorted(valid or {*FIELDS, *GROUPS})
+    near = difflib.get_close_matches(name, names, n=1)
     guess = f" Did you mean {near[0]}?" if near else ""
-    return UserError(f"There is no key {key!r}.{guess} Valid keys: {', '.join(names)}.")
+    return UserError(f"There is no key {name!r}.{guess} Valid keys: {', '.join(names)}.")
 
 
-def explained(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """For each key its default in `config`, and what it means."""
-    values = flat(config, SETTINGS)
+def explained(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Give for each key its default in `values` and its meaning."""
+    given = flat(values, FIELDS)
     return [
-        (key, _shown(values[key]), f"{text} ({kind.words})" if kind is not ANY else text)
-        for key, (kind, text) in SETTINGS.items()
-        if key in values
+        (name, _typed(given[name]), f"{field.description}{f' ({words})' if words else ''}")
+        for name, field in FIELDS.items()
+        if name in given
+        for words in (_accepts(field),)
     ]
 
 
-def _shown(value: Any) -> str:
-    """As it is typed on the command line."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_shown, value)) + "]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def flat(config: Mapping[str, Any], whole: Container[str] = ()) -> dict[str, Any]:
-    """The values of a nested configuration by dotted key; those in `whole` are not taken apart."""
-    values: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and name not in whole:
-            inner = {f"{name}.{key}": item for key, item in value.items()}
-            values |= flat(inner, whole)
+def flat(values: Mapping[str, Any], leaves: Container[str] = ()) -> dict[str, Any]:
+    """Give nested values by dotted key; mappings at the keys `leaves` stay whole."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name not in leaves:
+            found |= flat({f"{name}.{inner}": item for inner, item in value.items()}, leaves)
         else:
-            values[name] = value
-    return values
+            found[name] = value
+    return found
+
+
+def _accepts(field: FieldInfo) -> str:
+    return _words(field.annotation, field.metadata)
+
+
+def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """What an annotation accepts, in words; nothing where another library decides."""
+    for item in metadata:
+        if isinstance(item, Accepts):
+            return item.words
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(arguments[0], arguments[1:])
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, arguments))
+    return {bool: "true or false", type(None): "null"}.get(annotation, "")
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{_typed(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_typed, value)) + "]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_or_full.config.schema import DataConfig
 from lora_or_full.data import squad
 from lora_or_full.data.hub import folder_of
 from lora_or_full.data.squad import Entry, Question
@@ -19,29 +20,21 @@ MOST_FILES, MOST_BYTES = 1000, 20 * 10**9  # of a data set's folder; a home fold
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set in SQuAD's format, and how it is split; the fields are the keys of conf/data/.
+    """A data set in SQuAD's format, and how it is split.
 
     Train and validation share no article (`split_by` 'article'), or are drawn question by question
-    from one pool ('question', the reference's way). The test set is `test_path`, or that of
-    `path`, or else a third part of the articles; a data set in the hub's layout tests on its
-    'validation' split.
-    `seed` draws the training subset, question by question or (`draw_by` 'paragraph') all questions
-    of a paragraph together; `split_seed` draws everything else, all questions of a
-    paragraph together but for validation from the pool of 'question'. A size of None takes all.
+    from one pool ('question'). The test set is `test_path`, or that of `path`, or else a share of
+    the articles; a data set in the hub's layout tests on its 'validation' split. `split_seed` draws
+    everything but the training subset, all questions of a paragraph together except for validation
+    from the pool of 'question'.
+
+    Attributes:
+        data: The keys of conf/data/.
+        seed: Draws the training subset, by question or by paragraph (`draw_by`).
+        cache_dir: Folder for notes of what was downloaded.
     """
 
-    path: str | Sequence[str]
-    test_path: str | Sequence[str] | None
-    split_by: str
-    draw_by: str
-    split_seed: int
-    train_size: int | None
-    validation_size: int | None
-    test_size: int | None
-    validation_articles: float
-    test_articles: float
-    unanswerable: str
-    misaligned: str
+    data: DataConfig
     seed: int
     cache_dir: Path
 
@@ -53,7 +46,7 @@ class Splits:
             UserError: a file or the hub's data set can't be had.
         """
         digest = hashlib.sha256()
-        for path in (self.path, self.test_path):
+        for path in (self.data.path, self.data.test_path):
             digest.update(b"|")  # the same files, parted otherwise, are other data
             for name, file in self._files(path):
                 digest.update(os.fsencode(name))
@@ -69,14 +62,19 @@ class Splits:
 
     def key(self, name: str) -> dict[str, object]:
         """All but the content of the files that decides what is in the split `name`."""
-        common = (self.split_by, self.split_seed, self.validation_articles, self.test_articles)
+        common = (
+            self.data.split_by,
+            self.data.split_seed,
+            self.data.validation_articles,
+            self.data.test_articles,
+        )
         return {
             "split": name,
-            "drawn": [*common, self.unanswerable, self.misaligned],
-            "validation_size": self.validation_size,
-            "size": getattr(self, f"{name}_size"),
+            "drawn": [*common, self.data.unanswerable, self.data.misaligned],
+            "validation_size": self.data.validation_size,
+            "size": getattr(self.data, f"{name}_size"),
             "seed": self.seed if name == "train" else None,
-            "draw_by": self.draw_by if name == "train" else "paragraph",
+            "draw_by": self.data.draw_by if name == "train" else "paragraph",
         }
 
     def read(self) -> tuple[dict[str, list[Question]], dict[str, int]]:
@@ -85,22 +83,24 @@ class Splits:
         Raises:
             UserError: the data can't be had, is not what it should be, or leaves a split empty.
         """
-        entries, test_entries = self._load(self.path)
-        if self.test_path is not None:
-            first, validation_entries = self._load(self.test_path)
+        entries, test_entries = self._load(self.data.path)
+        if self.data.test_path is not None:
+            first, validation_entries = self._load(self.data.test_path)
             test_entries = first if validation_entries is None else validation_entries
-        pool, counts = squad.check(entries, self.unanswerable, self.misaligned)
-        rng = random.Random(self.split_seed)
+        pool, counts = squad.check(entries, self.data.unanswerable, self.data.misaligned)
+        rng = random.Random(self.data.split_seed)
         if test_entries is None:
-            pool, test = _hold_out(pool, self.test_articles, rng, "test")
+            pool, test = _hold_out(pool, self.data.test_articles, rng, "test")
         else:
-            test, more = squad.check(test_entries, self.unanswerable, self.misaligned)
+            test, more = squad.check(test_entries, self.data.unanswerable, self.data.misaligned)
             counts = {key: counts[key] + more[key] for key in counts}
-        if self.split_by == "article":
-            train, validation = _hold_out(pool, self.validation_articles, rng, "validation")
+        if self.data.split_by == "article":
+            train, validation = _hold_out(pool, self.data.validation_articles, rng, "validation")
         else:
             pool = rng.sample(pool, len(pool))
-            wanted = self.validation_size or max(1, round(self.validation_articles * len(pool)))
+            wanted = self.data.validation_size or max(
+                1, round(self.data.validation_articles * len(pool))
+            )
             train, validation = pool[wanted:], pool[:wanted]
         if both := {question.id for question in pool} & {question.id for question in test}:
             raise UserError(
@@ -109,14 +109,16 @@ class Splits:
             )
         tested = {question.title for question in test}
         counts["articles_shared_with_test"] = len(tested & {q.title for q in [*train, *validation]})
-        draw = _draw_paragraphs if self.draw_by == "paragraph" else _draw
+        draw = _draw_paragraphs if self.data.draw_by == "paragraph" else _draw
         # Another question about a paragraph that is read already takes a fraction of the time.
         splits = {
-            "train": draw(train, self.train_size, random.Random(self.seed)),
+            "train": draw(train, self.data.train_size, random.Random(self.seed)),
             "validation": _draw_paragraphs(
-                validation, self.validation_size, random.Random(self.split_seed)
+                validation, self.data.validation_size, random.Random(self.data.split_seed)
             ),
-            "test": _draw_paragraphs(test, self.test_size, random.Random(self.split_seed)),
+            "test": _draw_paragraphs(
+                test, self.data.test_size, random.Random(self.data.split_seed)
+            ),
         }
         for name, questions in splits.items():
             if not questions:

@@ -1,4 +1,4 @@
-"""The scores of a model before training: computed once for all runs that begin alike."""
+"""The scores of a model before training, computed once for all runs that begin alike."""
 
 import hashlib
 import json
@@ -7,43 +7,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_or_full.config.schema import Config
 from lora_or_full.runs import store
 
 SCORES = "scores.json"
+CODE = ("data", "modeling", "generation", "evaluation")  # sub-packages that scores depend on
 
 
-def place_of(settings: Mapping[str, Any], test: str, model: str) -> Path:
-    """The folder of the scores, named by all that they depend on: `test` and `model` are
-    fingerprints, of the test questions and of the weights."""
+def path(config: Config, test: str, model: str) -> Path:
+    """Folder of the scores, named by all that they depend on.
+
+    Args:
+        config: The run's configuration, its precision resolved.
+        test: Fingerprint of the test questions.
+        model: Fingerprint of the weights.
+    """
     package = Path(__file__).parents[1]
-    source = [
-        file
-        for part in ("data", "modeling", "generation", "evaluation")
-        for file in sorted((package / part).glob("*.py"))
-    ]
+    files = [file for part in CODE for file in sorted((package / part).glob("*.py"))]
     key = {
         "model": model,
-        "model_config": settings["model"]["config"],
+        "model_config": config.model.config,
         "test": test,
-        "lengths": [settings["max_length"], settings["max_new_tokens"]],
-        "precision": settings["trainer"]["precision"],
-        "accelerator": settings["trainer"]["accelerator"],
-        "code": hashlib.sha256(b"".join(file.read_bytes() for file in source)).hexdigest(),
+        "lengths": [config.max_length, config.max_new_tokens],
+        "precision": config.trainer.precision,
+        "accelerator": config.trainer.accelerator,
+        "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return Path(settings["cache_dir"]) / "before" / name
+    return Path(config.cache_dir) / "before" / name
 
 
-def keep(scores: Mapping[str, Any], place: Path) -> None:
-    """Write the scores, sealed."""
-    store.write_json(place / SCORES, scores)
-    store.write_checksums(place, {SCORES: place / SCORES})
+def save(scores: Mapping[str, Any], folder: Path) -> None:
+    """Write scores with their checksum."""
+    store.write_json(folder / SCORES, scores)
+    store.write_checksums(folder, {SCORES: folder / SCORES})
 
 
-def kept(place: Path) -> dict[str, Any] | None:
-    """The scores in `place`; None if there are none, or (which is told) they are damaged."""
-    if not store.is_intact(place):
-        if store.damaged_files(place):
-            print(f"Warning: {place} is damaged; it is made anew.", file=sys.stderr)
+def load(folder: Path) -> dict[str, Any] | None:
+    """Read scores; None if there are none, or, with a warning, if they are damaged."""
+    if not store.is_intact(folder):
+        if store.damaged_files(folder):
+            print(f"Warning: {folder} is damaged; it is recomputed.", file=sys.stderr)
         return None
-    return json.loads((place / SCORES).read_text(encoding="utf-8"))
+    return json.loads((folder / SCORES).read_text(encoding="utf-8"))

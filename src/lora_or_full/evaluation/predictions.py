@@ -1,17 +1,23 @@
-"""What is recorded of an answer, and the scores of all."""
+"""What is recorded of an answer, and the scores of all answers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_or_full.evaluation.intervals import mean, mean_interval, share_interval
 from lora_or_full.evaluation.squad_metric import exact_match, f1
-from lora_or_full.generation.decoding import Answer
+from lora_or_full.runs.schema import Prediction
 
-Prediction = dict[str, Any]
+if TYPE_CHECKING:  # torch, which reading records does not need
+    from lora_or_full.generation.decoding import Answer
 
 
-def prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
-    """What is recorded of a question; without an `answer` it was not asked, and scores nothing."""
+def prediction(row: Mapping[str, Any], answer: "Answer | None") -> Prediction:
+    """Score an answer.
+
+    Args:
+        row: The question: id, title, paragraph, question, answers, context_cut.
+        answer: None if the prompt was too long; it scores zero.
+    """
     text = answer.text if answer else ""
     return {
         "id": row["id"],
@@ -20,7 +26,7 @@ def prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
         "question": row["question"],
         "answers": row["answers"],
         "prediction": text,
-        "log_probability": answer and answer.log_probability,
+        "log_probability": answer.log_probability if answer else None,
         "ended": answer is not None and answer.ended,
         "context_cut": row["context_cut"],
         "exact_match": exact_match(text, row["answers"]),
@@ -29,7 +35,7 @@ def prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
 
 
 def scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """EM and F1 (percent) with 95 % intervals over paragraphs."""
+    """Average EM and F1 (percent), with 95 % intervals over paragraphs."""
     paragraphs = [prediction["paragraph"] for prediction in predictions]
     matches = [prediction["exact_match"] for prediction in predictions]
     overlaps = [prediction["f1"] for prediction in predictions]

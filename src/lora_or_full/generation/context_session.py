@@ -7,16 +7,24 @@ from transformers import Cache, PreTrainedTokenizerBase
 
 from lora_or_full.data.prompt import context_text, encode, prefix_ids, question_text, window
 from lora_or_full.errors import UserError
-from lora_or_full.generation.decoding import Answer, continued
+from lora_or_full.generation.decoding import Answer, continue_greedily
 from lora_or_full.generation.kv_cache import Model
 
 
 class ContextSession:
-    """A context as `model` (in eval mode) has read it: what it computed is kept, and each question
-    goes on from there.
+    """A context as a model has read it: its keys and values are kept for each question.
 
-    A prompt has at most `max_prompt_length` tokens, the context being shortened from its end as in
-    evaluation. `tokens` are those of the whole context, `read` how many of them were read last.
+    The context is shortened from its end, as in evaluation.
+
+    Args:
+        model: In eval mode.
+        tokenizer: Its tokenizer.
+        context: Any text.
+        max_prompt_length: Largest number of tokens of a prompt.
+
+    Attributes:
+        tokens: Number of tokens of the whole context.
+        read: Number of its tokens that were read last.
     """
 
     def __init__(
@@ -36,14 +44,45 @@ class ContextSession:
     def ask(
         self, question: str, stops: list[int], max_new_tokens: int, alternatives: int
     ) -> list[Answer]:
-        """The greedy answer, the same as `decoding.greedy` gives, and others behind it.
+        """Answer greedily, as `decoding.greedy` does, with alternatives behind the answer.
 
-        These begin with the `alternatives` tokens that are the next likely ones to begin with, and
-        go on greedily: the most probable first, no text twice. An answer that is as probable as
-        they are may begin otherwise.
+        Args:
+            question: The question.
+            stops: Tokens that end an answer.
+            max_new_tokens: Largest number of tokens of an answer.
+            alternatives: Number of other answers. They begin with the next most probable tokens and
+                continue greedily; a text that repeats another one is left out.
+
+        Returns:
+            The greedy answer, then the alternatives, the most probable first.
 
         Raises:
-            UserError: the question is empty or too long, or no text.
+            UserError: The question is empty, too long, or no text.
+        """
+        continuation, logits = self.continuation(question)
+        scores = logits.float().log_softmax(-1)  # (1, vocabulary)
+        value, token = scores.max(-1)
+        if alternatives:
+            others = scores.scatter(1, token[:, None], float("-inf")).topk(alternatives)
+            value = torch.cat([value, others.values[0]])  # (1 + alternatives)
+            token = torch.cat([token, others.indices[0]])
+            continuation.select(torch.zeros_like(token))
+        first, *rest = continue_greedily(
+            continuation, token, value, self.tokenizer, stops, max_new_tokens
+        )
+        by_text = {first.text: first}
+        for answer in sorted(rest, key=lambda answer: -answer.log_probability):
+            by_text.setdefault(answer.text, answer)
+        return list(by_text.values())
+
+    def continuation(self, question: str) -> tuple["Continuation", torch.Tensor]:
+        """Read a question after the context.
+
+        Returns:
+            What answers grow from, and the logits (1, vocabulary) of their first token.
+
+        Raises:
+            UserError: The question is empty, too long, or no text.
         """
         if not question.strip():
             raise UserError("The question is empty.")
@@ -53,27 +92,18 @@ class ContextSession:
             raise UserError("The question holds half a character, which is no text.") from None
         ids = encode(self.tokenizer, [question_text(question)])[0]
         self._read(self._kept(ids))
-        backend = _Behind(self.model, copy.deepcopy(self.cache), len(self.prefix) + self.read)
-        scores = backend.start(ids).float().log_softmax(-1)  # (1, vocabulary)
-        value, token = scores.max(-1)
-        if alternatives:
-            others = scores.scatter(1, token[:, None], float("-inf")).topk(alternatives)
-            value = torch.cat([value, others.values[0]])  # (1 + alternatives)
-            token = torch.cat([token, others.indices[0]])
-            backend.repeat(1 + alternatives)
-        first, *rest = continued(backend, token, value, self.tokenizer, stops, max_new_tokens)
-        by_text = {first.text: first}
-        for answer in sorted(rest, key=lambda answer: -answer.log_probability):
-            by_text.setdefault(answer.text, answer)
-        return list(by_text.values())
+        continuation = Continuation(
+            self.model, copy.deepcopy(self.cache), len(self.prefix) + self.read
+        )
+        return continuation, continuation.read(torch.tensor([ids], device=self.model.device))
 
     def _kept(self, question_ids: list[int]) -> int:
-        """How many tokens of the context there is room for beside a question."""
+        """Number of context tokens that there is room for beside a question."""
         room = self.max_prompt_length - len(self.prefix) - len(question_ids)
         if room < 0:
             raise UserError(
-                f"The question has {len(question_ids):,} tokens, and the model was to read at most "
-                f"{self.max_prompt_length:,} of question and context: ask a shorter one."
+                f"The question has {len(question_ids):,} tokens, but question and context may "
+                f"have {self.max_prompt_length:,} together: ask a shorter one."
             )
         return window(self.tokens, room).stop
 
@@ -85,31 +115,36 @@ class ContextSession:
             self.cache, self.read = output.past_key_values, tokens
 
 
-class _Behind:
-    """PaddedCache that go on side by side behind the `size` tokens in `cache`."""
+class Continuation:
+    """Rows of tokens that grow side by side behind the same context; a DecodingBackend.
+
+    Args:
+        model: In eval mode.
+        cache: Keys and values of one row; they are changed.
+        size: Number of tokens in the cache.
+    """
 
     def __init__(self, model: Model, cache: Cache, size: int) -> None:
         self.model, self.cache, self.size, self.rows = model, cache, size, 1
 
-    def start(self, ids: list[int]) -> torch.Tensor:
-        """The logits (1, vocabulary) behind a question."""
-        return self._logits(torch.tensor([ids], device=self.model.device))
+    def copy(self) -> "Continuation":
+        """Give an independent copy, of one row."""
+        return Continuation(self.model, copy.deepcopy(self.cache), self.size)
 
-    def repeat(self, rows: int) -> None:
-        """Make `rows` of the one."""
-        self.cache.batch_repeat_interleave(rows)
-        self.rows = rows
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows (B); a row may occur more than once."""
+        self.cache.batch_select_indices(rows)
+        self.rows = len(rows)
 
     def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+        """Append a token (A) to each of the kept rows (A), and give the next logits."""
         if len(kept) < self.rows:
-            self.cache.batch_select_indices(kept)
-            self.rows = len(kept)
-        return self._logits(tokens[:, None])
+            self.select(kept)
+        return self.read(tokens[:, None])
 
     @torch.no_grad()
-    def _logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Behind token ids (B, T): (B, vocabulary)."""
+    def read(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append token ids (B, T) to all rows; give the next logits (B, vocabulary)."""
         count = ids.shape[1]
         positions = torch.arange(self.size, self.size + count, device=ids.device)
         self.size += count

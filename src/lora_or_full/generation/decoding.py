@@ -1,4 +1,4 @@
-"""Answers from a model: greedy decoding of many prompts at once, ending where an answer ends."""
+"""Greedy decoding of many prompts at once, each ending where its answer ends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +13,14 @@ from lora_or_full.generation.kv_cache import Model, PaddedCache, SharedPrefixCac
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said: text, natural log-probability with the end token, and if it ended; and the
-    log-probability of the gold answer, where one was given."""
+    """A generated answer.
+
+    Attributes:
+        text: Up to the first newline.
+        log_probability: Natural logarithm, the end token included.
+        ended: Whether it ended by itself.
+        gold_log_probability: Of the gold answer; None if none was given.
+    """
 
     text: str
     log_probability: float
@@ -23,20 +29,24 @@ class Answer:
 
 
 class DecodingBackend(Protocol):
-    """How answers that grow side by side are computed."""
+    """Computes the logits of answers that grow side by side."""
 
     def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+        """Append a token (A) to each of the kept rows (A), and give the next logits.
+
+        Returns:
+            Logits (A, vocabulary).
+        """
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: end of text, and all whose text holds a newline."""
+    """Tokens that end an answer: end of text, and all whose text holds a newline."""
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     return sorted({tokenizer.eos_token_id, *(i for i, text in enumerate(texts) if "\n" in text)})
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The answer that generated token ids spell, up to the first newline."""
+    """Decode an answer, up to the first newline."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text.lstrip(" ").split("\n")[0].strip()
@@ -52,11 +62,19 @@ def greedy(
     packed_length: int | None,
     golds: Sequence[list[int]] | None = None,
 ) -> list[Answer]:
-    """The greedy answer to each prompt, the same as if it were asked alone.
+    """Answer each prompt greedily, with the same result as if it were the only one.
 
-    `model` is in eval mode. Questions share equal contexts in blocks of `packed_length` tokens;
-    None if the model can't. `golds` are the token ids of an answer to each prompt, whose
-    log-probability is found from what was computed of the prompts.
+    Args:
+        model: In eval mode.
+        tokenizer: Its tokenizer.
+        prompts: Prompts in any order.
+        stops: Tokens that end an answer.
+        max_new_tokens: Largest number of tokens of an answer.
+        packed_length: Tokens of a block whose questions share a context; None if the model can't.
+        golds: Token ids of a gold answer to each prompt, whose log-probability is computed too.
+
+    Returns:
+        An answer per prompt, in their order.
     """
     if not prompts:
         return []
@@ -68,9 +86,9 @@ def greedy(
         if packed_length is None
         else SharedPrefixCache(model, prompts, packed_length, max_new_tokens - 1, ordered)
     )
-    logits, of_golds = backend.start()  # (prompts, vocabulary), (prompts,)
+    logits, of_golds = backend.prefill()  # (prompts, vocabulary), (prompts,)
     value, token = logits.float().log_softmax(-1).max(-1)  # (prompts,)
-    found = continued(backend, token, value, tokenizer, stops, max_new_tokens)
+    found = continue_greedily(backend, token, value, tokenizer, stops, max_new_tokens)
     if golds is not None:
         found = [
             replace(answer, gold_log_probability=number)
@@ -80,7 +98,7 @@ def greedy(
     return [answers[number] for number in range(len(answers))]
 
 
-def continued(
+def continue_greedily(
     backend: DecodingBackend,
     token: torch.Tensor,
     value: torch.Tensor,
@@ -88,13 +106,21 @@ def continued(
     stops: Sequence[int],
     max_new_tokens: int,
 ) -> list[Answer]:
-    """The answers that begin with each `token` (B), of log-probability `value` (B), and go on
-    greedily."""
+    """Continue answers greedily from their first tokens.
+
+    Args:
+        backend: Computes the next logits.
+        token: First token of each answer (B).
+        value: Its log-probability (B).
+        tokenizer: The model's tokenizer.
+        stops: Tokens that end an answer.
+        max_new_tokens: Largest number of tokens of an answer, the first included.
+    """
     ends = torch.tensor(stops, device=token.device)
     generated: list[list[int]] = [[] for _ in token]
     log_probability = [0.0] * len(token)
     ended = [False] * len(token)
-    active = list(range(len(token)))  # the rows whose answers go on
+    active = list(range(len(token)))  # rows whose answers are not finished
     for left in reversed(range(max_new_tokens)):
         going = ~torch.isin(token, ends)
         for row, number, chosen, goes in zip(

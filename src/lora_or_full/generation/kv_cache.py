@@ -50,7 +50,7 @@ def shares_context(model: Model, length: int) -> bool:
 def _trial(backend: "SharedPrefixCache | PaddedCache") -> torch.Tensor:
     """The logits (3, 2, vocabulary) behind two prompts, and behind one and two tokens more."""
     both = torch.arange(2)
-    return torch.stack([backend.start()[0], backend.step(both, both), backend.step(both, both)])
+    return torch.stack([backend.prefill()[0], backend.step(both, both), backend.step(both, both)])
 
 
 class SharedPrefixCache:
@@ -111,7 +111,7 @@ class SharedPrefixCache:
         self.layers = [PreallocatedLayer(size) for _ in range(layers)]
         self._write_to(places)
 
-    def start(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def prefill(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits behind each prompt (prompts, vocabulary), and the log-probability of each gold
         answer (prompts), of none 0."""
         self.cache = Cache(layers=[*self.layers])
@@ -205,7 +205,7 @@ class PaddedCache:
         columns = torch.arange(longest, device=model.device)
         self.mask = (columns >= longest - lengths[:, None]).long()  # (B, T)
 
-    def start(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def prefill(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits behind each prompt (B, vocabulary), and the log-probability of each gold
         answer (B), of none 0."""
         output = self.model(

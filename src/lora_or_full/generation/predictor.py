@@ -1,42 +1,62 @@
-"""What was trained, and can be asked: about one context, or many questions at once."""
+"""What was trained, loaded again to be asked: a run, or an adapter or a model made elsewhere."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
+import torch
+import transformers
 from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
+from lora_or_full.config import compose
+from lora_or_full.config.schema import Config
 from lora_or_full.data import prompt
+from lora_or_full.data.fingerprints import weights_fingerprint
+from lora_or_full.data.hub import folder_of
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.spans import Span, spans
 from lora_or_full.generation.context_session import ContextSession
 from lora_or_full.generation.decoding import Answer, greedy, stop_ids
 from lora_or_full.generation.kv_cache import Model, shares_context
-from lora_or_full.modeling.precision import autocast_for
-from lora_or_full.runs import provenance
+from lora_or_full.modeling.loading import load_adapter, load_model, load_tokenizer, max_positions
+from lora_or_full.modeling.precision import STORED, autocast_for, device_of, resolve_precision
+from lora_or_full.runs import store
+from lora_or_full.runs.reader import read_record
+from lora_or_full.runs.schema import RunRecord
 
-CONF = provenance.PROJECT / "conf"
 BASE = "--model=FOLDER (or a hub id) names its base model."
 
 
 class Reply(NamedTuple):
-    """An answer: its text (empty: the model says nothing), how probable the model finds it, whether
-    it ended by itself, and its places in the context (none: it does not stand there)."""
+    """An answer about a context.
+
+    Attributes:
+        text: Empty if the model says nothing.
+        probability: Product of the probabilities of its tokens, the end included.
+        ended: Whether it ended by itself.
+        spans: Where it stands in the context; none if it does not.
+    """
 
     text: str
     probability: float
     ended: bool
-    places: list[Span]
+    spans: list[Span]
 
 
-class Given(NamedTuple):
-    """The answer to a question of many (None: the question alone is too long), and whether its
-    context was shortened."""
+class BatchAnswer(NamedTuple):
+    """The answer to one of many questions.
+
+    Attributes:
+        answer: None if the question alone is too long.
+        context_cut: Whether the context was shortened.
+    """
 
     answer: Answer | None
     context_cut: bool
@@ -44,92 +64,253 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model in eval mode that can be asked, and how: limits in tokens, precision as in its run.
+    """A model in eval mode that answers as it did in its run.
 
-    `results` is its run's record; None for what was made elsewhere. `label` tells it from others.
+    Attributes:
+        label: Name that tells it from others.
+        model: The model, with or without an adapter.
+        tokenizer: Its tokenizer.
+        config: Configuration of its run; the defaults of conf/ for what was made elsewhere.
+        positions: Tokens that the model can read at once.
+        record: Record of its run; None for what was made elsewhere.
     """
 
     label: str
     model: Model
     tokenizer: PreTrainedTokenizerBase
-    max_prompt_length: int
-    max_new_tokens: int
-    packed_length: int
-    batch_size: int
-    precision: str
-    results: dict[str, Any] | None
+    config: Config
+    positions: int
+    record: RunRecord | None
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Largest number of tokens of a prompt."""
+        return min(self.config.max_length, self.positions - self.config.max_new_tokens)
 
     @cached_property
     def stops(self) -> list[int]:
+        """Tokens that end an answer."""
         return stop_ids(self.tokenizer)
 
     @cached_property
     def _packed_length(self) -> int | None:
         """None if the model can't share a context, which its run knows."""
-        if self.results is not None:
-            shares = self.results["model"].get("shares_context", False)
+        if self.record is not None:
+            shares = self.record.model.shares_context
         else:
-            shares = shares_context(self.model, self.max_prompt_length + self.max_new_tokens)
-        return self.packed_length if shares else None
+            shares = shares_context(self.model, self.max_prompt_length + self.config.max_new_tokens)
+        return self.config.packed_length if shares else None
 
     def read(self, context: str) -> ContextSession:
-        """The context, read, to be asked about by `ask`.
+        """Read a context, to be asked about by `ask`.
 
         Raises:
-            UserError: it is empty.
+            UserError: It is empty.
         """
         if not context.strip():
             raise UserError("The context is empty.")
-        with autocast_for(self.precision, self.model.device):
+        with autocast_for(self.config.trainer.precision, self.model.device):
             return ContextSession(self.model, self.tokenizer, context, self.max_prompt_length)
 
-    def ask(self, reading: ContextSession, question: str, alternatives: int) -> list[Reply]:
-        """The greedy answer, and up to so many `alternatives` (`ContextSession.ask` tells which).
+    def ask(self, session: ContextSession, question: str, alternatives: int) -> list[Reply]:
+        """Answer a question greedily, with alternatives behind the answer.
+
+        Args:
+            session: A context that was read.
+            question: The question.
+            alternatives: Largest number of alternatives (`ContextSession.ask`).
 
         Raises:
-            UserError: the question is empty or too long.
+            UserError: The question is empty or too long.
         """
-        with autocast_for(self.precision, self.model.device):
-            answers = reading.ask(question, self.stops, self.max_new_tokens, alternatives)
+        with autocast_for(self.config.trainer.precision, self.model.device):
+            answers = session.ask(question, self.stops, self.config.max_new_tokens, alternatives)
         return [
             Reply(
                 answer.text,
                 math.exp(answer.log_probability),
                 answer.ended,
-                spans(answer.text, reading.context),
+                spans(answer.text, session.context),
             )
             for answer in answers
         ]
 
-    def answers(self, asked: Sequence[tuple[str, str]]) -> list[Given]:
-        """The greedy answers to pairs of context and question, in batches as a run's own test."""
-        contexts = list(dict.fromkeys(context for context, _ in asked))
+    def answers(self, pairs: Sequence[tuple[str, str]]) -> list[BatchAnswer]:
+        """Answer pairs of context and question greedily, in batches as a run's own test."""
+        contexts = list(dict.fromkeys(context for context, _ in pairs))
         numbers = {context: number for number, context in enumerate(contexts)}
-        of = [numbers[context] for context, _ in asked]
+        of = [numbers[context] for context, _ in pairs]
         ids = prompt.encode(self.tokenizer, [prompt.context_text(text) for text in contexts])
         prefix = prompt.prefix_ids(self.tokenizer)
         prompts, longest = [], [0] * len(contexts)
-        questions = [prompt.question_text(question) for _, question in asked]
+        questions = [prompt.question_text(question) for _, question in pairs]
         for number, own in zip(of, prompt.encode(self.tokenizer, questions), strict=True):
             room = self.max_prompt_length - len(prefix) - len(own)
             kept = ids[number][prompt.window(len(ids[number]), max(room, 0))]
             prompts.append(PromptTokens(prefix, kept, own))
             longest[number] = max(longest[number], len(prompts[-1].prompt))
-        order = sorted(range(len(asked)), key=lambda n: (-longest[of[n]], of[n]))
-        starts, packed_length = range(0, len(order), self.batch_size), self._packed_length
+        order = sorted(range(len(pairs)), key=lambda n: (-longest[of[n]], of[n]))
+        size = self.config.eval_batch_size
         found: dict[int, Answer] = {}
         console = Console(stderr=True)
         hidden = not console.is_terminal
+        starts = range(0, len(order), size)
         for start in track(starts, self.label, console=console, transient=True, disable=hidden):
-            batch = order[start : start + self.batch_size]
+            batch = order[start : start + size]
             fit = [n for n in batch if len(prompts[n].prompt) <= self.max_prompt_length]
-            with autocast_for(self.precision, self.model.device):
+            with autocast_for(self.config.trainer.precision, self.model.device):
                 answers = greedy(
                     self.model, self.tokenizer, [prompts[n] for n in fit], self.stops,
-                    self.max_new_tokens, packed_length,
+                    self.config.max_new_tokens, self._packed_length,
                 )  # fmt: skip
             found |= zip(fit, answers, strict=True)
         return [
-            Given(found.get(n), len(part.context) < len(ids[of[n]]))
+            BatchAnswer(found.get(n), len(part.context) < len(ids[of[n]]))
             for n, part in enumerate(prompts)
         ]
+
+
+def load(folder: Path, base: str | None) -> Predictor:
+    """Load what was trained.
+
+    Args:
+        folder: Folder of a finished run, of an adapter in PEFT's format, or of a model.
+        base: Hub id or folder of the base model; None if `folder` names it.
+
+    Raises:
+        UserError: The folder holds none of these, is damaged, or has another base model.
+    """
+    quiet_transformers()
+    if (folder / store.RESULTS).is_file():
+        return _load_run(folder, base)
+    if (folder / "adapter_config.json").is_file():
+        return _load_adapter_folder(folder, base)
+    if (folder / "config.json").is_file():
+        return _load_elsewhere(folder, load_model(folder, str(folder), {}), folder, folder)
+    raise _no_run(folder, "results.json, adapter_config.json or config.json")
+
+
+def quiet_transformers() -> None:
+    """Silence messages and progress bars of transformers."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def finished_record(folder: Path) -> RunRecord:
+    """Read the record of a finished run.
+
+    Raises:
+        UserError: The run is not finished, or its record can't be read.
+    """
+    if not (folder / store.RESULTS).is_file():
+        raise _no_run(folder, "results.json (`ask` also takes what was made elsewhere)")
+    return read_record(folder, RunRecord)
+
+
+def weights_folder(folder: Path, record: RunRecord) -> Path:
+    """Folder of the weights that a run has trained.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    weights = folder / record.exported
+    if not weights.is_dir():
+        raise UserError(f"{folder} has no {weights.name}/, which its run has written: copy it too.")
+    if damaged := store.damaged_files(folder, among=f"{weights.name}/"):
+        raise UserError(
+            f"Damaged in {folder}: {', '.join(damaged)}. To train again: "
+            f"python src/run.py resume='{folder}'"
+        )
+    return weights
+
+
+def base_folder(folder: Path, record: RunRecord, base: str | None) -> Path:
+    """Folder of the model that a run began with.
+
+    Args:
+        folder: The run's folder.
+        record: Its record.
+        base: Hub id or folder where the model is now; None for the one that the run names.
+
+    Raises:
+        UserError: The model is not available, or is another one.
+    """
+    own = record.config.model.name
+    found = _model_folder(base or own, Path(record.config.cache_dir))
+    if (fingerprint := weights_fingerprint(found)) != record.model.fingerprint:
+        raise UserError(
+            f"{base or own} is another base model (weights {fingerprint}) than {folder} was "
+            f"trained on: {own}, weights {record.model.fingerprint}. {BASE}"
+        )
+    return found
+
+
+def _load_run(folder: Path, base: str | None) -> Predictor:
+    record = read_record(folder, RunRecord)
+    weights = weights_folder(folder, record)
+    if record.exported == "adapter":
+        source = base_folder(folder, record, base)
+        settings = record.config.model
+        model: Model = load_adapter(load_model(source, settings.name, settings.config), weights)
+    else:
+        source, model = weights, load_model(weights, str(weights), {})
+    return _ready(folder, model, source, weights, record.config, record)
+
+
+def _load_adapter_folder(folder: Path, base: str | None) -> Predictor:
+    file = folder / "adapter_config.json"
+    try:
+        name = base or json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} can't be read ({type(error).__name__}: {error}).") from None
+    if not isinstance(name, str) or not name:
+        raise UserError(f"The adapter in {folder} does not name its base model. {BASE}")
+    source = _model_folder(name, Path(compose.defaults().cache_dir))
+    model = load_adapter(load_model(source, name, {}), folder)
+    own = (folder / "tokenizer_config.json").is_file()
+    return _load_elsewhere(folder, model, source, folder if own else source)
+
+
+def _load_elsewhere(folder: Path, model: Model, source: Path, tokenizer: Path) -> Predictor:
+    """Ask what was made elsewhere as a run with the defaults of conf/ is asked."""
+    config = compose.defaults()
+    config = config.with_precision(resolve_precision(config.trainer))
+    return _ready(folder, model, source, tokenizer, config, None)
+
+
+def _ready(
+    folder: Path, model: Model, source: Path, tokenizer: Path, config: Config,
+    record: RunRecord | None,
+) -> Predictor:  # fmt: skip
+    dtype = STORED.get(config.trainer.precision, torch.float32)
+    torch.nn.Module.to(model, device_of(config.trainer.accelerator), dtype)
+    label, positions = folder.resolve().name, max_positions(source)
+    return Predictor(label, model.eval(), load_tokenizer(tokenizer), config, positions, record)
+
+
+def _model_folder(name: str, cache: Path) -> Path:
+    try:
+        return folder_of(name, "model", cache)
+    except UserError as error:
+        raise UserError(f"The base model is not available: {BASE} ({error})") from None
+
+
+def _no_run(folder: Path, wanted: str) -> UserError:
+    """The reason why a folder holds none of the wanted files."""
+    if not folder.is_dir():
+        return UserError(f"There is no folder {folder}.")
+    if not (folder / "config.yaml").is_file() and not (folder / "status.json").is_file():
+        inside = [file.parent.name for file in sorted(folder.glob("*/results.json"))]
+        of_these = f" Name one of the runs in it: {', '.join(inside)}." if inside else ""
+        return UserError(f"{folder} is no run: it has no {wanted}.{of_these}")
+    status = store.status(folder)
+    state = status.get("state", "not finished")
+    if state == "failed":
+        return UserError(
+            f"{folder} is a run that failed ({status.get('error', 'no reason is recorded')}): it "
+            "has no weights. Run it again."
+        )
+    return UserError(
+        f"{folder} is a run that is not finished ({state}). If it is not running any more, "
+        f"python src/run.py resume='{folder}' resumes it."
+    )

@@ -1,13 +1,14 @@
 """A causal language model from its folder, and LoRA or another adapter on it."""
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from peft import (
-    LoraConfig,
     PeftConfig,
     PeftModel,
     get_peft_model,
@@ -25,6 +26,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from lora_or_full.config.schema import AdapterConfig
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.modeling.kernels import speed_up, speed_up_dropout
 from lora_or_full.modeling.prefix_packing import ATTENTION
@@ -113,37 +115,46 @@ def max_positions(folder: Path) -> int:
     return config.max_position_embeddings
 
 
-def add_lora(model: PreTrainedModel, lora: Mapping[str, Any]) -> PeftModel:
-    """The model with LoRA layers, its own weights frozen; `lora` holds arguments of LoraConfig.
+def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
+    """Put an adapter on a model and freeze the model's own weights.
+
+    Args:
+        model: The base model; it is changed.
+        adapter: A PEFT configuration class and its arguments, such as those of LoRA (Hu et al.,
+            2021, arXiv 2106.09685).
 
     Raises:
-        UserError: `lora` does not fit the model.
+        UserError: The adapter does not fit the model, or changes the model's own weights.
     """
-    targets = lora["target_modules"]
+    arguments = adapter.arguments()
+    targets = arguments.get("target_modules")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, ADAPTABLE)}
-    if not isinstance(targets, str):  # a string is a pattern or 'all-linear'
+    if isinstance(targets, list):  # a string is a pattern or 'all-linear'
         unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layers)]
         if unknown:
             raise UserError(
-                f"lora.target_modules: {model.name_or_path} has no {', '.join(unknown)}; "
+                f"adapter.target_modules: {model.name_or_path} has no {', '.join(unknown)}; "
                 f"it has {', '.join(sorted({n.rpartition('.')[2] for n in layers}))}."
             )
-    transposed = any(isinstance(layer, Conv1D) for layer in layers.values())
+    kind = getattr(peft, adapter.target.partition(".")[2], None)
+    if not (isinstance(kind, type) and issubclass(kind, PeftConfig)):
+        raise UserError(f"adapter._target_={adapter.target}: PEFT has no such configuration class.")
+    if "fan_in_fan_out" in inspect.signature(kind).parameters:
+        transposed = any(isinstance(layer, Conv1D) for layer in layers.values())
+        arguments = {"fan_in_fan_out": transposed, **arguments}
     # LoRA's usual start draws only its own matrices; some of PEFT's others take from the model's.
-    drawn = lora.get("init_lora_weights", True)
+    drawn = arguments.get("init_lora_weights", True)
     held = [(w, w.detach().clone()) for w in model.parameters()] if isinstance(drawn, str) else []
     try:
-        adapted = get_peft_model(
-            model, LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **lora)
-        )
+        adapted = get_peft_model(model, kind(task_type="CAUSAL_LM", **arguments))
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"PEFT refuses these values of lora.*: {first_line(error)}") from None
+        raise UserError(f"PEFT refuses these values of adapter.*: {first_line(error)}") from None
     if any(not torch.equal(weight, before) for weight, before in held):
         raise UserError(
-            f"lora.init_lora_weights={drawn} changes the model's own "
-            "weights, which an adapter does not hold: it would answer otherwise than it was "
-            "scored. Leave it out."
+            f"adapter.init_lora_weights={drawn} changes the model's own weights, which an adapter "
+            "does not hold: it would answer otherwise than it was scored. Leave it out."
         )
+    assert isinstance(adapted, PeftModel)
     speed_up_dropout(adapted)
     return adapted
 

@@ -15,7 +15,7 @@ from lora_or_full.config import schema
 from lora_or_full.runs.schema import at
 
 # What may differ between the runs of one arm: what another key holds too is not told twice.
-WITHIN_ARM = schema.PLACES | {
+WITHIN_ARM = schema.RESULT_NEUTRAL | {
     "seed", "lora.r", "lr_by_mode.lora", "lr_by_mode.full", "model.target_modules"
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: what will run, and what came out."""
+"""What a run prints on the terminal: what will run, and its results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from lora_or_full.config.schema import Config
+
 if TYPE_CHECKING:
     import lightning as L  # seconds, which a sweep's own process need not spend
 
 
 def announce(
-    settings: dict[str, Any],
+    config: Config,
     folder: Path,
     data: dict[str, Any],
     model: dict[str, Any],
@@ -21,30 +23,42 @@ def announce(
     resumed: bool,
     seconds: float,
 ) -> None:
-    """Say what will run, on what, and for how long (`seconds`)."""
+    """Print what will run, on which device, and for about how long.
+
+    Args:
+        config: The run's configuration, its precision resolved.
+        folder: The run's folder.
+        data: Counts of the splits, as in results.json.
+        model: Facts about the model, as in results.json.
+        parameters: Numbers of trainable and total weights.
+        trainer: Lightning's trainer.
+        resumed: Whether the run resumes.
+        seconds: Estimated duration.
+    """
     table = Table(
-        title="Goes on" if resumed else "Will run", show_header=False, title_justify="left"
+        title="Resumes" if resumed else "Will run", show_header=False, title_justify="left"
     )
-    mode = settings["mode"] + (f", rank {settings['rank']}" if settings["lora"] else "")
-    table.add_row("model", f"{settings['model']['name']}, {mode}")
+    mode = config.mode if config.rank is None else f"{config.mode}, rank {config.rank}"
+    table.add_row("model", f"{config.model.name}, {mode}")
     table.add_row("parameters", _parameters(parameters))
-    for name in ("train", "validation", "test"):
-        table.add_row(name, _split(data[name], settings["data"][f"{name}_size"]))
-    if odd := {key: count for key, count in data["train"]["in_all_files"].items() if count}:
-        text = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in odd.items())
+    sizes = (config.data.train_size, config.data.validation_size, config.data.test_size)
+    for name, size in zip(("train", "validation", "test"), sizes, strict=True):
+        table.add_row(name, _split(data[name], size))
+    if found := {key: count for key, count in data["train"]["in_all_files"].items() if count}:
+        text = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in found.items())
         table.add_row("in all files", text)
     table.add_row(
         "recipe",
-        f"lr {settings['lr']:g}, {settings['trainer']['max_epochs']} epochs, "
-        f"batch {settings['batch_size']}, seed {settings['seed']}",
+        f"lr {config.lr:g}, {config.trainer.max_epochs} epochs, "
+        f"batch {config.batch_size}, seed {config.seed}",
     )
-    table.add_row("packing", _packing(settings, model))
+    table.add_row("packing", _packing(config, model))
     table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
     if trainer.world_size > 1:
         table.add_row(
             "devices",
-            f"{trainer.world_size}, which share the {settings['batch_size']} questions of a step: "
-            f"the effective batch stays {settings['batch_size']}, lr {settings['lr']:g}",
+            f"{trainer.world_size}, which share the {config.batch_size} questions of a step: "
+            f"the effective batch stays {config.batch_size}, lr {config.lr:g}",
         )
     table.add_row("time", f"about {duration(seconds)} (an estimate from a few batches)")
     _console().print(table)
@@ -52,7 +66,7 @@ def announce(
 
 
 def close(results: dict[str, Any], folder: Path) -> None:
-    """Say what came out, and where it is."""
+    """Print the results of a run, and where its files are."""
     console = _console()
     epochs = Table(title="Epochs", title_justify="left")
     for column in ("epoch", "train loss", "validation loss", "EM", "F1"):
@@ -82,19 +96,19 @@ def close(results: dict[str, Any], folder: Path) -> None:
     )
     table.add_row("peak memory", f"{peaks} ({cost['peak_memory_is']})")
     console.print(table)
-    places = {
+    paths = {
         "results": folder / "results.json",
         "answers": folder / "predictions.jsonl",
         results["exported"]: folder / results["exported"],
     }
-    for name, place in places.items():  # not in the table, which would cut a long path
-        print(f"{name + ':':<10}{place}")
+    for name, path in paths.items():  # not in the table, which would cut a long path
+        print(f"{name + ':':<10}{path}")
     print(f"dashboard: tensorboard --logdir {folder.parent}")
-    print(f"to ask it: python src/page.py {folder}")
+    print(f"to ask it: lora-or-full page {folder}")
 
 
 def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
-    """Show what each job of a sweep gave; None for one that has no results."""
+    """Print the results of each job of a sweep by name; None for one without results."""
     table = Table(title="Sweep", title_justify="left")
     for column in ("run", "val. F1", "EM", "F1", "train MB", "training"):
         side: Literal["left", "right"] = "left" if column == "run" else "right"
@@ -126,22 +140,22 @@ def _parameters(parameters: dict[str, float]) -> str:
     )
 
 
-def _packing(settings: dict[str, Any], model: dict[str, Any]) -> str:
-    if not settings["packing"]:
+def _packing(config: Config, model: dict[str, Any]) -> str:
+    if not config.packing:
         return "off: each question is computed with a context of its own"
     if not model["shares_context"]:
-        return f"not exact for the type {model['type']}, so each question has its own context"
-    if not settings["mask_prompt"]:
+        return f"not exact for model type {model['type']}, so each question has its own context"
+    if not config.mask_prompt:
         return "in evaluation; in training a shared context would count once, so each has its own"
     return "questions of a batch share their context"
 
 
 def _split(facts: dict[str, Any], size: int | None) -> str:
-    few = f" of {size:,} asked for" if size and facts["questions"] < size else ""
-    odd = "".join(f", {facts[key]} {key}" for key in ("truncated", "dropped") if facts[key])
+    few = f" of {size:,} requested" if size and facts["questions"] < size else ""
+    counts = "".join(f", {facts[key]} {key}" for key in ("truncated", "dropped") if facts[key])
     return (
         f"{facts['questions']:,} questions{few}, {facts['paragraphs']:,} paragraphs, "
-        f"{facts['articles']:,} articles{odd}"
+        f"{facts['articles']:,} articles{counts}"
     )
 
 
@@ -154,7 +168,7 @@ def _scores(scores: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In words."""
+    """A duration in hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (

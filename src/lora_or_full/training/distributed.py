@@ -15,31 +15,7 @@ if TYPE_CHECKING:
     import lightning as L  # seconds, which run.py spends only when a run begins
 
 T = TypeVar("T")
-# Where torchrun and SLURM tell a process its number among all; Lightning's launcher, and who starts
-# a process on each machine by hand.
-OF_ALL, BY_HAND = ("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "NODE_RANK")
-MEETING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")  # what the second need
 STOPS = (signal.SIGINT, signal.SIGTERM)
-
-
-def is_first() -> bool:
-    """Whether this process is the first of its run, which alone writes and tells."""
-    return not any(int(os.environ.get(name) or 0) for name in (*OF_ALL, *BY_HAND))
-
-
-def check_meeting(machines: int) -> None:
-    """Refuse a run on several `machines` that could not find each other.
-
-    Raises:
-        UserError: with what is to be set.
-    """
-    unset = [name for name in MEETING if name not in os.environ]
-    if machines > 1 and unset and not any(name in os.environ for name in OF_ALL):
-        raise UserError(
-            f"trainer.num_nodes={machines}: {', '.join(unset)} must be set on each machine. "
-            "MASTER_ADDR and MASTER_PORT say where the first one is, NODE_RANK which one it is, "
-            "from 0; torchrun and SLURM's srun set what is needed (docs/slurm.sh)."
-        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a run logs beside Lightning's scalars: metrics.csv, answers as text, and its results."""
+"""What a run logs besides Lightning's scalars: metrics.csv, answers as text, and results."""
 
 import csv
 import html
@@ -10,10 +10,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from lit_module import LitQuestionAnswering
+from lora_or_full.config.schema import Config
 from lora_or_full.evaluation.predictions import Prediction
+from lora_or_full.processes import is_first_process
 from lora_or_full.runs import store
-from lora_or_full.training.distributed import is_first
 
 COLUMNS = (
     "epoch",
@@ -29,15 +29,19 @@ SHOWN = 8  # answers in TensorBoard each epoch
 
 
 class MetricsFile(Logger):
-    """metrics.csv, a row each time something is logged.
+    """Writes metrics.csv, one row each time something is logged.
 
-    A resumed run keeps the rows up to its first `step` and goes on behind them.
+    Lightning's CSVLogger starts its file anew when a run resumes; this one keeps earlier rows.
+
+    Args:
+        file: Path of metrics.csv.
+        step: Optimizer step that the run resumes from; rows from it on are dropped.
     """
 
     def __init__(self, file: Path, step: int) -> None:
         super().__init__()
         self.file = file
-        if not is_first():
+        if not is_first_process():
             return
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS)
@@ -47,27 +51,30 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
+        """Name of the logger, as Lightning asks for it."""
         return "metrics"
 
     @property
     def version(self) -> str:
+        """No version: a run has one metrics.csv."""
         return ""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if not is_first():
+        """Append a row."""
+        if not is_first_process():
             return
         with self.file.open("a", newline="") as out:
             csv.DictWriter(out, COLUMNS).writerow({**metrics, "step": step})
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
+        """Log nothing: config.yaml has them."""
 
 
 class SampleAnswers(L.Callback):
     """Shows some answers of each epoch's validation as text in TensorBoard."""
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LitQuestionAnswering)
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Take the module's `samples` (predictions) and show the first ones by id."""
         shown = sorted(pl_module.samples, key=lambda prediction: prediction["id"])[:SHOWN]
         pl_module.samples = []
         for logger in trainer.loggers:
@@ -77,7 +84,7 @@ class SampleAnswers(L.Callback):
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, without what was cut off or damaged; none where there is none."""
+    """Rows of a metrics.csv, without cut or damaged ones; none if there is no file."""
     if not file.is_file():
         return []
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
@@ -86,7 +93,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def answers_table(predictions: list[Prediction]) -> str:
-    """Questions, gold answers and predictions as Markdown, their own markup shown as it is."""
+    """Format questions, gold answers and predictions as Markdown, their own markup escaped."""
     lines = ["| question | answers | prediction | F1 |", "|---|---|---|---|"]
     for p in predictions:
         cells = [
@@ -104,11 +111,19 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
 
 
-def log_results(trainer: L.Trainer, results: dict[str, Any], wrong: list[Prediction]) -> None:
-    """Fill TensorBoard's HPARAMS tab, and show some `wrong` answers to the test questions."""
-    config = results["config"]
-    keys = ("mode", "lr", "rank", "seed", "mask_prompt")  # five: more are hidden at first
-    parameters = {key: config[key] for key in keys if config[key] is not None}
+def log_results(
+    trainer: L.Trainer, config: Config, results: dict[str, Any], wrong: list[Prediction]
+) -> None:
+    """Fill TensorBoard's HPARAMS tab, and show wrong answers to test questions.
+
+    Args:
+        trainer: The trainer whose loggers are filled.
+        config: The run's configuration.
+        results: What results.json holds.
+        wrong: Predictions to show.
+    """
+    keys = {"mode", "lr", "rank", "seed", "mask_prompt"}  # five: TensorBoard hides more at first
+    parameters = config.model_dump(include=keys, exclude_none=True)
     best = results["epochs"][results["best_epoch"] - 1]
     metrics = {
         "test/exact_match": results["test"]["exact_match"],

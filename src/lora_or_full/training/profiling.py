@@ -1,4 +1,4 @@
-"""What a run costs while it runs: seconds, samples, tokens, and peak memory by phase."""
+"""What a run costs: seconds, samples, tokens, operations, and peak memory by phase."""
 
 import ctypes
 import gc
@@ -9,27 +9,57 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from datamodule import SquadDataModule
-from lit_module import LitQuestionAnswering
 from lora_or_full.modeling.kernels import onednn_is_faster
-from lora_or_full.training.distributed import gathered, is_first
+from lora_or_full.processes import is_first_process
+from lora_or_full.training.distributed import gathered
+
+
+class Model(Protocol):
+    """What profiling needs of the LightningModule besides Lightning's own."""
+
+    def loss_sum(self, sequences: Any, /) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum the loss over labels, and count them."""
+
+    def answers(self, batch: Any, /) -> Any:
+        """Answer a batch."""
+
+
+class Data(Protocol):
+    """What profiling needs of the LightningDataModule."""
+
+    devices: int
+
+    def train_dataloader(self) -> DataLoader:
+        """Micro-batches of an epoch."""
+
+    def val_dataloader(self) -> DataLoader:
+        """Validation batches."""
+
+    def test_dataloader(self, skip: int = 0) -> DataLoader:
+        """Test batches without the first `skip`."""
+
 
 ON_CUDA = "allocated on CUDA"
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 class PeakMemory:
-    """The peak memory since the last `reset`, in bytes, and `how` it is measured.
+    """Peak memory since the last `reset`, in bytes.
 
-    On CUDA what torch allocated on the device; elsewhere the resident set of the process, which
-    Linux alone can reset. Where it can't, the peak is that of the process so far. What is free is
-    given back to the system first, so that a phase does not count what the one before it took.
+    On CUDA it is what torch allocated on the device; elsewhere the resident set of the process.
+    Only Linux can reset the latter; elsewhere the peak is that of the whole process so far. A reset
+    first returns free memory to the system, so that a phase does not count what the one before it
+    used.
+
+    Attributes:
+        how: How the peak is measured, in words.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,12 +69,14 @@ class PeakMemory:
             self.how = "resident set, of the whole process so far"
 
     def reset(self) -> None:
+        """Start to measure anew."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             self._reset_resident()
 
     def read(self) -> int:
+        """Give the peak in bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if STATUS.is_file():
@@ -54,7 +86,7 @@ class PeakMemory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def now(self) -> int:
-        """What is taken at this moment; as `read`, it starts to count anew."""
+        """Reset, and give the memory in use in bytes."""
         self.reset()
         return self.read()
 
@@ -70,30 +102,33 @@ class PeakMemory:
 
 
 class CostMonitor(L.Callback):
-    """Measures training and evaluation apart, and keeps what it measured over an interruption.
+    """Measures training and evaluation separately, also across interruptions.
 
-    Of several devices, the questions and tokens of all, and the largest peak of one; seconds are
-    the first one's, with which the others keep step.
+    With several devices, questions and tokens are those of all, the peak is the largest of one, and
+    seconds are the first one's, with which the others keep step.
     """
 
     def __init__(self) -> None:
-        self.steps: list[float] = []  # seconds of each part of a step, validation not in it
+        self.steps: list[float] = []  # seconds of each micro-batch, without validation
         self.samples = self.tokens = 0
         self.seconds = {"train": 0.0, "evaluation": 0.0}
         self.peak = {"train": 0, "evaluation": 0}
         self.how = ""
-        # what the process holds before there is a model
+        # What the process holds before there is a model.
         self.imports = PeakMemory(torch.device("cpu")).now()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start to measure."""
         self._start(pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start to measure."""
         self._start(pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Note the time."""
         self.started = time.perf_counter()
 
     def on_train_batch_end(
@@ -104,6 +139,7 @@ class CostMonitor(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        """Add up seconds, questions and tokens."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         seconds = time.perf_counter() - self.started
@@ -113,17 +149,21 @@ class CostMonitor(L.Callback):
         self.tokens += batch["tokens"]
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read the peak of training."""
         self._read("train")
         self.evaluation_started = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read seconds and peak of evaluation."""
         self.seconds["evaluation"] += time.perf_counter() - self.evaluation_started
         self._read("evaluation")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read the peak of evaluation."""
         self._read("evaluation")
 
     def state_dict(self) -> dict[str, Any]:
+        """Measurements so far, over all devices."""
         shares = gathered((self.samples, self.tokens, self.peak))
         return {
             "steps": self.steps,
@@ -134,13 +174,14 @@ class CostMonitor(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from the measurements of a checkpoint."""
         for name, value in state_dict.items():
             setattr(self, name, value)
-        if not is_first():  # which goes on counting for all
+        if not is_first_process():  # the first one counts for all
             self.samples = self.tokens = 0
 
     def summary(self) -> dict[str, Any]:
-        """Seconds, rates and peaks; the first part of a step counts as warm-up."""
+        """Give seconds, rates and peaks; the first micro-batch counts as warm-up."""
         of_all = self.state_dict()
         busy = sum(self.steps[1:])
         devices = len(gathered(None))
@@ -170,9 +211,10 @@ class CostMonitor(L.Callback):
 
 
 def operation_counter() -> FlopCounterMode:
-    """Counts floating-point operations of matrix products, those of oneDNN too.
+    """Give a counter of the operations of matrix products, oneDNN's included.
 
-    Of the fused attention of CPUs torch counts none."""
+    Torch counts none for the fused attention of CPUs.
+    """
 
     def product(left: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: Any) -> int:
         return 2 * left[0] * left[1] * right[0]
@@ -181,20 +223,19 @@ def operation_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=own)
 
 
-def profile_step(
-    module: LitQuestionAnswering, data: SquadDataModule, trainer: L.Trainer
-) -> dict[str, Any]:
-    """Of what the memory and the arithmetic of a training step consist, at the largest of the first
-    batches.
+def profile_step(module: L.LightningModule, data: Data, trainer: L.Trainer) -> dict[str, Any]:
+    """Measure the memory and arithmetic of a training step, at the largest of the first batches.
 
-    Bytes of weights, of their gradients, of the optimizer's state, and of the activations that the
-    backward pass needs (the tensors that autograd saves, weights not counted); floating-point
-    operations forward and backward; the batch's questions and tokens.
+    Returns:
+        Bytes of the weights, their gradients, the optimizer's state, and the activations for the
+        backward pass (the tensors that autograd saves, without weights); floating-point operations
+        forward and backward; questions and tokens of the batch.
     """
-    module.to(trainer.strategy.root_device)  # which Lightning takes it from at the end of a fit
+    device = trainer.strategy.root_device
+    module.to(device)  # Lightning moves it away at the end of a fit
     first = itertools.islice(data.train_dataloader(), 200)
     batch = max(first, key=lambda batch: int(batch["tokens"]))
-    batch = module.transfer_batch_to_device(batch, module.device, 0)
+    batch = module.transfer_batch_to_device(batch, device, 0)
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in module.parameters()}
     saved: dict[int, int] = {}
 
@@ -208,7 +249,7 @@ def profile_step(
     module.zero_grad()
     with trainer.precision_plugin.forward_context(), operation_counter() as forward:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss, _ = module.loss_sum(batch["sequences"])
+            loss, _ = cast(Model, module).loss_sum(batch["sequences"])
         activations = sum(saved.values())
     with operation_counter() as backward:
         loss.backward()
@@ -227,20 +268,20 @@ def profile_step(
     }
 
 
-def estimate(
-    module: LitQuestionAnswering, data: SquadDataModule, trainer: L.Trainer, tests: int
+def estimate_duration(
+    module: L.LightningModule, data: Data, trainer: L.Trainer, tests: int
 ) -> float:
-    """Seconds that the whole run will take, from a few batches timed now.
+    """Estimate the seconds of the whole run from a few batches timed now.
 
-    `tests` is how often the test set will be answered.
+    Args:
+        module: The model.
+        data: Its data.
+        trainer: The trainer of the run.
+        tests: How often the test set will be answered.
     """
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    module.to(device)
-    training, validation, test = (
-        data.train_dataloader(),
-        data.val_dataloader(),
-        data.test_dataloader(),
-    )
+    model = cast(Model, module.to(device))
+    training, test = data.train_dataloader(), data.test_dataloader()
 
     def timed(batch: Any, work: Callable[[Any], Any]) -> float:
         batch = module.transfer_batch_to_device(batch, device, 0)
@@ -251,16 +292,17 @@ def estimate(
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    batches = [batch for _, batch in zip(range(4), training, strict=False)]
     seconds = [
-        timed(batch, lambda b: module.loss_sum(b["sequences"])[0].backward()) for batch in batches
+        timed(batch, lambda b: model.loss_sum(b["sequences"])[0].backward())
+        for batch in itertools.islice(training, 4)
     ]
     module.zero_grad()
     step = statistics.mean(seconds[1:] or seconds)
     module.eval()
     middle = next(iter(data.test_dataloader(skip=data.devices * (len(test) // 2))))
     with torch.no_grad():
-        answer = timed(middle, module.answers)
+        answer = timed(middle, model.answers)
     module.train()
+    validation = answer * len(data.val_dataloader())
     epochs = trainer.max_epochs or 1
-    return epochs * (step * len(training) + answer * len(validation)) + tests * answer * len(test)
+    return epochs * (step * len(training) + validation) + tests * answer * len(test)
