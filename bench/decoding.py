@@ -40,7 +40,7 @@ from lora_or_full.generation.context_session import Continuation
 from lora_or_full.generation.decoding import text_of
 from lora_or_full.generation.predictor import Predictor, finished_record, load, quiet_transformers
 from lora_or_full.modeling.precision import autocast_for
-from lora_or_full.report.stats.paired import over_questions
+from lora_or_full.report.stats.paired import paragraph_bootstrap
 
 BEAM = 5
 WORD = re.compile(r"\w+|[^\w\s]")  # where spans begin
@@ -251,7 +251,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
         for metric in ("exact_match", "f1"):
             own = np.array([row[f"{kind}_{metric}"] for row in rows])
             greedy = np.array([row[f"greedy_{metric}"] for row in rows])
-            of = over_questions((own - greedy)[None], paragraphs)
+            of = paragraph_bootstrap((own - greedy)[None], paragraphs)
             interval = "" if of.interval is None else "[{:+.1f}, {:+.1f}]".format(*of.interval)
             cells += [f"{own.mean():.1f}", f"{of.mean:+.1f} {interval}"]
         sure = torch.tensor([math.exp(row[f"{kind}_log_probability"]) for row in rows])

@@ -1,4 +1,4 @@
-"""Draw which token may_attend which where questions share their context, from qa.packing itself.
+"""Draw which token attends to which where questions share their context, by the model's own code.
 
 python scripts/draw_mask.py
 """

@@ -14,7 +14,6 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
-from lora_or_full.processes import is_first_process
 
 from datamodule import SquadDataModule
 from lit_module import LitQuestionAnswering
@@ -27,6 +26,7 @@ from lora_or_full.evaluation.predictions import Prediction, scores
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.modeling.loading import load_tokenizer, max_positions
 from lora_or_full.modeling.precision import device_name, resolve_precision
+from lora_or_full.processes import is_first_process, stop_signals_to
 from lora_or_full.runs import provenance, store
 from lora_or_full.training import console
 from lora_or_full.training.checkpoint import (
@@ -34,7 +34,6 @@ from lora_or_full.training.checkpoint import (
     CheckedCheckpointIO,
     Journal,
     RunCheckpoint,
-    StopSignal,
     check_room,
     resume_point,
 )
@@ -73,10 +72,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     checkpoints, answered = folder / "checkpoints", folder / "predictions.partial.jsonl"
     # What the first process finds holds for all: files may change between their looks.
     last, step = resume_point(checkpoints) if is_first_process() else (None, 0)
-    stop = StopSignal()
-    checkpoint = RunCheckpoint(checkpoints, 60 * config.checkpoint_minutes, stop)
+    checkpoint = RunCheckpoint(checkpoints, 60 * config.checkpoint_minutes)
     trainer = build_trainer(config, folder, step, [checkpoint, cost])
-    with stop, connected(trainer):
+    with stop_signals_to(checkpoint.request_stop), connected(trainer):
         check_alike(folder, config.trainer.precision)
         data.deal(trainer.world_size, trainer.global_rank)
         cached = baseline_cache.path(

@@ -21,8 +21,8 @@ from datamodule import EvaluationBatch
 from lora_or_full.config.schema import Config
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.errors import UserError
-from lora_or_full.evaluation.predictions import Prediction, prediction
-from lora_or_full.generation.decoding import Answer, greedy, stop_ids
+from lora_or_full.evaluation.predictions import Answer, Prediction, prediction
+from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.kv_cache import shares_context
 from lora_or_full.modeling import trained_weights
 from lora_or_full.modeling.kernels import speed_up_full

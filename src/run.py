@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def main() -> None:
             task = sweep_job(sweep)
     with contextlib.ExitStack() as stack:
         if sweep:
-            stack.enter_context(report_user_errors(sweep.folder))
+            stack.enter_context(command_line_errors(sweep.folder))
             stack.enter_context(sweep.reported())
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
 
@@ -51,7 +51,7 @@ def main() -> None:
 def one_run(composed: DictConfig) -> None:
     """Run the job that Hydra has composed, in the folder that Hydra has chosen."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with report_user_errors(folder):
+    with command_line_errors(folder):
         run_in_folder(validate(to_dict(composed)), folder)
 
 
@@ -65,7 +65,7 @@ def sweep_job(sweep: Sweep) -> Callable[[DictConfig], None]:
         if sweep.jobs[number].adapter is None:  # these are swept for the other modes
             of_sweep += ADAPTER_KEYS
         words = [w for w in hydra_config.overrides.task if w.partition("=")[0] not in of_sweep]
-        with report_user_errors(sweep.folder):
+        with command_line_errors(sweep.folder):
             sweep.run(number, words)
 
     return start
@@ -129,18 +129,6 @@ def run_in_folder(config: Config, folder: Path) -> None:
         _record_end(folder, "failed", identity, error=str(reason))
         raise
     console.close(results, folder)
-
-
-@contextlib.contextmanager
-def report_user_errors(folder: Path) -> Iterator[None]:
-    """Print in one line what a person can fix, and exit with code 1; other errors pass."""
-    try:
-        yield
-    except Exception as error:
-        if problem := explain(error, folder):
-            print(f"Error: {problem}", file=sys.stderr)
-            sys.exit(1)
-        raise
 
 
 def _quiet_thread_errors(raised: threading.ExceptHookArgs) -> None:

@@ -16,7 +16,7 @@ import datasets
 import hypothesis
 import pytest
 import torch
-from arms import FULL
+from configs import FULL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from datamodule import SquadDataModule
+from lora_or_full.config import compose
+from lora_or_full.config.schema import validate
 from lora_or_full.data import prompt
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.data.splits import NAMES, Splits
@@ -29,38 +30,31 @@ def make(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, squad_file: Callable[..., Path]
 ) -> Make:
     """`make(**changes)`, over two files: 18 questions to train on, 6 to validate, 16 to test."""
-    splits = Splits(
-        path=str(squad_file(tmp_path / "train.json", articles=4, seed=1)),
-        test_path=str(squad_file(tmp_path / "test.json", articles=2, questions=4, seed=2)),
-        split_by="article",
-        draw_by="question",
-        split_seed=0,
-        train_size=None,
-        validation_size=None,
-        test_size=None,
-        validation_articles=0.25,
-        test_articles=0.25,
-        unanswerable="refuse",
-        misaligned="refuse",
-        seed=0,
-        cache_dir=tmp_path / "cache",
-    )
+    files = [
+        squad_file(tmp_path / "train.json", articles=4, seed=1),
+        squad_file(tmp_path / "test.json", articles=2, questions=4, seed=2),
+    ]
 
-    def made(**changes: Any) -> SquadDataModule:
-        settings: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "splits": replace(splits, **changes.pop("splits", {})),
-            "batch_size": 4,
-            "eval_batch_size": 5,
-            "max_length": 400,
-            "max_prompt_length": 400,
-            "positions": 512,
-            "mask_prompt": True,
-            "packed_length": None,
-            "parts": 1,
-            "cache_dir": tmp_path / "cache",
-        }
-        return SquadDataModule(**settings | changes)
+    def made(
+        tokenizer: PreTrainedTokenizerBase = tokenizer,
+        positions: int = 512,
+        packed_length: int | None = None,
+        max_prompt_length: int = 400,
+        micro_batches: int = 1,
+        data: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> SquadDataModule:
+        values = compose.compose([], [])
+        values["data"] |= {
+            "path": str(files[0]), "test_path": str(files[1]), "train_size": None,
+            "validation_size": None, "validation_articles": 0.25,
+        } | (data or {})  # fmt: skip
+        values["trainer"]["accumulate_grad_batches"] = micro_batches
+        own = {"seed": 0, "eval_batch_size": 5, "max_length": 400, "cache_dir": str(tmp_path / "c")}
+        made = SquadDataModule(validate(values | own | changes), tokenizer, positions)
+        made.packed_length = packed_length
+        made.max_prompt_length = max_prompt_length
+        return made
 
     return made
 
@@ -121,7 +115,7 @@ def _by_id(module: SquadDataModule, name: str) -> dict[str, dict[str, Any]]:
 
 def _ids(module: SquadDataModule, row: dict[str, Any]) -> list[int]:
     """The tokens of a row: prompt and answer."""
-    return module._parts(row).prompt + row["answer_ids"]
+    return module._prompt(row).prompt + row["answer_ids"]
 
 
 # TokenizedQuestions and labels
@@ -269,7 +263,7 @@ def test_the_gold_of_a_long_context_survives_in_training_and_evaluation_does_not
     path = _write(tmp_path / "long.json", [(context, "Who came?", answer)] * 2)
     test_path = _write(tmp_path / "other.json", [(context, "Who came?", answer)])
     splits = {"path": path, "test_path": test_path, "validation_articles": 0.5}
-    module = _ready(make(splits=splits, max_length=130, max_prompt_length=130))
+    module = _ready(make(data=splits, max_length=130, max_prompt_length=130))
     [row] = module.train
     assert row["context_cut"]
     kept = module.tokenizer.decode(row["context_ids"])
@@ -278,7 +272,7 @@ def test_the_gold_of_a_long_context_survives_in_training_and_evaluation_does_not
     for name in ("validation", "test"):
         [row] = getattr(module, name)
         assert row["context_cut"]
-        assert len(module._parts(row).prompt) == 130
+        assert len(module._prompt(row).prompt) == 130
         assert row["context_ids"] == whole[: len(row["context_ids"])]
         if before == 12:
             assert answer not in module.tokenizer.decode(row["context_ids"])
@@ -287,7 +281,7 @@ def test_the_gold_of_a_long_context_survives_in_training_and_evaluation_does_not
 def test_the_marked_gold_survives_not_another_place_of_its_text(make: Make, tmp_path: Path) -> None:
     context = f"Ada was not there. {FILLING * 12}But the mill was built by Ada herself."
     path = _write(tmp_path / "twice.json", [(context, "By whom?", "Ada")] * 2)
-    module = _ready(make(splits={"path": path, "validation_articles": 0.5}, max_length=130))
+    module = _ready(make(data={"path": path, "validation_articles": 0.5}, max_length=130))
     [row] = module.train
     assert "built by Ada" in module.tokenizer.decode(row["context_ids"])
 
@@ -298,7 +292,7 @@ def test_a_gold_that_stands_nowhere_leaves_the_beginning_of_the_context(
     path = Path(_write(tmp_path / "nowhere.json", [(FILLING * 12 + "Ada", "Who?", "Ada")] * 2))
     path.write_text(path.read_text("utf-8").replace('"text": "Ada"', '"text": "Bruno"'), "utf-8")
     splits = {"path": str(path), "validation_articles": 0.5, "misaligned": "repair"}
-    module = _ready(make(splits=splits, max_length=130))
+    module = _ready(make(data=splits, max_length=130))
     [row] = module.train
     whole = prompt.encode(module.tokenizer, [prompt.context_text(FILLING * 12 + "Ada")])[0]
     assert row["context_ids"] == whole[: len(row["context_ids"])]
@@ -311,7 +305,7 @@ def test_a_training_row_without_room_for_context_is_dropped_and_counted(
     long = "And who, of all that sang, was it that came to the mill? " * 10
     rows = [("It was Ada who came.", question, "Ada") for question in ("Who?", long)] * 4
     path = _write(tmp_path / "some.json", rows)
-    module = _ready(make(splits={"path": path, "validation_articles": 0.25}, max_length=100))
+    module = _ready(make(data={"path": path, "validation_articles": 0.25}, max_length=100))
     assert {row["question"] for row in module.train} == {"Who?"}
     facts = module.facts["train"]
     assert facts["dropped"] > 0
@@ -430,8 +424,8 @@ def test_an_epoch_holds_each_row_once_and_each_step_counts_its_labels(
     parts: int, draw_by: str, mask_prompt: bool, packed_length: int | None, make: Make
 ) -> None:
     module = _ready(make(
-        parts=parts, mask_prompt=mask_prompt, packed_length=packed_length,
-        splits={"draw_by": draw_by},
+        micro_batches=parts, mask_prompt=mask_prompt, packed_length=packed_length,
+        data={"draw_by": draw_by},
     ))  # fmt: skip
     batches = list(module.train_dataloader())
     assert len(module.train) == 18
@@ -451,7 +445,7 @@ def test_rows_of_a_paragraph_are_trained_on_together_where_they_were_drawn_toget
 ) -> None:
     """Three questions a paragraph, in steps of three."""
     for draw_by, paragraphs in (("paragraph", {1}), ("question", {1, 2, 3})):
-        module = _ready(make(batch_size=3, splits={"draw_by": draw_by}))
+        module = _ready(make(batch_size=3, data={"draw_by": draw_by}))
         steps = [rows for rows, _ in module.train_dataloader().sampler]
         held = [{module.train[row]["paragraph"] for row in rows} for rows in steps]
         assert {len(numbers) for numbers in held} <= paragraphs
@@ -462,7 +456,7 @@ def test_rows_of_a_paragraph_are_trained_on_together_where_they_were_drawn_toget
 def test_a_part_without_rows_has_tokens_but_no_label_that_counts(
     packed_length: int | None, make: Make
 ) -> None:
-    module = _ready(make(parts=4, packed_length=packed_length))
+    module = _ready(make(micro_batches=4, packed_length=packed_length))
     batches = list(module.train_dataloader())
     empty = [batch for batch in batches if batch["samples"] == 0]
     assert len(empty) == 2  # the last step has 2 rows for 4 parts
@@ -481,7 +475,7 @@ def test_training_batches_depend_on_the_seed_and_not_on_torch(make: Make) -> Non
     def tokens(seed: int, torch_seed: int) -> list[list[list[int]]]:
         with torch.random.fork_rng():
             torch.manual_seed(torch_seed)
-            module = _ready(make(splits={"seed": seed}))
+            module = _ready(make(seed=seed))
             return [b["sequences"].input_ids.tolist() for b in module.train_dataloader()]
 
     assert tokens(0, 1) == tokens(0, 2)
@@ -497,7 +491,7 @@ def test_a_second_setup_comes_from_the_cache_and_is_equal(
     first = _ready(make())
     _forbid_reading(monkeypatch)
     second = _ready(
-        make(batch_size=2, eval_batch_size=3, parts=2, mask_prompt=False, packed_length=9)
+        make(batch_size=2, eval_batch_size=3, micro_batches=2, mask_prompt=False, packed_length=9)
     )
     assert second.facts == first.facts
     for name in NAMES:
@@ -518,16 +512,16 @@ def _other_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
         {"max_length": 399},
         {"max_prompt_length": 399},
         {"tokenizer": "another"},
-        {"splits": {"seed": 1}},
-        {"splits": {"split_seed": 1}},
-        {"splits": {"split_by": "question"}},
-        {"splits": {"draw_by": "paragraph"}},
-        {"splits": {"train_size": 5}},
-        {"splits": {"validation_size": 5}},
-        {"splits": {"test_size": 5}},
-        {"splits": {"validation_articles": 0.5}},
-        {"splits": {"unanswerable": "drop"}},
-        {"splits": {"misaligned": "repair"}},
+        {"seed": 1},
+        {"data": {"split_seed": 1}},
+        {"data": {"split_by": "question"}},
+        {"data": {"draw_by": "paragraph"}},
+        {"data": {"train_size": 5}},
+        {"data": {"validation_size": 5}},
+        {"data": {"test_size": 5}},
+        {"data": {"validation_articles": 0.5}},
+        {"data": {"unanswerable": "drop"}},
+        {"data": {"misaligned": "repair"}},
     ],
     ids=str,
 )
@@ -546,7 +540,7 @@ def test_a_change_of_the_files_misses_the_cache(
     make: Make, squad_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _ready(make())
-    squad_file(Path(str(first.splits.path)), articles=4, seed=3)
+    squad_file(Path(str(first.config.data.path)), articles=4, seed=3)
     second = _ready(make())
     assert not set(second.train.column("id")) & set(first.train.column("id"))
     assert second.facts["source"] != first.facts["source"]
@@ -560,7 +554,7 @@ def test_a_build_that_fails_leaves_nothing_that_a_next_one_takes_for_whole(
 ) -> None:
     with pytest.raises(UserError):
         make(max_length=10).setup()
-    module = make(splits={"path": str(tmp_path / "none.json")})
+    module = make(data={"path": str(tmp_path / "none.json")})
     for _ in range(2):
         with pytest.raises(UserError, match=r"There is no file .*none\.json"):
             module.setup()

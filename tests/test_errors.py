@@ -1,4 +1,4 @@
-"""What a person reads: one line of what is lacking, which data can't steer."""
+"""What users read: one line with the problem, in which data can't control the terminal."""
 
 import errno
 import os
@@ -45,24 +45,24 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         ),
     ],
 )
-def test_what_the_machine_lacks_is_told_in_a_line(
+def test_errors_of_storage_memory_and_devices_are_explained_in_one_line(
     error: Exception, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").touch()
-    told = str(explain(error, tmp_path))
-    assert words.format(folder=tmp_path) in told
-    assert told.endswith(f"python src/run.py resume='{tmp_path}'")
-    assert "\n" not in told
-    if told.startswith("The memory"):
-        assert all(key in told for key in ("batch_size", "eval_batch_size", "max_length"))
+    message = str(explain(error, tmp_path))
+    assert words.format(folder=tmp_path) in message
+    assert message.endswith(f"python src/run.py resume='{tmp_path}'")
+    assert "\n" not in message
+    if message.startswith("The memory"):
+        assert all(key in message for key in ("batch_size", "eval_batch_size", "max_length"))
 
 
-def test_torch_says_what_is_looked_for_when_the_processor_has_no_memory(tmp_path: Path) -> None:
+def test_torchs_own_message_of_full_memory_is_recognized(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 52)
-    told = str(explain(raised.value, tmp_path))
-    assert told.startswith("The memory is full (")
-    assert told.endswith("the same command again")  # there is no run yet that could go on
+    message = str(explain(raised.value, tmp_path))
+    assert message.startswith("The memory is full (")
+    assert message.endswith("the same command again")  # there is no run yet to resume
 
 
 def test_any_other_error_keeps_its_trace(tmp_path: Path) -> None:
@@ -70,33 +70,33 @@ def test_any_other_error_keeps_its_trace(tmp_path: Path) -> None:
     assert explain(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), tmp_path) is None
 
 
-def test_what_a_person_asked_wrongly_is_told_as_it_is(tmp_path: Path) -> None:
+def test_a_user_error_is_returned_unchanged(tmp_path: Path) -> None:
     error = UserError("lr=0: must be a number above 0.")
     assert explain(error, tmp_path) is error
 
 
-def test_a_message_keeps_its_lines_and_spells_out_what_is_not_printed() -> None:
+def test_a_message_keeps_its_lines_and_escapes_unprintable_characters() -> None:
     message = str(UserError("one\ntwo \x1b[31m\u202e\ud800\x00 é 東京"))
     assert message == "one\ntwo \\x1b[31m\\u202e\\ud800\\x00 é 東京"
     message.encode()
 
 
-def test_the_first_line_is_one_that_says_something() -> None:
+def test_the_first_line_is_not_blank() -> None:
     assert first_line(ValueError("\n \n what\nmore")) == " what"
     assert first_line(ValueError()) == first_line(ValueError("\n")) == "ValueError"
 
 
-def test_of_many_or_long_names_a_few_are_listed() -> None:
+def test_few_of_many_and_parts_of_long_names_are_listed() -> None:
     assert listed(["a", 3, "b\n"]) == r"a, 3, 'b\n'"
-    assert listed(map(str, range(30))).endswith(f"19 and {30 - errors.MOST} more")
-    assert len(listed(["x" * 10**6])) == errors.LONGEST + len("...")
+    assert listed(map(str, range(30))).endswith(f"19 and {30 - errors.MAX_NAMES} more")
+    assert len(listed(["x" * 10**6])) == errors.MAX_LENGTH + len("...")
 
 
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [(UserError("No."), 1, "Error: No.\n"), (KeyboardInterrupt(), 130, "Stopped.\n")],
 )
-def test_a_command_ends_with_a_line(
+def test_a_command_ends_with_one_line(
     raised: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end, command_line_errors():
@@ -106,8 +106,11 @@ def test_a_command_ends_with_a_line(
 
 
 @pytest.mark.parametrize("shown", ["print('x' * 100_000)", "print('x')", "sys.exit(print('x'))"])
-def test_a_command_that_nobody_reads_says_nothing(shown: str) -> None:
-    code = f"import sys\nfrom lora_or_full import errors\nwith errors.command_line_errors():\n    sys.stdin.read()\n    {shown}"
+def test_a_command_with_a_closed_pipe_prints_nothing(shown: str) -> None:
+    code = (
+        "import sys\nfrom lora_or_full.errors import command_line_errors\n"
+        f"with command_line_errors():\n    sys.stdin.read()\n    {shown}"
+    )
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe,

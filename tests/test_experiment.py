@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from arms import FULL
+from configs import FULL
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -40,8 +40,8 @@ def test_a_split_that_is_smaller_than_asked_for_is_told(
     settings["data"] |= {"train_size": 1234, "validation_size": 3}
     results = experiment.run(validate(settings), tmp_path / "run")
     told = capsys.readouterr().out
-    assert f"{results['data']['train']['questions']} questions of 1,234 asked for" in told
-    assert told.count("asked for") == 1
+    assert f"{results['data']['train']['questions']} questions of 1,234 requested" in told
+    assert told.count("requested") == 1
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_lengths_over_the_models_are_refused(
     ("trainer", "message"),
     [
         ({"max_epoch": 3}, "no key 'trainer.max_epoch'. Did you mean trainer.max_epochs"),
-        ({"accelerator": "gpu2"}, "Lightning refuses"),
+        ({"accelerator": "gpu2"}, "trainer.accelerator=gpu2: must be auto or cpu"),
         ({"precision": "12-true"}, "Lightning refuses"),
         ({"devices": 5}, "batch_size=4 questions can't be dealt to 5"),
         ({"devices": 2, "accumulate_grad_batches": 3}, "can't be dealt to 6"),

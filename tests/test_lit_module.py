@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from arms import FULL
+from configs import FULL
 from torch.nn.functional import cross_entropy
 
 import experiment

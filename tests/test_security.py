@@ -20,6 +20,7 @@ import pyarrow
 import pytest
 import torch
 import yaml
+from configs import make_splits
 from pyarrow import parquet
 
 from lora_or_full.data.splits import Splits
@@ -125,12 +126,7 @@ def test_code_in_a_models_folder_is_never_run(
 
 
 def splits(path: Path, tmp_path: Path) -> Splits:
-    return Splits(
-        path=str(path), test_path=None, split_by="article", draw_by="question", split_seed=0,
-        train_size=None, validation_size=None, test_size=None, validation_articles=0.2,
-        test_articles=0.2, unanswerable="refuse", misaligned="refuse", seed=0,
-        cache_dir=tmp_path / "cache",
-    )  # fmt: skip
+    return make_splits(path, tmp_path / "cache", validation_articles=0.2)
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.parquet"])
@@ -223,6 +219,7 @@ def test_what_data_is_called_stays_in_the_runs_folder(
 ) -> None:
     """Ids, titles, contexts, questions and answers that are paths and markup."""
     from experiment import run
+    from lora_or_full.config.schema import validate
 
     for name in ("path", "test_path"):
         file = Path(settings["data"][name])
@@ -242,7 +239,7 @@ def test_what_data_is_called_stays_in_the_runs_folder(
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
     before = set(tmp_path.rglob("*"))
-    run(settings, folder)
+    run(validate(settings), folder)
     made = set(tmp_path.rglob("*")) - before
     inside = (folder, tmp_path / "cache")
     assert all(any(place in (path, *path.parents) for place in inside) for path in made)

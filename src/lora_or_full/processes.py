@@ -1,12 +1,17 @@
-"""Which process of a run this is, told by the environment that its launcher sets. No torch."""
+"""The processes of a run: which one is the first, and how they handle stop signals. No torch."""
 
 import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from lora_or_full.errors import UserError
 
 # Set by torchrun and SLURM; set by Lightning's launcher, or by hand for a process per machine.
 RANK_OF_ALL, RANK_BY_HAND = ("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "NODE_RANK")
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")  # needed by processes started by hand
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def is_first_process() -> bool:
@@ -30,3 +35,14 @@ def check_rendezvous(machines: int) -> None:
             "MASTER_ADDR and MASTER_PORT say where the first one is, NODE_RANK which one it is, "
             "from 0; torchrun and SLURM's srun set what is needed (docs/slurm.sh)."
         )
+
+
+@contextmanager
+def stop_signals_to(handler: Callable[[int, Any], Any] | signal.Handlers) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM by `handler`, and restore the handlers before at the end."""
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, restored in before.items():
+            signal.signal(number, restored)

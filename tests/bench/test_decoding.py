@@ -13,8 +13,7 @@ from decoding import Tree, beam, most_probable_span, read, span_tree
 from lora_or_full.data import prompt
 from lora_or_full.data.squad import Question
 from lora_or_full.generation.decoding import text_of
-from lora_or_full.generation.predictor import load
-from lora_or_full.generation.predictor import Predictor
+from lora_or_full.generation.predictor import Predictor, load
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +69,11 @@ def test_spans_are_those_of_words_and_signs_within_a_line(run: Predictor) -> Non
 def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_the_most_probable(run: Predictor) -> None:
     asked = [(question.context, question.question) for question in QUESTIONS]
     for (_, behind, scores, _), given in zip(read(run, QUESTIONS), run.answers(asked), strict=True):
-        (greedy,) = beam(behind.copy(), scores, run.max_new_tokens, 1)
+        (greedy,) = beam(behind.copy(), scores, run.config.max_new_tokens, 1)
         assert given.answer is not None
         assert text_of(run.tokenizer, greedy.ids) == given.answer.text
         assert greedy.whole == given.answer.ended
-        several = beam(behind.copy(), scores, run.max_new_tokens, 5)
+        several = beam(behind.copy(), scores, run.config.max_new_tokens, 5)
         assert len({one.ids for one in several}) == len(several) == 5
         assert several[0].log_probability >= greedy.log_probability - 1e-4
         # Of one token all can be tried.

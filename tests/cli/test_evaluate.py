@@ -5,13 +5,12 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_or_full.cli import evaluate
+from lora_or_full.cli import evaluate, main
 from lora_or_full.data import squad
 from lora_or_full.errors import UserError
 
@@ -24,10 +23,9 @@ def run(finished_runs: Runs, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def called(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate_run.py", *map(str, words)])
+def called(*words: str | Path) -> int:
     try:
-        evaluate.main()
+        main.main(["evaluate", *map(str, words)])
     except SystemExit as end:
         return int(end.code or 0)
     return 0
@@ -68,14 +66,13 @@ def test_the_command_scores_and_tells_what_was_trained_on(
     run: Path,
     finished_runs: Runs,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     squad_file: Any,
 ) -> None:
     data = squad_file(tmp_path / "new wiki.json", seed=7)
     full = tmp_path / "full"
     shutil.copytree(finished_runs["full"], full)
-    assert called(monkeypatch, run, full, data) == 0
+    assert called(run, full, data) == 0
     out, err = capsys.readouterr()
     assert "new_wiki" in out
     assert not err
@@ -83,8 +80,8 @@ def test_the_command_scores_and_tells_what_was_trained_on(
         results, predictions, _ = record_of(place / "evaluations" / "new_wiki")
         assert results["test"]["questions"] == len(predictions) == 24
     training = json.loads((run / "results.json").read_text())["config"]["data"]["path"]
-    assert called(monkeypatch, run, training, "--name=training") == 0
-    told = re.search(r"has seen (\d+) of these questions", capsys.readouterr().err)
+    assert called(run, training, "--name=training") == 0
+    told = re.search(r"was trained on (\d+) of these questions", capsys.readouterr().err)
     assert told is not None
     assert int(told[1]) >= 13  # ten to train on, three to choose by
 
@@ -93,12 +90,11 @@ def test_what_can_not_be_scored_is_said_in_a_line(
     run: Path,
     gpt2_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     squad_file: Any,
 ) -> None:
     data, other = (squad_file(tmp_path / f"{n}.json", seed=n) for n in (7, 8))
-    assert called(monkeypatch, run, data, "--name=x") == 0
+    assert called(run, data, "--name=x") == 0
     capsys.readouterr()
     (tmp_path / "empty.json").write_text('{"data": []}')
     for words, message in (
@@ -109,7 +105,7 @@ def test_what_can_not_be_scored_is_said_in_a_line(
         ((gpt2_folder, data), "is no run"),
         ((tmp_path / "none", data), "no folder"),
     ):
-        assert called(monkeypatch, *words) == 1
+        assert called(*words) == 1
         err = capsys.readouterr().err
         assert err.startswith("Error: ")
         assert message in err
@@ -127,6 +123,6 @@ def test_a_full_disk_is_told(run: Path, squad_file: Any, monkeypatch: pytest.Mon
 
     data = squad_file(run.parent / "other.json", seed=7)
     questions, counts = squad.check(squad.read_files([data]), "refuse", "refuse")
-    monkeypatch.setattr(evaluate.record, "write_lines", full)
+    monkeypatch.setattr(evaluate.store, "write_lines", full)
     with pytest.raises(UserError, match="evaluations/x can't be written: No space left"):
         evaluate.evaluate(run, "x", questions, counts, None)

@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +16,7 @@ from huggingface_hub import constants, metadata_load
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lora_or_full.cli import export, model_card
+from lora_or_full.cli import export, main, model_card
 from lora_or_full.errors import UserError
 from lora_or_full.generation.predictor import load
 
@@ -30,7 +29,9 @@ def answers(place: Path, like: Path) -> tuple[list[str], list[str]]:
     recorded = [json.loads(line) for line in lines]
     contexts = json.loads((like / "contexts.json").read_text(encoding="utf-8"))
     # What was made elsewhere is asked with the defaults of conf/: here with the run's own limits.
-    run = replace(load(place, None), max_new_tokens=4, max_prompt_length=200)
+    loaded = load(place, None)
+    limits = {"max_new_tokens": 4, "max_length": 200}
+    run = replace(loaded, config=loaded.config.model_copy(update=limits))
     asked = [(contexts[str(p["paragraph"])], p["question"]) for p in recorded]
     given = [one.answer.text for one in run.answers(asked) if one.answer]
     return given, [p["prediction"] for p in recorded]
@@ -68,7 +69,7 @@ def test_what_a_merge_would_change_is_not_merged(
         LoraConfig(task_type="CAUSAL_LM", target_modules=["wte"], init_lora_weights=False),
     )
     adapted.save_pretrained(str(run / "adapter"), save_embedding_layers=False)
-    with pytest.raises(UserError, match="not as its run has written it.*resume="):
+    with pytest.raises(UserError, match="Damaged in .*resume="):
         export.export(run, tmp_path / "out", True, None, "me/mine")
     (run / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match="can't be merged"):
@@ -80,7 +81,8 @@ def test_the_card_says_what_the_record_says(finished_runs: Runs, tmp_path: Path)
     run = tmp_path / "run"
     shutil.copytree(finished_runs["lora"], run)
     results = json.loads((run / "results.json").read_text())
-    other = {"name": "poems", "test": results["test"]}
+    data = {"test": results["data"]["test"], "trained_on": None}
+    other = {"name": "poems", "data": data, "test": results["test"]}
     (run / "evaluations" / "poems").mkdir(parents=True)
     (run / "evaluations" / "poems" / "results.json").write_text(json.dumps(other))
     export.export(run, tmp_path / "out", True, None, str(tmp_path / "out"))
@@ -190,13 +192,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str, str]]:
     def call(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, words)])
         code = 0
         try:
-            export.main()
+            main.main(["export", *map(str, words)])
         except SystemExit as end:
             code = int(end.code or 0)
         return code, *capsys.readouterr()
@@ -262,7 +263,7 @@ def test_what_can_not_be_exported_is_said_in_a_line(
     (tmp_path / "full" / "thesis.tex").touch()
     lora, full = finished_runs["lora"], finished_runs["full"]
     for words, message in (
-        ((full, "--merge", "--output", tmp_path / "x"), "nothing to merge"),
+        ((full, "--merge", "--output", tmp_path / "x"), "no adapter to merge"),
         ((full, "--output", tmp_path / "full"), "holds something"),
         ((tmp_path / "none",), "no folder"),
         ((tmp_path,), "is no run"),

@@ -1,6 +1,5 @@
 """The page: what it shows of an answer, that no text becomes markup, and who may see it."""
 
-import json
 import socket
 import sys
 from html.parser import HTMLParser
@@ -10,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from lora_or_full.cli import page
+from lora_or_full.cli import main, page
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.spans import spans
 from lora_or_full.generation.predictor import Reply
+from lora_or_full.runs.reader import read_answers
 
 EVIL = "<script>alert(1)</script> & \"quotes\" 'too' {{ 7 * 7 }}"
 
@@ -30,12 +30,12 @@ class Parrot:
         self.contexts.append(context)
         return SimpleNamespace(context=context, read=90, tokens=100 if "long" in context else 90)
 
-    def ask(self, reading: Any, question: str, alternatives: int) -> list[Reply]:
+    def ask(self, session: Any, question: str, alternatives: int) -> list[Reply]:
         if not question.strip():
             raise UserError("The question is empty.")
         texts = [question.split("?")[0], "elsewhere", ""]
         return [
-            Reply(text, probability, bool(text), spans(text, reading.context))
+            Reply(text, probability, bool(text), spans(text, session.context))
             for text, probability in zip(texts, (0.625, 0.25, 0.0625), strict=True)
         ]
 
@@ -111,7 +111,7 @@ def test_each_field_has_a_label_and_each_text_its_direction(client: Any) -> None
     assert "<mark>أحمد</mark>" in text
 
 
-class PromptTokens(HTMLParser):
+class Parts(HTMLParser):
     """The tags of a page with their attributes, in order, and the text of those with an id."""
 
     def __init__(self, text: str) -> None:
@@ -136,7 +136,7 @@ class PromptTokens(HTMLParser):
 
 def test_who_listens_is_told_what_a_field_is_and_what_was_answered(client: Any) -> None:
     for question in ("Ada?", " "):
-        parts = PromptTokens(asked(client, "Ada, said Ada.", question))
+        parts = Parts(asked(client, "Ada, said Ada.", question))
         ids = [attrs["id"] for _, attrs in parts.tags if "id" in attrs]
         assert len(ids) == len(set(ids))
         named = {attrs["for"] for tag, attrs in parts.tags if tag == "label"}
@@ -168,12 +168,15 @@ def test_nothing_but_this_machine_sees_it_and_nothing_is_loaded(client: Any) -> 
     assert client.post("/", data={"context": "x" * 3_000_000}).status_code == 413
 
 
-def test_the_examples_are_test_questions_of_the_run(tmp_path: Path) -> None:
+def test_the_examples_are_test_questions_of_the_run(
+    finished_runs: dict[str, Path], tmp_path: Path
+) -> None:
     assert page.examples(tmp_path) == []
-    rows = [{"paragraph": p, "question": f"{p}{n}?"} for p in (0, 1) for n in (0, 1)]
-    (tmp_path / "contexts.json").write_text(json.dumps({"0": "zero", "1": "one"}))
-    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert page.examples(tmp_path) == [("zero", "00?"), ("one", "10?")]
+    predictions, contexts = read_answers(finished_runs["full"])
+    found = page.examples(finished_runs["full"])
+    assert len({context for context, _ in found}) == len(found) > 1
+    asked = {(contexts[str(p["paragraph"])], p["question"]) for p in predictions}
+    assert set(found) <= asked
 
 
 @pytest.mark.parametrize(
@@ -183,12 +186,10 @@ def test_the_examples_are_test_questions_of_the_run(tmp_path: Path) -> None:
 def test_what_can_not_be_served_is_said_in_a_line(
     words: list[str],
     message: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["page.py", *words])
     with pytest.raises(SystemExit, match="1"):
-        page.main()
+        main.main(["page", *words])
     err = capsys.readouterr().err
     assert err.startswith("Error: ")
     assert message in err

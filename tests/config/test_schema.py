@@ -92,7 +92,7 @@ def test_all_problems_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["adapter=null"], "rank=8: mode=lora has no adapter, and so no rank"),
+        (["adapter=null"], "rank=8: mode=lora has no rank, since it has no adapter"),
         (["~adapter"], "can't be left out: adapter"),
         (["~adapter._target_"], "can't be left out: adapter._target_"),
         (["adapter._target_=os.system"], "adapter._target_=os.system: must be the name of a PEFT"),

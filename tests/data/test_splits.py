@@ -5,11 +5,11 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from configs import changed, make_splits
 from datasets import Dataset
 
 from lora_or_full.data.splits import NAMES, Splits
@@ -34,23 +34,8 @@ def two_files(squad_file: SquadWriter, tmp_path: Path) -> Splits:
 
 
 def splits_of(path: Path, folder: Path, test_path: Path | None = None, **changes: Any) -> Splits:
-    splits = Splits(
-        path=str(path),
-        test_path=None if test_path is None else str(test_path),
-        split_by="article",
-        draw_by="question",
-        split_seed=0,
-        train_size=None,
-        validation_size=None,
-        test_size=None,
-        validation_articles=0.1,
-        test_articles=0.2,
-        unanswerable="refuse",
-        misaligned="refuse",
-        seed=0,
-        cache_dir=folder / "cache",
-    )
-    return replace(splits, **changes)
+    test = None if test_path is None else str(test_path)
+    return make_splits(path, folder / "cache", test_path=test, **changes)
 
 
 def ids(questions: list[Question]) -> list[str]:
@@ -63,7 +48,7 @@ def titles(questions: list[Question]) -> set[str]:
 
 def test_no_article_is_in_two_splits(one_file: Splits) -> None:
     for split_seed in range(40):
-        read, counts = replace(one_file, split_seed=split_seed).read()
+        read, counts = changed(one_file, split_seed=split_seed).read()
         articles = [titles(read[name]) for name in NAMES]
         assert [len(names) for names in articles] == [14, 2, 4]  # a tenth of the 16 that are left
         assert len(set.union(*articles)) == 20
@@ -72,7 +57,7 @@ def test_no_article_is_in_two_splits(one_file: Splits) -> None:
 
 
 def all_ids(splits: Splits) -> list[str]:
-    articles = json.loads(Path(str(splits.path)).read_text("utf-8"))["data"]
+    articles = json.loads(Path(str(splits.data.path)).read_text("utf-8"))["data"]
     return [qa["id"] for a in articles for p in a["paragraphs"] for qa in p["qas"]]
 
 
@@ -91,15 +76,14 @@ def test_the_seed_draws_the_training_questions_and_nothing_else(
     split_by: str, files: str, request: pytest.FixtureRequest
 ) -> None:
     sizes = {"train_size": 10, "validation_size": 5, "test_size": 7}
-    splits = replace(request.getfixturevalue(files), split_by=split_by, **sizes)
-    reads = [replace(splits, seed=seed).read()[0] for seed in range(5)]
+    splits = changed(request.getfixturevalue(files), split_by=split_by, **sizes)
+    reads = [changed(splits, seed=seed).read()[0] for seed in range(5)]
     for read in reads:
         assert [len(read[name]) for name in NAMES] == [10, 5, 7]
         assert read["validation"] == reads[0]["validation"]
         assert read["test"] == reads[0]["test"]
     assert len({tuple(ids(read["train"])) for read in reads}) == 5
-    everything = {**splits.__dict__, "train_size": None}
-    pool = set(ids(Splits(**everything).read()[0]["train"]))
+    pool = set(ids(changed(splits, train_size=None).read()[0]["train"]))
     assert all(set(ids(read["train"])) <= pool for read in reads)
 
 
@@ -107,22 +91,22 @@ def test_the_seed_draws_the_training_questions_and_nothing_else(
 def test_the_same_seeds_give_the_same_splits_and_another_split_seed_others(
     split_by: str, one_file: Splits
 ) -> None:
-    splits = replace(one_file, split_by=split_by, train_size=10, validation_size=5, test_size=7)
+    splits = changed(one_file, split_by=split_by, train_size=10, validation_size=5, test_size=7)
     assert splits.read() == splits.read()
-    other = replace(splits, split_seed=1).read()[0]
+    other = changed(splits, split_seed=1).read()[0]
     for name in NAMES:
         assert set(ids(splits.read()[0][name])) != set(ids(other[name]))
 
 
 def test_splitting_by_question_leaves_no_question_in_two_splits(two_files: Splits) -> None:
     for split_seed in range(40):
-        splits = replace(two_files, split_by="question", split_seed=split_seed)
+        splits = changed(two_files, split_by="question", split_seed=split_seed)
         read = splits.read()[0]
         train, validation = set(ids(read["train"])), set(ids(read["validation"]))
         assert [len(train), len(validation)] == [72, 8]
         assert not train & validation
         assert train | validation == set(all_ids(splits))
-        sized = replace(splits, validation_size=11).read()[0]
+        sized = changed(splits, validation_size=11).read()[0]
         assert [len(sized["train"]), len(sized["validation"])] == [69, 11]
 
 
@@ -130,7 +114,7 @@ def test_splitting_by_question_still_holds_out_whole_articles_for_the_test(
     one_file: Splits,
 ) -> None:
     for split_seed in range(10):
-        splits = replace(one_file, split_by="question", split_seed=split_seed)
+        splits = changed(one_file, split_by="question", split_seed=split_seed)
         read, counts = splits.read()
         assert len(titles(read["test"])) == 4
         assert not titles(read["test"]) & titles(read["train"] + read["validation"])
@@ -140,20 +124,20 @@ def test_splitting_by_question_still_holds_out_whole_articles_for_the_test(
 
 def test_a_size_takes_all_where_there_are_not_more(two_files: Splits) -> None:
     everything = two_files.read()
-    assert replace(two_files, train_size=72, test_size=10**9).read() == everything
-    fewer = replace(two_files, train_size=71, validation_size=7, test_size=23).read()[0]
+    assert changed(two_files, train_size=72, test_size=10**9).read() == everything
+    fewer = changed(two_files, train_size=71, validation_size=7, test_size=23).read()[0]
     assert [len(fewer[name]) for name in NAMES] == [71, 7, 23]
 
 
 def test_drawn_questions_keep_the_order_of_the_file(two_files: Splits) -> None:
     order = all_ids(two_files)
-    drawn = ids(replace(two_files, train_size=20, seed=3).read()[0]["train"])
+    drawn = ids(changed(two_files, train_size=20, seed=3).read()[0]["train"])
     assert drawn == sorted(drawn, key=order.index)
     assert len(set(drawn)) == 20
 
 
 def test_a_draw_by_question_is_the_same_in_every_version(two_files: Splits) -> None:
-    assert ids(replace(two_files, train_size=5, seed=3).read()[0]["train"]) == [
+    assert ids(changed(two_files, train_size=5, seed=3).read()[0]["train"]) == [
         "0-6-0-0",
         "0-9-1-0",
         "0-13-1-1",
@@ -172,7 +156,7 @@ def test_a_draw_by_paragraph_takes_whole_paragraphs_but_for_one(
     whole = Counter(question.context for question in everything["train"])
     assert set(whole.values()) == {4}
     for seed in range(5):
-        drawn = replace(splits, train_size=size, seed=seed).read()[0]
+        drawn = changed(splits, train_size=size, seed=seed).read()[0]
         assert len(drawn["train"]) == len(set(ids(drawn["train"]))) == size
         shares = Counter(question.context for question in drawn["train"])
         assert sum(shares[context] < whole[context] for context in shares) == (size % 4 > 0)
@@ -189,22 +173,22 @@ def test_what_is_held_out_is_drawn_by_paragraph_whatever_training_is(
     splits = splits_of(path, tmp_path, validation_articles=0.3)
     whole = Counter(question.context for question in splits.read()[0][name])
     for draw_by in ("question", "paragraph"):
-        sized = replace(splits, draw_by=draw_by, **{f"{name}_size": size})
+        sized = changed(splits, draw_by=draw_by, **{f"{name}_size": size})
         drawn = Counter(question.context for question in sized.read()[0][name])
         assert drawn.total() == size
         assert sum(drawn[context] < whole[context] for context in drawn) == (size % 4 > 0)
-        others = [replace(sized, seed=1), replace(sized, **{f"{name}_size": size + 4})]
+        others = [changed(sized, seed=1), changed(sized, **{f"{name}_size": size + 4})]
         same, larger = (set(ids(other.read()[0][name])) for other in others)
         assert set(ids(sized.read()[0][name])) == same < larger
 
 
 def test_a_draw_by_paragraph_depends_on_the_seed_alone(one_file: Splits) -> None:
-    splits = replace(one_file, draw_by="paragraph", train_size=10)
-    draws = [ids(replace(splits, seed=seed).read()[0]["train"]) for seed in (0, 1, 2, 0)]
+    splits = changed(one_file, draw_by="paragraph", train_size=10)
+    draws = [ids(changed(splits, seed=seed).read()[0]["train"]) for seed in (0, 1, 2, 0)]
     assert draws[0] == draws[3]
     assert len({tuple(drawn) for drawn in draws}) == 3
-    assert draws[0] != ids(replace(splits, draw_by="question").read()[0]["train"])
-    larger = ids(replace(splits, train_size=13).read()[0]["train"])
+    assert draws[0] != ids(changed(splits, draw_by="question").read()[0]["train"])
+    larger = ids(changed(splits, train_size=13).read()[0]["train"])
     assert set(draws[0]) < set(larger)  # the same paragraphs, and more
 
 
@@ -212,7 +196,7 @@ def test_a_larger_validation_draw_does_not_change_the_training_questions(
     two_files: Splits,
 ) -> None:
     trains = [
-        replace(two_files, train_size=10, validation_size=size).read()[0]["train"]
+        changed(two_files, train_size=10, validation_size=size).read()[0]["train"]
         for size in (1, 5, None)
     ]
     assert trains[0] == trains[1] == trains[2]
@@ -222,13 +206,13 @@ def test_an_empty_split_is_refused_with_what_there_is(
     two_files: Splits, squad_file: SquadWriter, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="The train split is empty: there are 80 questions"):
-        replace(two_files, split_by="question", validation_size=80).read()
+        changed(two_files, split_by="question", validation_size=80).read()
     empty = tmp_path / "empty.json"
     empty.write_text('{"data": []}')
     with pytest.raises(UserError, match="The test split is empty.* and 0 to test on"):
-        replace(two_files, test_path=str(empty)).read()
+        changed(two_files, test_path=str(empty)).read()
     with pytest.raises(UserError, match="The train split is empty: there are 0 questions"):
-        replace(two_files, path=str(empty), split_by="question").read()
+        changed(two_files, path=str(empty), split_by="question").read()
 
 
 @pytest.mark.parametrize(
@@ -247,13 +231,13 @@ def test_too_few_articles_are_refused(
 def test_the_order_of_a_file_does_not_change_which_articles_are_held_out(
     one_file: Splits, tmp_path: Path
 ) -> None:
-    content = json.loads(Path(str(one_file.path)).read_text("utf-8"))
+    content = json.loads(Path(str(one_file.data.path)).read_text("utf-8"))
     content["data"].reverse()
     turned = tmp_path / "turned.json"
     turned.write_text(json.dumps(content))
     for split_seed in range(5):
-        splits = replace(one_file, split_seed=split_seed)
-        read, other = splits.read()[0], replace(splits, path=str(turned)).read()[0]
+        splits = changed(one_file, split_seed=split_seed)
+        read, other = splits.read()[0], changed(splits, path=str(turned)).read()[0]
         for name in NAMES:
             assert titles(read[name]) == titles(other[name])
 
@@ -284,7 +268,7 @@ def test_articles_shared_with_the_test_set_are_counted(
 
 def test_a_question_that_is_trained_on_is_not_tested_on(two_files: Splits) -> None:
     with pytest.raises(UserError, match="80 questions of the test set are in data.path too"):
-        replace(two_files, test_path=two_files.path).read()
+        changed(two_files, test_path=two_files.data.path).read()
 
 
 def test_counts_add_up_over_pool_and_test_set(squad_file: SquadWriter, tmp_path: Path) -> None:
@@ -368,7 +352,7 @@ def test_a_hub_folder_without_train_split_is_refused(
 def test_a_folder_among_files_is_refused(squad_file: SquadWriter, tmp_path: Path) -> None:
     paths = [str(squad_file(tmp_path / "f.json")), str(tmp_path)]
     with pytest.raises(UserError, match="give one hub id or folder, or"):
-        replace(splits_of(tmp_path, tmp_path), path=paths).read()
+        changed(splits_of(tmp_path, tmp_path), path=paths).read()
 
 
 # What the cache goes by
@@ -377,17 +361,17 @@ def test_a_folder_among_files_is_refused(squad_file: SquadWriter, tmp_path: Path
 def test_the_fingerprint_is_that_of_the_content(two_files: Splits, tmp_path: Path) -> None:
     before = two_files.fingerprint()
     elsewhere = tmp_path / "elsewhere.json"
-    shutil.copy(str(two_files.path), elsewhere)
-    assert replace(two_files, path=str(elsewhere)).fingerprint() == before
+    shutil.copy(str(two_files.data.path), elsewhere)
+    assert changed(two_files, path=str(elsewhere)).fingerprint() == before
     elsewhere.write_text(elsewhere.read_text("utf-8").replace("Ada", "Adi", 1), "utf-8")
-    assert replace(two_files, path=str(elsewhere)).fingerprint() != before
-    assert replace(two_files, path=[two_files.path]).fingerprint() == before
+    assert changed(two_files, path=str(elsewhere)).fingerprint() != before
+    assert changed(two_files, path=[two_files.data.path]).fingerprint() == before
 
 
 def test_the_fingerprint_changes_with_the_roles_of_the_same_files(two_files: Splits) -> None:
-    a, b = str(two_files.path), str(two_files.test_path)
+    a, b = str(two_files.data.path), str(two_files.data.test_path)
     paths = [(a, b), (b, a), ([a, b], None), ([b, a], None), ([a, b], a), (a, [b, a]), (a, None)]
-    prints = {replace(two_files, path=p, test_path=t).fingerprint() for p, t in paths}
+    prints = {changed(two_files, path=p, test_path=t).fingerprint() for p, t in paths}
     assert len(prints) == len(paths)
 
 
@@ -437,7 +421,7 @@ def test_a_missing_file_is_named_before_anything_is_read(two_files: Splits, tmp_
     for missing in ("missing.json", "missing.parquet"):
         for key in ("path", "test_path"):
             with pytest.raises(UserError, match=f"There is no file .*{missing}"):
-                replace(two_files, **{key: str(tmp_path / missing)}).fingerprint()
+                changed(two_files, **{key: str(tmp_path / missing)}).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -453,13 +437,13 @@ def test_a_missing_file_is_named_before_anything_is_read(two_files: Splits, tmp_
 )
 def test_the_key_of_every_split_changes_with(change: dict[str, Any], one_file: Splits) -> None:
     for name in NAMES:
-        assert replace(one_file, **change).key(name) != one_file.key(name)
+        assert changed(one_file, **change).key(name) != one_file.key(name)
 
 
 def test_equal_keys_mean_equal_questions(one_file: Splits) -> None:
     """Whatever changes the questions of a split changes its key."""
     variants = [
-        replace(one_file, split_by=split_by, draw_by=draw_by, **{key: value})
+        changed(one_file, split_by=split_by, draw_by=draw_by, **{key: value})
         for split_by in ("article", "question")
         for draw_by in ("question", "paragraph")
         for key, values in {
@@ -486,6 +470,6 @@ def test_equal_keys_mean_equal_questions(one_file: Splits) -> None:
 def test_the_draw_is_in_the_key_of_the_training_split_alone(
     change: dict[str, Any], one_file: Splits
 ) -> None:
-    other = replace(one_file, **change)
-    changed = [name for name in NAMES if other.key(name) != one_file.key(name)]
-    assert changed == ["train"]
+    other = changed(one_file, **change)
+    differ = [name for name in NAMES if other.key(name) != one_file.key(name)]
+    assert differ == ["train"]

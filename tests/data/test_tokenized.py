@@ -133,7 +133,7 @@ def test_rows_that_find_no_room_leave_nothing_behind(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokenized.record, "seal", full)
+    monkeypatch.setattr(tokenized.store, "write_checksums", full)
     built = made(80, True)
     with pytest.raises(OSError, match="No space"):
         tokenized.cached(tmp_path / "cache" / "place", lambda: (built, {}))

@@ -29,6 +29,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import experiment  # noqa: F401
 import run
+from lora_or_full.cli import report  # noqa: F401
 from lora_or_full.data import fingerprints  # noqa: F401
 from lora_or_full.training import sweep
 

@@ -1,11 +1,11 @@
-"""Strikes runs, sweeps and reports with faults at random moments, and checks that nothing is lost.
+"""Injects faults into runs, sweeps and reports at random moments, and checks that nothing is lost.
 
 python tests/faults/harness.py --count=200 --seed=0
 
-After each fault: no finished run has changed, the message says in a line what happened and what to
-do, and the same command or resume= ends at the numbers of a run that was never struck. TABLE is all
-of it: which fault, at which moment, and what is then checked. A case is a fork of this process, in
-which everything is imported already, so that it takes seconds; a case that fails keeps its folder.
+After each fault: no finished run has changed, one line says what happened and what to do, and the
+same command or resume= gives the numbers of an undisturbed run. TABLE lists which fault comes at
+which moment, and what is then checked. A case is a fork of this process, in which everything is
+imported already, so that it takes seconds; a case that fails keeps its folder.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from strikes import (
 )
 from templates import KILLED, MODES, SWEEP, Templates, key_of, outcome, tree, weights_of
 
-from lora_or_full.cli import report
+from lora_or_full.cli import main as cli
 from lora_or_full.runs import store
 
 BETWEEN = {
@@ -86,8 +86,8 @@ class Case:
 Check = Callable[[Case], list[str] | None]
 
 
-def goes_on(case: Case) -> list[str] | None:
-    """A run, struck and gone on with, beside one that has finished."""
+def resumes(case: Case) -> list[str] | None:
+    """Resume a run after a fault, beside a finished run."""
     with disk(case) as place:
         folder, cache = place / "runs" / "run", case.place / "cache"
         other = place / "runs" / "finished"
@@ -105,26 +105,26 @@ def goes_on(case: Case) -> list[str] | None:
         if not met:
             return None
         (place / "filler").unlink(missing_ok=True)
-        problems = badly_told(case.fault, done, store.is_finished(folder))
+        problems = wrong_ending(case.fault, done, store.is_finished(folder))
         if not store.is_finished(folder):
             resumable = (folder / "config.yaml").is_file()
             saved = any((folder / "checkpoints").glob("*.ckpt"))
             again = case.command([f"resume={folder}"] if resumable else words)
-            problems += unwell(again)
+            problems += not_successful(again)
             if left := [file.name for file in folder.rglob(f"*{store.PARTIAL}")]:
                 problems.append(f"left half written: {', '.join(left)}")
             if "Warning" in again.err:
                 problems.append(f"something was left damaged: {again.err}")
-            if saved != ("Goes on" in again.out):
-                problems.append("it does not go on from its checkpoint")
-        problems += unlike(case.made, folder, f"{case.mode} 1")
+            if saved != ("Resumes" in again.out):
+                problems.append("it does not resume from its checkpoint")
+        problems += differences(case.made, folder, f"{case.mode} 1")
         if tree(other) != finished:
             problems.append("a finished run has changed")
         return problems
 
 
 def falls_back(case: Case) -> list[str] | None:
-    """An interrupted run of which something is damaged, gone on with."""
+    """Resume an interrupted run with a damaged file."""
     names = BETWEEN[case.moment]
     fits = [k for k in KILLED if (case.made.interrupted(case.mode, k) / names[0]).is_file()]
     folder = case.place / "run"
@@ -132,50 +132,50 @@ def falls_back(case: Case) -> list[str] | None:
     for name in names:
         damage(folder / name, case.fault, case.rng)
     done = case.command([f"resume={folder}"])
-    problems = unwell(done)
-    told = "Warning: damaged: " in done.err and all(Path(n).name in done.err for n in names)
-    if names[0].startswith("checkpoints") and not told:
-        problems.append(f"the damage is not told: {done.err}")
-    return problems + unlike(case.made, folder, f"{case.mode} 1", but=names[0])
+    problems = not_successful(done)
+    reported = "Warning: damaged: " in done.err and all(Path(n).name in done.err for n in names)
+    if names[0].startswith("checkpoints") and not reported:
+        problems.append(f"the damage is not reported: {done.err}")
+    return problems + differences(case.made, folder, f"{case.mode} 1", but=names[0])
 
 
-def made_anew(case: Case) -> list[str] | None:
-    """A run for which something in the cache is damaged."""
+def rebuilds(case: Case) -> list[str] | None:
+    """Run with a damaged file in the cache."""
     folder, cache = case.place / "run", case.place / "cache"
     shutil.copytree(case.made.place / f"cache_{case.mode}", cache)
     kind = {"tokens": "data", "scores before training": "before"}[case.moment]
     files = [f for f in (cache / kind).rglob("*") if f.is_file() and f.stat().st_size]
     damage(case.rng.choice(sorted(files)), case.fault, case.rng)
     done = case.command(case.made.words(case.mode, folder, cache))
-    problems = unwell(done)
-    if "is damaged; it is made anew." not in done.err:
-        problems.append(f"the damage is not told: {done.err}")
-    return problems + unlike(case.made, folder, f"{case.mode} 1")
+    problems = not_successful(done)
+    if "is damaged; it is" not in done.err:
+        problems.append(f"the damage is not reported: {done.err}")
+    return problems + differences(case.made, folder, f"{case.mode} 1")
 
 
-def redone(case: Case) -> list[str] | None:
-    """A sweep again, of which something that a finished run left is damaged."""
+def repeats(case: Case) -> list[str] | None:
+    """Repeat a sweep in which a finished run has a damaged file."""
     study, words = own_study(case)
     struck = study / case.rng.choice(case.made.runs).name
     key, others = key_of(struck), {f: tree(f) for f in study.iterdir() if f.is_dir()}
     del others[struck]
     damage(file_of(struck, case.moment), case.fault, case.rng)
     done = case.command(words)
-    problems = unwell(done)
+    problems = not_successful(done)
     if "Warning: damaged in" not in done.err or done.out.count("finished before") != 3:
-        problems.append(f"it is not the damaged one alone that is done again: {done}")
-    problems += unlike(case.made, struck, key)
+        problems.append(f"other runs than the damaged one are repeated: {done}")
+    problems += differences(case.made, struck, key)
     return problems + changed(others)
 
 
-def left_out(case: Case) -> list[str] | None:
-    """The report of a study in which something that a run left is damaged."""
+def leaves_out(case: Case) -> list[str] | None:
+    """Report on a study in which a run has a damaged file."""
     study, _ = own_study(case)
     struck = study / case.rng.choice(case.made.runs).name
     damage(file_of(struck, case.moment), case.fault, case.rng)
     before = tree(study)
-    done = case.command(["study", "--output=report"], main=report.main)
-    problems = unwell(done)
+    done = case.command(["report", "study", "--output=report"], main=cli.main)
+    problems = not_successful(done)
     named = json.loads((case.place / "report" / "report.json").read_text())["left_out"]
     if len(named) != 1 or struck.name not in named[0] or "damaged" not in named[0]:
         problems.append(f"the damaged run is not named: {named}")
@@ -184,8 +184,8 @@ def left_out(case: Case) -> list[str] | None:
     return problems
 
 
-def others_go_on(case: Case) -> list[str] | None:
-    """A sweep of which one job is struck; then the same sweep again."""
+def others_continue(case: Case) -> list[str] | None:
+    """Repeat a sweep of which one job met a fault."""
     study, words = own_study(case)
     struck = study / case.rng.choice(case.made.runs).name
     key = key_of(struck)
@@ -200,13 +200,13 @@ def others_go_on(case: Case) -> list[str] | None:
     for text in (f"failed: {name}", f"{struck.name}: {name}", "1 of 4 jobs failed"):
         if text not in done.err:
             problems.append(f"it does not say '{text}': {done.err}")
-    problems += unwell(case.command(words))
-    problems += unlike(case.made, struck, key)
+    problems += not_successful(case.command(words))
+    problems += differences(case.made, struck, key)
     return problems + changed(others)
 
 
-def sweep_goes_on(case: Case) -> list[str] | None:
-    """A sweep that is struck itself, with its job; then the same sweep again."""
+def sweep_resumes(case: Case) -> list[str] | None:
+    """Repeat a sweep that met a fault itself, with its job."""
     study, words = own_study(case)
     gone = {study / folder.name: key_of(folder) for folder in case.rng.sample(case.made.runs, 2)}
     for folder in gone:
@@ -218,25 +218,25 @@ def sweep_goes_on(case: Case) -> list[str] | None:
     done = case.command.end(fork)
     if not met:
         return None
-    problems = badly_told(case.fault, done, all(map(store.is_finished, gone)))
-    problems += unwell(case.command(words))
+    problems = wrong_ending(case.fault, done, all(map(store.is_finished, gone)))
+    problems += not_successful(case.command(words))
     for folder, key in gone.items():
-        problems += unlike(case.made, folder, key)
+        problems += differences(case.made, folder, key)
     return problems + changed(others)
 
 
-def written_again(case: Case) -> list[str] | None:
-    """A report that is struck while it is written; then the same report again."""
+def writes_again(case: Case) -> list[str] | None:
+    """Repeat a report that met a fault while it was written."""
     study, _ = own_study(case)
     before = tree(study)
-    words, folder = ["study", "--output=report"], case.place / "report"
+    words, folder = ["report", "study", "--output=report"], case.place / "report"
     strike = case.strike(Places(report=folder), case.made.counts["report"])
-    done = case.command(words, strike.install, report.main)
+    done = case.command(words, strike.install, cli.main)
     if not strike.met:
         return None
     whole = done.code == 0 and same_report(folder, case.made.report)
-    problems = badly_told(case.fault, done, whole)
-    problems += unwell(case.command(words, main=report.main))
+    problems = wrong_ending(case.fault, done, whole)
+    problems += not_successful(case.command(words, main=cli.main))
     if not same_report(folder, case.made.report):
         problems.append("another report came of it")
     if tree(study) != before:
@@ -252,17 +252,17 @@ def rows(
 
 FILES = ("checkpointing", "records", "cache")
 TABLE = [
-    *rows(SIGNALS, (*STEPS, *FILES, AMID, "any time"), goes_on),
-    *rows((LIMIT, FULL), ("training", "test", "checkpointing", "records"), goes_on),
-    (FULL, AMID, goes_on),
-    *rows(tuple(ERRORS), ("training", "test", *FILES), goes_on),
+    *rows(SIGNALS, (*STEPS, *FILES, AMID, "any time"), resumes),
+    *rows((LIMIT, FULL), ("training", "test", "checkpointing", "records"), resumes),
+    (FULL, AMID, resumes),
+    *rows(tuple(ERRORS), ("training", "test", *FILES), resumes),
     *rows(DAMAGE, tuple(BETWEEN), falls_back),
-    *rows(DAMAGE, ("tokens", "scores before training"), made_anew),
-    *rows(DAMAGE, OF_RUN, redone),
-    *rows(DAMAGE, OF_REPORT, left_out),
-    *rows(MEMORY, ("training", "validation", "test"), others_go_on),
-    *rows(SIGNALS, ("any time of a sweep",), sweep_goes_on),
-    *rows((*SIGNALS, *ERRORS), ("report",), written_again),
+    *rows(DAMAGE, ("tokens", "scores before training"), rebuilds),
+    *rows(DAMAGE, OF_RUN, repeats),
+    *rows(DAMAGE, OF_REPORT, leaves_out),
+    *rows(MEMORY, ("training", "validation", "test"), others_continue),
+    *rows(SIGNALS, ("any time of a sweep",), sweep_resumes),
+    *rows((*SIGNALS, *ERRORS), ("report",), writes_again),
 ]
 
 
@@ -293,13 +293,13 @@ def file_of(folder: Path, name: str) -> Path:
     return weights_of(folder) if name == "weights" else folder / name
 
 
-def badly_told(fault: str, done: Done, finished: bool) -> list[str]:
-    """What is wrong with how a struck command ended, and with what it said."""
+def wrong_ending(fault: str, done: Done, finished: bool) -> list[str]:
+    """What is wrong with how a command ended after a fault, and with its message."""
     if "Traceback" in done.err + done.out:
         return [f"a trace: {done.err}"]
     if fault == "SIGKILL":
         right = done.code == -signal.SIGKILL
-    elif done.code == 0:  # it was at its end, and came to it
+    elif done.code == 0:  # the fault came too late to matter
         right = finished
     elif fault in SIGNALS:
         # Before a run listens, SIGTERM ends it as it does any process.
@@ -313,32 +313,34 @@ def badly_told(fault: str, done: Done, finished: bool) -> list[str]:
     return [] if right else [f"ended so: {done}"]
 
 
-def unwell(done: Done) -> list[str]:
-    """What is wrong with a command that had to go well."""
+def not_successful(done: Done) -> list[str]:
+    """What is wrong with a command that had to succeed."""
     fine = done.code == 0 and "Traceback" not in done.err and "Error" not in done.err
     return [] if fine else [f"failed: {done}"]
 
 
-def unlike(made: Templates, folder: Path, key: str, but: str = "") -> list[str]:
-    """What differs between a run and the one of the same key that was never struck."""
+def differences(made: Templates, folder: Path, key: str, but: str = "") -> list[str]:
+    """What differs between a run and the undisturbed one of the same key."""
     if not store.is_finished(folder):
         return [f"{folder} is not finished: {store.damaged_files(folder)}"]
     found, wanted = outcome(folder, but), made.outcomes[key]
     expected = {name: text for name, text in wanted.files.items() if name != but}
     differ = [name for name in expected if found.files.get(name) != expected[name]]
-    if "metrics.csv" in differ and log_lacks_a_row(found.files["metrics.csv"], expected):
+    if "metrics.csv" in differ and log_misses_a_row(found.files["metrics.csv"], expected):
         differ.remove("metrics.csv")
     differ += [
         name
         for name in ("epochs", "before", "test", "samples")
         if getattr(found, name) != getattr(wanted, name)
     ]
-    return [f"other than in a run never struck: {', '.join(differ)}"] if differ else []
+    return [f"other than in an undisturbed run: {', '.join(differ)}"] if differ else []
 
 
-def log_lacks_a_row(log: bytes, expected: dict[str, bytes]) -> bool:
-    """Whether metrics.csv is as wanted but for the row that was to be written at the moment: it
-    stands in no checkpoint, and what it tells stands in results.json too."""
+def log_misses_a_row(log: bytes, expected: dict[str, bytes]) -> bool:
+    """Whether metrics.csv misses only the row that was to be written at the fault.
+
+    No checkpoint has it, and results.json holds its numbers too.
+    """
     rows = iter(wanted := expected["metrics.csv"].splitlines())
     return all(row in rows for row in log.splitlines()) and len(wanted) - log.count(b"\n") == 1
 

@@ -1,4 +1,4 @@
-"""What strikes a process, and when: installed in a fork, which it then meets at its moment."""
+"""Faults: what happens to a process, and when. They are installed in a fork."""
 
 import errno
 import functools
@@ -169,7 +169,7 @@ def _changed(event: str, args: tuple[Any, ...]) -> Path | None:
 
 
 def counted(places: Places) -> Mapping[str, int]:
-    """How often each moment comes, filled in while this process goes on."""
+    """How often each moment comes, counted while this process runs."""
     counts: dict[str, int] = {}
     watch(places, lambda moment: counts.update({moment: counts.get(moment, 0) + 1}))
     return counts

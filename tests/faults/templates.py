@@ -1,4 +1,4 @@
-"""What the cases begin from, made once: finished and interrupted runs, a sweep, a report."""
+"""What the cases start from: finished and interrupted runs, a sweep, a report."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from conftest import save_gpt2, write_squad
 from strikes import Places, Strike, counted
 
 import run
-from lora_or_full.cli import report
+from lora_or_full.cli import main as cli
 from lora_or_full.runs import store
 
 MODES = ("lora", "full")
@@ -35,7 +35,7 @@ KILLED = {"in the second epoch": ("training", 5), "in the third epoch": ("traini
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves that must not depend on what befell it."""
+    """What a run leaves that must not depend on faults."""
 
     epochs: Any
     before: Any
@@ -68,8 +68,10 @@ def weights_of(folder: Path) -> Path:
 
 
 class Templates:
-    """What cases begin from, made once: a finished sweep, interrupted runs, a report; how often
-    each moment comes in a run, and what a run comes to."""
+    """What cases start from: a finished sweep, interrupted runs, a report.
+
+    Also how often each moment comes in a run, and what a run leaves.
+    """
 
     def __init__(self) -> None:
         made = Fork(lambda: save_gpt2(WORK / "model"), None)
@@ -104,7 +106,7 @@ class Templates:
             assert self.outcomes.setdefault(key_of(folder), found) == found
         self.report = self.place / "report"
         self.counts["report"], self.seconds["report"] = self._count(
-            command, ["study", "--output=report"], Places(report=self.report), report.main
+            command, ["report", "study", "--output=report"], Places(report=self.report), cli.main
         )
 
     def words(self, mode: str, folder: Path, cache: Path) -> list[str]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from configs import add_lora
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lora_or_full.modeling import kernels
-from lora_or_full.modeling.loading import add_lora, load_model, store_frozen
+from lora_or_full.modeling.loading import load_model, store_frozen
 
 onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN"

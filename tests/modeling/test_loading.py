@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import add_lora
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GPT2Config, T5Config, T5ForConditionalGeneration
@@ -14,7 +15,6 @@ from transformers.activations import ACT2FN
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.errors import UserError
 from lora_or_full.modeling.loading import (
-    add_lora,
     load_model,
     load_tokenizer,
     max_positions,

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from lora_or_full.config import compose
+from lora_or_full.config.schema import TrainerConfig, validate
 from lora_or_full.modeling import precision
-from lora_or_full.modeling.precision import frozen_dtype, precision_of
+from lora_or_full.modeling.precision import frozen_dtype, resolve_precision
 
 CUDA, CUDA_BF16 = "cuda.is_available", "cuda.is_bf16_supported"
 AVX, AMX = "cpu._is_avx512_bf16_supported", "cpu._is_amx_tile_supported"
@@ -18,6 +20,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, *has: str) -> None:
     monkeypatch.setattr(precision, "cpu_gain", lambda: 4.0)
     for name in (CUDA, CUDA_BF16, AVX, AMX, MPS):
         monkeypatch.setattr(f"torch.{name}", lambda found=name in has, **_: found)
+
+
+def trainer(precision: str | int, accelerator: str) -> TrainerConfig:
+    values = compose.compose([], [])["trainer"]
+    return TrainerConfig.model_validate(
+        values | {"precision": precision, "accelerator": accelerator}
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +52,7 @@ def test_auto_is_bfloat16_where_the_runs_own_hardware_has_it(
     accelerator: str, has: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, *has)
-    assert precision_of({"precision": "auto", "accelerator": accelerator}) == expected
+    assert resolve_precision(trainer("auto", accelerator)) == expected
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(0.55, "32-true"), (1.9, "bf16-mixed")])
@@ -52,7 +61,7 @@ def test_a_processor_whose_bfloat16_is_slower_computes_in_float32(
 ) -> None:
     machine(monkeypatch, AVX)
     monkeypatch.setattr(precision, "cpu_gain", lambda: gain)
-    assert precision_of({"precision": "auto", "accelerator": "cpu"}) == expected
+    assert resolve_precision(trainer("auto", "cpu")) == expected
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -89,7 +98,7 @@ def test_a_gpu_is_not_asked_for_what_it_emulates(monkeypatch: pytest.MonkeyPatch
     asked: list[Any] = []
     machine(monkeypatch, CUDA)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **words: asked.append(words))
-    precision_of({"precision": "auto", "accelerator": "cuda"})
+    resolve_precision(trainer("auto", "cuda"))
     assert asked == [{"including_emulation": False}]
 
 
@@ -99,7 +108,7 @@ def test_a_precision_that_is_named_stays(
     wanted: str | int, has: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, *has)
-    assert precision_of({"precision": wanted, "accelerator": "auto"}) == str(wanted)
+    assert resolve_precision(trainer(wanted, "auto")) == str(wanted)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +125,12 @@ def test_a_precision_that_is_named_stays(
 def test_frozen_weights_are_kept_in_what_products_round_them_to(
     wanted: str | None, precision: str, expected: torch.dtype
 ) -> None:
-    lora = None if wanted is None else {"r": 8}
-    assert frozen_dtype(wanted, precision, lora) == expected
+    mode = ["mode=full"] if wanted is None else [f"frozen_dtype={wanted}"]
+    config = validate(compose.compose(mode, [])).with_precision(precision)
+    assert frozen_dtype(config) == expected
 
 
 def test_frozen_weights_whose_length_counts_stay_float32() -> None:
-    assert frozen_dtype("auto", "bf16-mixed", {"r": 8, "use_dora": False}) == torch.bfloat16
-    assert frozen_dtype("auto", "bf16-mixed", {"r": 8, "use_dora": True}) == torch.float32
+    for dora, expected in (("false", torch.bfloat16), ("true", torch.float32)):
+        config = validate(compose.compose([f"+adapter.use_dora={dora}"], []))
+        assert frozen_dtype(config.with_precision("bf16-mixed")) == expected

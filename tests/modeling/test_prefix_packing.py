@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import add_lora
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -14,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from datamodule import sequences
 from lora_or_full.data.prompt import IGNORED, PromptTokens
 from lora_or_full.modeling import prefix_packing
-from lora_or_full.modeling.loading import add_lora, load_model
+from lora_or_full.modeling.loading import load_model
 from lora_or_full.modeling.prefix_packing import (
     CONTEXT_SEGMENT,
     PADDING_SEGMENT,

@@ -15,7 +15,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from strategies import documents, examples, json_files, texts
 
-from lora_or_full.config.schema import SETTINGS
+from lora_or_full.config.schema import FIELDS
 
 SECONDS = 120  # until a run of a few questions counts as one that hangs
 SMALL = {
@@ -35,10 +35,12 @@ EDGES = {
     "mask_prompt": ("true", "false"), "checkpoint_minutes": ("1e-9", "1e300"),
     "frozen_dtype": ("auto", "float32", "null"), "optimizer.weight_decay": ("0", "1", "1e300"),
     "optimizer.betas": ("[0,0]", "[0.999,0.999]", "[0,1]"), "optimizer.eps": ("1e-300", "1e300"),
-    "optimizer.warmup_steps": ("0", "1", "1000000000"), "lora.lora_alpha": ("1e-30", "1e30", "0"),
-    "lora.lora_dropout": ("0", "0.999", "1"), "+lora.use_dora": ("true", "maybe"),
-    "lora.target_modules": ("[c_attn]", "[c_fc,c_proj]", "[nowhere]", "all-linear", "(", ".*"),
-    "+lora.nothing": ("1",), "+lora.bias": ("all", "some"), "lora.r": ("8", "4"), "lora": ("null",),
+    "optimizer.warmup_steps": ("0", "1", "1000000000"),
+    "adapter.lora_alpha": ("1e-30", "1e30", "0"),
+    "adapter.lora_dropout": ("0", "0.999", "1"), "+adapter.use_dora": ("true", "maybe"),
+    "adapter.target_modules": ("[c_attn]", "[c_fc,c_proj]", "[nowhere]", "all-linear", "(", ".*"),
+    "+adapter.nothing": ("1",), "+adapter.bias": ("all", "some"), "adapter.r": ("8", "4"),
+    "adapter": ("null",),
     "model.config.attn_pdrop": ("0.5", "2", "high", "null"), "+model.config.n_layer": ("1", "9"),
     "+model.config.to_dict": ("1",), "+model.config.vocab_size": ("10", "-1"),
     "+model.config.n_positions": ("10", "512"), "data.split_by": ("article", "question"),
@@ -106,7 +108,7 @@ def words(draw: st.DrawFn) -> list[str]:
         # What a terminal hands over of bytes that are no UTF-8 is half a character.
         value = draw(texts(2) | st.just("a\udc80"))
         # A path is the user's, wherever it leads; here it stays here.
-        asked[draw(st.sampled_from(list(SETTINGS)))] = value.replace("/", "").replace(".", "")
+        asked[draw(st.sampled_from(list(FIELDS)))] = value.replace("/", "").replace(".", "")
     return [f"{key}={value}" if value or key[0] != "~" else key for key, value in asked.items()]
 
 

@@ -19,8 +19,8 @@ KEYS = [key for key in FIELDS if key not in PLACES]
 OPTIONS = [option for group in GROUPS for option in compose._options(group)]
 DEFAULTS = compose.compose([], [])
 OTHER_KEYS = (
-    "adapter", "model", "data", "optimizer", "trainer", "hydra", "lrr", "adapter.use_dora", "lr.x", "",
-    "model.config.attn_pdrop", "model.config.nothing", "trainer.max_steps", "trainer.nothing",
+    "adapter", "model", "data", "optimizer", "trainer", "hydra", "lrr", "adapter.use_dora", "lr.x",
+    "", "model.config.attn_pdrop", "model.config.nothing", "trainer.max_steps", "trainer.nothing",
     "trainer.limit_test_batches", "lr_by_mode", "mode@x", "hydra/launcher", "hydra.sweeper.params",
     "hydra.job.chdir", "project_dir", "data.path.x", "a.b.c", "_target_", "defaults",
 )  # fmt: skip

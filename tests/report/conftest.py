@@ -1,5 +1,6 @@
 """Run folders as a run leaves them, made up."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lora_or_full.config import compose
 from lora_or_full.evaluation.squad_metric import exact_match, f1
 
 QUESTIONS = 40
@@ -35,6 +37,18 @@ def answers(seed: int, share: float) -> list[dict[str, Any]]:
     return made
 
 
+BASE = {mode: compose.compose([f"mode={mode}"], []) for mode in ("lora", "full")}
+
+
+def config_of(mode: str, seed: int) -> dict[str, Any]:
+    config = copy.deepcopy(BASE[mode])
+    config |= {"seed": seed, "run_name": f"{mode}{seed}", "output_dir": f"/home/{seed}"}
+    config["data"] |= {"path": "x.json", "train_size": 40}
+    config["model"]["config"] = {}
+    config["trainer"] |= {"precision": "32-true", "max_epochs": 2}
+    return config
+
+
 def record_of(mode: str, seed: int, predictions: list[dict[str, Any]]) -> dict[str, Any]:
     lora = mode == "lora"
     rng = random.Random(seed)
@@ -45,23 +59,17 @@ def record_of(mode: str, seed: int, predictions: list[dict[str, Any]]) -> dict[s
         metric: sum(p[metric] for p in predictions) / len(predictions)
         for metric in ("exact_match", "f1")
     }
+    intervals = {"exact_match_interval": [0.0, 100.0], "f1_interval": [0.0, 100.0]}
     fingerprints = {
         name: {"questions": 40, "paragraphs": 10, "articles": 5, "fingerprint": name}
         for name in ("train", "validation", "test")
     }
     return {
-        "config": {
-            "mode": mode, "seed": seed, "lr": 2e-4 if lora else 2e-5, "rank": 8 if lora else None,
-            "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["c_attn"]}
-            if lora else None,
-            "mask_prompt": True, "run_name": f"{mode}{seed}", "output_dir": f"/home/{seed}",
-            "batch_size": 4, "model": {"name": "gpt2", "config": {}},
-            "trainer": {"precision": "32-true", "max_epochs": 2, "accumulate_grad_batches": 1},
-            "data": {"path": "x.json", "train_size": 40, "draw_by": "question"},
-            "optimizer": {"weight_decay": 0.0, "warmup_steps": 0},
-        },
+        "config": config_of(mode, seed),
         "data": {"source": "s" * 64, **fingerprints},
-        "model": {"name": "gpt2", "type": "gpt2", "fingerprint": "weights"},
+        "model": {
+            "name": "gpt2", "type": "gpt2", "fingerprint": "weights", "shares_context": True,
+        },
         "parameters": {"trainable": 2048 if lora else 12288, "total": 14336, "percent": 14.29},
         "shapes": shapes,
         "epochs": [
@@ -69,8 +77,8 @@ def record_of(mode: str, seed: int, predictions: list[dict[str, Any]]) -> dict[s
              "exact_match": 40.0, "f1": 50.0 + rng.random()} for n in (1, 2)
         ],
         "best_epoch": 2,
-        "before": {"exact_match": 0.0, "f1": 3.0},
-        "test": test,
+        "before": {"questions": 40, "exact_match": 0.0, "f1": 3.0} | intervals,
+        "test": {"questions": 40} | test | intervals,
         "cost": {
             "samples": 80, "tokens": 8000, "tokens_per_second": 800.0,
             "session_seconds": 20.0, "train_seconds": 10.0 + seed, "validation_seconds": 2.0,
@@ -84,6 +92,7 @@ def record_of(mode: str, seed: int, predictions: list[dict[str, Any]]) -> dict[s
                 "backward_operations": 10**9 if lora else 2 * 10**9, "questions": 4, "tokens": 400,
             },
         },
+        "exported": "adapter" if lora else "model",
         "environment": {
             "device": "cpu", "machine": "Linux", "cores": 2, "python": "3.11", "commit": "c" * 40,
             "packages": {"torch": "2.13.0"},

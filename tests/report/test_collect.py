@@ -30,7 +30,7 @@ def test_arms_of_a_mode_are_told_apart_by_what_differs(make_run: Any, tmp_path: 
     def of(lr: float, rank: int) -> Any:
         def change(record: dict[str, Any]) -> None:
             record["config"] |= {"lr": lr, "rank": rank}
-            record["config"]["lora"]["r"] = rank
+            record["config"]["adapter"]["r"] = rank
             for epoch in record["epochs"]:
                 epoch["f1"] = 60.0 + rank + lr
 
@@ -65,15 +65,15 @@ def test_a_label_leaves_out_what_most_of_its_mode_share(make_run: Any, tmp_path:
 def test_layers_are_named_once_and_only_where_they_matter(make_run: Any, tmp_path: Path) -> None:
     def all_linear(record: Any) -> None:
         record["config"]["model"]["target_modules"] = "all-linear"
-        if record["config"]["lora"]:
-            record["config"]["lora"]["target_modules"] = "all-linear"
+        if record["config"]["adapter"]:
+            record["config"]["adapter"]["target_modules"] = "all-linear"
 
     for mode in ("lora", "full"):
         make_run(mode, 1, name=mode)
         make_run(mode, 2, name=f"{mode} on all", change=all_linear)
     assert {arm.label: list(arm.runs) for arm in collect([tmp_path]).arms} == {
-        "LoRA, lora.target_modules ['c_attn']": [1],
-        "LoRA, lora.target_modules all-linear": [2],
+        "LoRA, adapter.target_modules ['c_attn']": [1],
+        "LoRA, adapter.target_modules all-linear": [2],
         "full": [1, 2],
     }
 
@@ -99,11 +99,11 @@ def test_a_run_unlike_the_others_is_left_out_by_name(
 
     make_run("lora", 1)
     make_run("lora", 2)
-    odd = make_run("full", 1, change=change)
+    unlike = make_run("full", 1, change=change)
     study = collect([tmp_path])
     assert [arm.label for arm in study.arms] == ["LoRA"]
     [line] = study.left_out
-    assert line.startswith(f"{odd}: {word} ")
+    assert line.startswith(f"{unlike}: {word} ")
     assert line.endswith(" as the 2 runs shown")
 
 
@@ -121,24 +121,40 @@ def test_what_is_broken_failed_or_missing_is_left_out_by_name(
             (f / "config.yaml").unlink(),
             (f / "status.json").write_text('{"state": "failed", "error": "no memory"}'),
         ),
-        "its files can't be read (JSONDecodeError": lambda f: (f / "results.json").write_text("{"),
-        "its files can't be read (FileNotFoundError": lambda f: (f / "predictions.jsonl").unlink(),
-        "results.json lacks cost.peak_memory_is": lambda f: _without(f, "cost"),
-        "results.json lacks parameters.trainable": lambda f: _without(f, "parameters"),
-        "results.json lacks epochs": lambda f: _without(f, "epochs"),
-        "results.json lacks test.f1": lambda f: _result(
+        "results.json can't be read (JSONDecodeError": lambda f: (f / "results.json").write_text(
+            "{"
+        ),
+        "predictions.jsonl can't be read (FileNotFoundError": lambda f: (
+            f / "predictions.jsonl"
+        ).unlink(),
+        "results.json is not as a run writes it: cost: Field required": lambda f: _without(
+            f, "cost"
+        ),
+        "results.json is not as a run writes it: parameters: Field required": lambda f: _without(
+            f, "parameters"
+        ),
+        "results.json is not as a run writes it: epochs: Field required": lambda f: _without(
+            f, "epochs"
+        ),
+        "test.f1: Input should be": lambda f: _result(
             f, "test", {"exact_match": 1, "f1": math.nan}
         ),
-        "results.json lacks epochs.0.train_loss": lambda f: _result(f, "epochs", [{"epoch": 1}]),
-        "the answer to q000 is not as": lambda f: _answer(f, log_probability=math.nan),
-        "the answer to q000 is not": lambda f: _answer(f, answers=[]),
+        "epochs.0.train_loss: Field required": lambda f: _result(f, "epochs", [{"epoch": 1}]),
+        "predictions.jsonl is not as a run writes it: 0.log_probability": lambda f: _answer(
+            f, log_probability=math.nan
+        ),
+        "predictions.jsonl is not as a run writes it: 0.answers": lambda f: _answer(f, answers=[]),
         "contexts.json lacks a paragraph": lambda f: _answer(f, paragraph=99),
-        "lone surrogate": lambda f: _answer(f, prediction="\ud800"),
-        "contexts.json holds something else": lambda f: (f / "contexts.json").write_text("[]"),
+        "0.prediction: Value error, holds half a character": lambda f: _answer(
+            f, prediction="\ud800"
+        ),
+        "contexts.json is not as a run writes it": lambda f: (f / "contexts.json").write_text("[]"),
         "predictions.jsonl does not give the exact_match": lambda f: _cut(f, 7),
         "damaged: predictions.jsonl (resume=": lambda f: _sealed(f, "predictions.jsonl"),
         "damaged: results.json": lambda f: _sealed(f, "results.json"),
-        "results.json lacks config.mode": lambda f: (f / "results.json").write_text("[1]"),
+        "results.json is not as a run writes it: record": lambda f: (f / "results.json").write_text(
+            "[1]"
+        ),
     }
     for number, spoil in enumerate(broken.values()):
         spoil(make_run("full", number))
@@ -206,7 +222,9 @@ def test_what_a_sweep_never_began_is_named(make_run: Any, tmp_path: Path) -> Non
     )
     found = collect([tmp_path]).left_out
     place = tmp_path / "study"
-    assert found == [f"{place / n}: it was planned, but never began" for n in ("lora_1", "full_1")]
+    assert found == [
+        f"{place / n}: it was planned, but never started" for n in ("lora_1", "full_1")
+    ]
 
 
 def test_a_name_that_ends_in_a_number_is_not_taken_for_a_second_run(

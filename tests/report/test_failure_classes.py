@@ -105,12 +105,15 @@ def test_risk_and_coverage_by_hand() -> None:
         {"log_probability": -2.0, "exact_match": 100.0},
         {"log_probability": -2.0, "exact_match": 0.0},  # as sure: their order says nothing
     ]
-    curve, area = failure_classes.coverage(answers)
+    curve, area = failure_classes.risk_coverage(answers)
     shares = [100.0, 75.0, 200 / 3, 50.0, 40.0]  # of the surest one, two, ... right
     assert curve == pytest.approx([share for share in shares for _ in range(4)])
     assert area == pytest.approx(100 - sum(shares) / 5)
-    assert failure_classes.coverage(answers[::-1]) == (pytest.approx(curve), pytest.approx(area))
+    assert failure_classes.risk_coverage(answers[::-1]) == (
+        pytest.approx(curve),
+        pytest.approx(area),
+    )
     # Fewer answers than twentieths; and what no order can tell apart.
-    assert failure_classes.coverage(answers[:1]) == ([0.0] * 20, 100.0)
+    assert failure_classes.risk_coverage(answers[:1]) == ([0.0] * 20, 100.0)
     same = [{"log_probability": 0.0, "exact_match": m} for m in (100.0, 0.0, 100.0, 0.0)]
-    assert failure_classes.coverage(same) == ([50.0] * 20, 50.0)
+    assert failure_classes.risk_coverage(same) == ([50.0] * 20, 50.0)

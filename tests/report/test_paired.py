@@ -8,12 +8,12 @@ from scipy import stats
 
 from lora_or_full.report.stats import paired
 from lora_or_full.report.stats.paired import (
-    discordant,
     equivalence,
     holm,
+    mcnemar_test,
     mean_over_seeds,
-    over_questions,
-    over_seeds,
+    paired_seed_test,
+    paragraph_bootstrap,
 )
 
 STUDIES = 1000
@@ -22,7 +22,7 @@ NARROW = (0.93, 0.97)
 
 
 def test_over_seeds_by_hand() -> None:
-    found = over_seeds([1.0, 2.0, 3.0, 4.0], margin=5.0)
+    found = paired_seed_test([1.0, 2.0, 3.0, 4.0], margin=5.0)
     assert found.mean == 2.5
     assert found.deviation == pytest.approx(math.sqrt(5 / 3))
     # 2.5 ± 3.182446 · 0.645497, from a table of t with 3 degrees of freedom
@@ -35,11 +35,11 @@ def test_over_seeds_by_hand() -> None:
 
 def test_a_sign_flip_test_counts_means_at_least_as_far_from_zero() -> None:
     # Of the eight ways: ±(1+2-0.5), ±(1+2+0.5) reach 2.5.
-    assert over_seeds([1.0, 2.0, -0.5], 1.0).p_sign_flip == 4 / 8
+    assert paired_seed_test([1.0, 2.0, -0.5], 1.0).p_sign_flip == 4 / 8
 
 
 def test_one_seed_says_nothing_of_the_method() -> None:
-    found = over_seeds([3.0], 1.0)
+    found = paired_seed_test([3.0], 1.0)
     assert (found.mean, found.smallest_p) == (3.0, 1.0)
     nothing = (found.deviation, found.interval, found.p_t, found.p_sign_flip, found.p_equivalent)
     assert nothing == (None,) * 5
@@ -48,7 +48,7 @@ def test_one_seed_says_nothing_of_the_method() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.5])
 def test_seeds_that_all_differ_alike_give_no_t_test(value: float) -> None:
-    found = over_seeds([value] * 3, 1.0)
+    found = paired_seed_test([value] * 3, 1.0)
     assert (found.deviation, found.p_t, found.seeds_needed) == (0.0, None, None)
     assert found.p_sign_flip == (1.0 if value == 0 else 0.25)
 
@@ -56,10 +56,10 @@ def test_seeds_that_all_differ_alike_give_no_t_test(value: float) -> None:
 def test_mcnemar_by_hand() -> None:
     first = np.array([100.0] * 8 + [0.0] * 2 + [100.0] * 5)
     second = np.array([0.0] * 8 + [100.0] * 2 + [100.0] * 5)
-    found = discordant(1, first, second)
+    found = mcnemar_test(1, first, second)
     assert (found.first_only, found.second_only) == (8, 2)
     assert found.p == pytest.approx(2 * (1 + 10 + 45) / 1024)
-    assert discordant(1, first, first).p == 1.0
+    assert mcnemar_test(1, first, first).p == 1.0
 
 
 def test_holm_by_hand() -> None:
@@ -81,9 +81,9 @@ def test_equivalence_is_the_larger_of_two_one_sided_t_tests() -> None:
 def test_seeds_needed_are_those_of_a_table_of_power() -> None:
     # Cohen (1988), two-sided 5 %, power 80 %: an effect of 1 deviation needs 10 pairs, of 0.5, 34.
     for deviation, seeds in ((1.0, 10), (2.0, 34)):
-        assert over_seeds([-deviation, 0.0, deviation], 1.0).seeds_needed == seeds
-    assert over_seeds([-1000.0, 0.0, 1000.0], 0.01).seeds_needed is None
-    assert over_seeds([-1e-3, 0.0, 1e-3], 1.0).seeds_needed == 2
+        assert paired_seed_test([-deviation, 0.0, deviation], 1.0).seeds_needed == seeds
+    assert paired_seed_test([-1000.0, 0.0, 1000.0], 0.01).seeds_needed is None
+    assert paired_seed_test([-1e-3, 0.0, 1e-3], 1.0).seeds_needed == 2
 
 
 def test_a_bootstrap_draws_whole_paragraphs() -> None:
@@ -91,8 +91,8 @@ def test_a_bootstrap_draws_whole_paragraphs() -> None:
     of_paragraph = rng.normal(size=60)
     alike = np.repeat(of_paragraph, 5)[None]  # all five questions of a paragraph are alike
     places = np.repeat(np.arange(60), 5)
-    found = over_questions(alike, places.tolist())
-    apart = over_questions(alike, list(range(300)))
+    found = paragraph_bootstrap(alike, places.tolist())
+    apart = paragraph_bootstrap(alike, list(range(300)))
     assert found.paragraphs == 60
     assert found.mean == pytest.approx(of_paragraph.mean())
     width, narrow = (b - a for a, b in (found.interval, apart.interval))
@@ -102,14 +102,14 @@ def test_a_bootstrap_draws_whole_paragraphs() -> None:
 
 
 def test_one_paragraph_says_nothing_of_others() -> None:
-    assert over_questions(np.array([[6.0, 0.0]]), ["a", "a"]) == paired.ParagraphBootstrap(
+    assert paragraph_bootstrap(np.array([[6.0, 0.0]]), ["a", "a"]) == paired.ParagraphBootstrap(
         3.0, None, 1
     )
 
 
 def test_paragraphs_weigh_by_their_questions() -> None:
     values = np.array([[6.0, 0.0, 0.0, 0.0]] * 2)
-    assert over_questions(values, ["a", "b", "b", "b"]).mean == 1.5
+    assert paragraph_bootstrap(values, ["a", "b", "b", "b"]).mean == 1.5
 
 
 # By simulation
@@ -120,7 +120,7 @@ def test_over_seeds_keeps_its_level_and_its_intervals_cover(seeds: int) -> None:
     rng = np.random.default_rng(seeds)
     held = rejected = flipped = equivalent = 0
     for d in rng.normal(1.0, 0.7, size=(STUDIES, seeds)):
-        shifted = over_seeds(d - 1.0, margin=1.0)
+        shifted = paired_seed_test(d - 1.0, margin=1.0)
         assert shifted.interval
         assert shifted.p_t is not None
         assert shifted.p_sign_flip is not None
@@ -142,7 +142,7 @@ def test_mcnemar_and_holm_keep_their_level() -> None:
     alone = both = 0
     for _ in range(STUDIES):
         first, second = 100.0 * (rng.random((2, 300)) < 0.7)
-        alone += discordant(1, first, second).p < 0.05
+        alone += mcnemar_test(1, first, second).p < 0.05
         d = rng.normal(size=(6, 1)) + 0.5 * rng.normal(size=(6, 2))  # EM and F1 go together
         both += min(holm(list(stats.ttest_1samp(d, 0.0).pvalue))) < 0.05
     assert alone / STUDIES <= 0.07
@@ -156,6 +156,6 @@ def test_bootstrap_intervals_over_paragraphs_cover(monkeypatch: pytest.MonkeyPat
     held = 0
     for _ in range(STUDIES):
         values = np.repeat(rng.normal(size=100), 5) + rng.normal(size=(2, 500))
-        low, high = over_questions(values, places).interval
+        low, high = paragraph_bootstrap(values, places).interval
         held += low <= 0 <= high
     assert NARROW[0] <= held / STUDIES <= NARROW[1]

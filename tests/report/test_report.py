@@ -57,8 +57,8 @@ def test_a_whole_study(make_run: Any, tmp_path: Path) -> None:
         apart = [a - b for a, b in zip(by_mode["lora"], by_mode["full"], strict=True)]
         assert compared["over_seeds"][metric]["differences"] == pytest.approx(apart)
         mean = sum(apart) / 3
-        for way in ("over_seeds", "over_questions", "joint"):
-            assert compared[way][metric]["mean"] == pytest.approx(mean)
+        for kind in ("over_seeds", "over_paragraphs", "over_both"):
+            assert compared[kind][metric]["mean"] == pytest.approx(mean)
     assert "smallest p" in text
     assert "0.250" in text  # what sign flips of three seeds can give at least
 
@@ -161,7 +161,7 @@ def test_what_differs_besides_the_mode_is_said(make_run: Any, tmp_path: Path) ->
         make_run("lora", seed)
         make_run("full", seed, change=other)
     text = made(tmp_path)[0]
-    assert "differ in more than the mode, in data.train\\_size (40 and 20)" in text
+    assert "differ in more than the mode: in data.train\\_size (40 and 20)" in text
     assert "were not trained on the same questions (seeds 1, 2)" in text
 
 
@@ -173,7 +173,7 @@ def test_modes_that_ran_elsewhere_are_told(make_run: Any, tmp_path: Path) -> Non
         make_run("lora", seed, change=elsewhere)
         make_run("full", seed)
     text, _, _ = made(tmp_path)
-    assert "did not run under the same conditions (cores, packages;" in text
+    assert "ran under different conditions (cores, packages;" in text
 
 
 def test_a_validation_loss_that_rises_is_told_for_each_mode(make_run: Any, tmp_path: Path) -> None:
@@ -185,9 +185,9 @@ def test_a_validation_loss_that_rises_is_told_for_each_mode(make_run: Any, tmp_p
         make_run("lora", seed)
         make_run("full", seed, change=rise)
     text = made(tmp_path)[0]
-    says = "the validation loss rises behind its lowest epoch in {} of 2 runs"
+    says = "the validation loss rises after its lowest epoch in {} of 2 runs"
     assert f"LoRA: {says.format(0)}" in text
-    assert f"full: {says.format(2)}, while the training loss falls on in 2 of these" in text
+    assert f"full: {says.format(2)}; the training loss still falls in 2 of these" in text
 
 
 def test_the_parts_of_memory_add_up_to_the_measured_peak(make_run: Any, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_one_mode_says_that_there_is_nothing_to_compare(make_run: Any, tmp_path:
     make_run("lora", 1)
     make_run("lora", 2)
     text, _, numbers = made(tmp_path)
-    assert "There is nothing to compare LoRA with" in text
+    assert "There is nothing to compare" in text
     assert "## Significance" not in text
     assert numbers["comparison"] is None
 
@@ -214,8 +214,8 @@ def test_one_seed_says_nothing_of_the_methods(make_run: Any, tmp_path: Path) -> 
     make_run("lora", 1)
     make_run("full", 1)
     text, _, numbers = made(tmp_path)
-    assert "nothing can be said of the two methods" in text
-    assert numbers["comparison"]["joint"] == {"exact_match": None, "f1": None}
+    assert "nothing can be said about the two methods" in text
+    assert numbers["comparison"]["over_both"] == {"exact_match": None, "f1": None}
 
 
 def test_unequal_seeds_are_named_and_left_out_of_the_comparison(
@@ -225,7 +225,7 @@ def test_unequal_seeds_are_named_and_left_out_of_the_comparison(
     make_run("lora", 7)
     text, _, numbers = made(tmp_path)
     assert numbers["comparison"]["seeds"] == [1, 2, 3]
-    assert "LoRA has seeds that the other has not (7)" in text
+    assert "LoRA has seeds that the other does not have (7)" in text
     make_run("full", 9, name="failed")
     (tmp_path / "study" / "failed" / "results.json").unlink()
     assert "not finished" in made(tmp_path)[0]
@@ -246,8 +246,8 @@ def test_a_single_paragraph_gives_no_interval_over_paragraphs(
                 results["test"][metric] = sum(p[metric] for p in kept) / questions
             (folder / "results.json").write_text(json.dumps(results))
     text, _, numbers = made(tmp_path)
-    assert "with one paragraph nothing can be said of other questions" in text
-    assert numbers["comparison"]["over_questions"]["f1"]["interval"] is None
+    assert "with one paragraph nothing can be said about other questions" in text
+    assert numbers["comparison"]["over_paragraphs"]["f1"]["interval"] is None
 
 
 def test_a_swept_value_is_written_at_its_place(make_run: Any, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_masked_prompts_are_compared_with_open_ones_and_never_mixed(
     for seed in (1, 2, 3):
         make_run("lora", seed, share=1.0, change=unmask, name=f"open_{seed}")
     _, _, numbers = made(tmp_path)
-    assert numbers["comparison"]["lora"] == "LoRA, mask_prompt True"
+    assert numbers["comparison"]["adapter"] == "LoRA, mask_prompt True"
     [table] = numbers["tables"]["The other configurations"]
     [[label, seeds, *_]] = table["rows"]
     assert (label, seeds) == ("LoRA, mask_prompt False", "3")
@@ -365,18 +365,18 @@ def test_the_command_needs_no_torch_and_says_where_the_report_is(
 ) -> None:
     whole_study(make_run)
     code = (
-        "import sys, report; report.main();"
+        "import sys; from lora_or_full.cli import main; main.main();"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "study")],
+        [sys.executable, "-c", code, "report", str(tmp_path / "study")],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT / "src")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "study" / "report" / "report.html") in done.stdout
     assert (tmp_path / "study" / "report" / "report.html").is_file()
     done = subprocess.run(
-        [sys.executable, str(PROJECT / "src" / "report.py"), str(tmp_path / "nowhere")],
+        [sys.executable, "-m", "lora_or_full.cli.main", "report", str(tmp_path / "nowhere")],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1

@@ -75,8 +75,8 @@ def test_a_run_of_any_content_is_read_or_left_out_by_name(place: Path, data: st.
     for run in (run for arm in study.arms for run in arm.runs.values()):
         good = json.loads((place.with_name("good") / run.folder.name / "results.json").read_text())
         for metric in ("exact_match", "f1"):
-            assert run.scores(metric).mean() == pytest.approx(run.results["test"][metric])
-            if run.results["test"] == good["test"]:
+            assert run.scores(metric).mean() == pytest.approx(getattr(run.record.test, metric))
+            if run.record.test.model_dump(mode="json") == good["test"]:
                 assert run.scores(metric).mean() == pytest.approx(good["test"][metric])
 
 

@@ -1,6 +1,7 @@
-"""Writing a record: whole or not at all."""
+"""Records are written atomically and checked; a commit is this checkout's only."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_lines_keep_unicode_and_order(tmp_path: Path) -> None:
     assert "Łódź" in lines[0]
 
 
-def test_half_a_character_is_written_as_json_spells_it(tmp_path: Path) -> None:
+def test_a_lone_surrogate_is_written_as_jsons_escape(tmp_path: Path) -> None:
     store.write_json(tmp_path / "results.json", {"path": "a\udcff é"})
     assert json.loads((tmp_path / "results.json").read_text("utf-8")) == {"path": "a\udcff é"}
 
@@ -49,7 +50,33 @@ def test_the_environment_names_versions_and_device() -> None:
     assert set(facts["packages"]) == set(provenance.PACKAGES)
 
 
-def test_a_write_that_fails_names_its_file_and_leaves_nothing_beside_it(
+def test_the_commit_is_that_of_this_checkout_and_of_no_repository_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True)
+
+    git("init", f"--separate-git-dir={tmp_path / 'elsewhere'}", "checkout")
+    checkout = tmp_path / "checkout"
+    (checkout / "file").write_text("1")
+    for words in (["add", "file"], ["commit", "-m", "x"]):
+        git("-C", "checkout", *words)
+    monkeypatch.setattr(provenance, "PROJECT", checkout)
+    commit = provenance.commit()
+    assert commit
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    before = provenance.code()
+    (checkout / "file").write_text("2")
+    assert provenance.commit() == f"{commit}+changes"
+    assert provenance.code() != before
+    installed = checkout / "venv" / "lib"  # as of a wheel in another project's environment
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(provenance, "PROJECT", installed)
+    assert provenance.commit() is provenance.code() is None
+
+
+def test_a_failed_write_names_its_file_and_leaves_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(descriptor: int) -> None:
@@ -62,7 +89,7 @@ def test_a_write_that_fails_names_its_file_and_leaves_nothing_beside_it(
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_what_a_killed_process_left_half_written_is_cleared(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     half = tmp_path / "checkpoints" / f"last.ckpt.1{store.PARTIAL}"
     half.parent.mkdir()
     half.touch()
@@ -71,13 +98,13 @@ def test_what_a_killed_process_left_half_written_is_cleared(tmp_path: Path) -> N
     assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["predictions.partial.jsonl"]
 
 
-def test_the_seal_tells_each_file_that_is_damaged_or_gone(tmp_path: Path) -> None:
+def test_checksums_find_damaged_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     files = {name: tmp_path / name for name in ("a", "b", "model/c d")}
     for name, file in files.items():
         file.write_text(name)
     assert not store.is_intact(tmp_path)
-    assert store.damaged_files(tmp_path) == []  # there is nothing to tell it by
+    assert store.damaged_files(tmp_path) == []
     store.write_checksums(tmp_path, files)
     assert store.is_intact(tmp_path)
     checked = subprocess.run(
@@ -92,12 +119,12 @@ def test_the_seal_tells_each_file_that_is_damaged_or_gone(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "cut off", f"{'0' * 64}  a\n{'0' * 60}", "\x00\n"])
-def test_a_seal_that_can_not_be_read_seals_nothing(text: str, tmp_path: Path) -> None:
+def test_damaged_checksums_are_reported(text: str, tmp_path: Path) -> None:
     (tmp_path / store.CHECKSUMS).write_text(text)
     assert store.damaged_files(tmp_path) == [store.CHECKSUMS]
 
 
-def test_a_run_is_finished_when_its_results_and_files_are_whole(tmp_path: Path) -> None:
+def test_a_run_is_finished_if_its_results_and_files_are_intact(tmp_path: Path) -> None:
     answers = tmp_path / "predictions.jsonl"
     answers.write_text("{}\n")
     assert not store.is_finished(tmp_path)

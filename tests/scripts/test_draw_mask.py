@@ -14,7 +14,7 @@ DRAWING = Path(__file__).parents[2] / "docs" / "packing_mask.svg"
 def test_the_script_draws_what_is_committed_on_any_processor(
     multiple: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_packing, "MULTIPLE", multiple)
+    monkeypatch.setattr(prefix_packing, "PAD_MULTIPLE", multiple)
     file = tmp_path / "mask.svg"
     monkeypatch.setattr("sys.argv", ["draw_mask.py", "--output", str(file)])
     draw_mask.main()

@@ -1,7 +1,6 @@
 """What survives an interruption: a resumed run ends as an uninterrupted one does."""
 
 import copy
-import itertools
 import json
 import os
 import shutil
@@ -9,29 +8,32 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from configs import FULL
+from conftest import tiny_settings
 
 import experiment
 from lit_module import LitQuestionAnswering
+from lora_or_full.config.schema import validate
 from lora_or_full.errors import UserError
 from lora_or_full.training.checkpoint import (
     CheckedCheckpointIO,
     Interrupted,
     Journal,
     RunCheckpoint,
-    StopSignal,
     check_room,
     resume_point,
 )
 from lora_or_full.training.loggers import MetricsFile
 
 Settings = dict[str, Any]
+Moment = Callable[[Any, str], bool]
 
 
-def interrupt_when(monkeypatch: pytest.MonkeyPatch, moment: Callable[[Any, str], bool]) -> None:
+def interrupt_when(monkeypatch: pytest.MonkeyPatch, moment: Moment) -> None:
     """Act as if a stop signal came at a `moment` (trainer, hook) of the next run."""
 
     for hook in ("on_train_batch_end", "on_validation_batch_end", "on_test_batch_end"):
@@ -45,97 +47,110 @@ def interrupt_when(monkeypatch: pytest.MonkeyPatch, moment: Callable[[Any, str],
             original: Any = original,
         ) -> None:
             if moment(trainer, hook):
-                self.stop.received = True
+                self.stopping = True
             original(self, trainer, *rest)
 
         monkeypatch.setattr(RunCheckpoint, hook, act)
 
 
+def run_until(settings: Settings, folder: Path, moment: Moment) -> None:
+    """Run until a stop signal comes at a `moment`."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_when(patch, moment)
+        with pytest.raises(Interrupted):
+            experiment.run(validate(copy.deepcopy(settings)), folder)
+
+
+def saved_steps(settings: Settings, folder: Path) -> tuple[dict[str, Any], list[int]]:
+    """Run, and give the results and the optimizer steps at which the state was saved."""
+    steps: list[int] = []
+    original = RunCheckpoint._save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            RunCheckpoint, "_save", lambda self, t: (steps.append(t.global_step), original(self, t))
+        )
+        return experiment.run(validate(copy.deepcopy(settings)), folder), steps
+
+
+class Whole(NamedTuple):
+    """An uninterrupted run."""
+
+    results: dict[str, Any]
+    folder: Path
+    saved_at: list[int]
+
+
+@pytest.fixture(scope="module")
+def whole(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
+    """Uninterrupted runs by mode, with the same settings as the fixture `settings`."""
+    folder = tmp_path_factory.mktemp("whole")
+    settings, runs = tiny_settings(gpt2_folder, folder), {}
+    for mode, own in (("lora", settings), ("full", settings | FULL)):
+        results, steps = saved_steps(own, folder / mode)
+        runs[mode] = Whole(results, folder / mode, steps)
+    return runs
+
+
 def outcome(results: dict[str, Any], folder: Path) -> tuple[Any, ...]:
-    """What must be equal: losses and scores of all epochs, answers, trained weights."""
-    answers = (folder / "predictions.jsonl").read_text()
+    """What must be equal: losses and scores of all epochs, log, answers, trained weights."""
+    texts = [(folder / name).read_text() for name in ("metrics.csv", "predictions.jsonl")]
     weights = sorted((folder / results["exported"]).glob("*.safetensors"))
-    return results["epochs"], answers, [file.read_bytes() for file in weights]
+    return results["epochs"], texts, [file.read_bytes() for file in weights]
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+def in_an_epoch(trainer: Any, hook: str) -> bool:
+    return "train" in hook and trainer.global_step == 5
+
+
+def in_the_last_test(trainer: Any, hook: str) -> bool:
+    return "test" in hook and trainer.global_step == 9
+
+
 @pytest.mark.parametrize(
-    ("where", "moment"),
+    ("mode", "where", "moment"),
     [
-        ("the middle of an epoch", lambda t, hook: "train" in hook and t.global_step == 5),
-        ("a validation", lambda t, hook: "validation" in hook and t.global_step == 6),
-        ("the last step of an epoch", lambda t, hook: "train" in hook and t.global_step == 3),
-        ("the test before training", lambda t, hook: "test" in hook and t.global_step == 0),
-        ("the test at the end", lambda t, hook: "test" in hook and t.global_step == 9),
+        ("lora", "the middle of an epoch", in_an_epoch),
+        ("full", "the middle of an epoch", in_an_epoch),
+        ("lora", "a validation", lambda t, hook: "validation" in hook and t.global_step == 6),
+        ("lora", "an epoch's last step", lambda t, hook: "train" in hook and t.global_step == 3),
+        ("lora", "the first test", lambda t, hook: "test" in hook and t.global_step == 0),
+        ("lora", "the test at the end", in_the_last_test),
+        ("full", "the test at the end", in_the_last_test),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     settings: Settings,
+    whole: dict[str, Whole],
     mode: str,
     where: str,
-    moment: Callable[[Any, str], bool],
+    moment: Moment,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if mode == "full":
-        settings |= {"mode": "full", "lora": None, "rank": None}
-    whole = experiment.run(copy.deepcopy(settings), tmp_path / "whole")
-    # The scores before training are cached: without this the second run would not ask for them.
-    settings["cache_dir"] = str(tmp_path / "second cache")
-    with monkeypatch.context() as patch:
-        interrupt_when(patch, moment)
-        with pytest.raises(Interrupted):
-            experiment.run(copy.deepcopy(settings), tmp_path / "parts")
-    assert not (tmp_path / "parts" / "results.json").exists()
-    resumed = experiment.run(copy.deepcopy(settings), tmp_path / "parts")
-    assert outcome(resumed, tmp_path / "parts") == outcome(whole, tmp_path / "whole")
-    assert resumed["before"] == whole["before"]
-    assert resumed["cost"]["samples"] == whole["cost"]["samples"]
+        settings |= FULL
+    run_until(settings, tmp_path / "run", moment)
+    assert not (tmp_path / "run" / "results.json").exists()
+    resumed = experiment.run(validate(settings), tmp_path / "run")
+    expected = whole[mode]
+    assert outcome(resumed, tmp_path / "run") == outcome(expected.results, expected.folder)
+    assert resumed["before"] == expected.results["before"]
+    assert resumed["cost"]["samples"] == expected.results["cost"]["samples"]
 
 
-def test_metrics_hold_each_step_once_after_a_resume(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_is_written_before_and_after_each_validation(
+    whole: dict[str, Whole],
 ) -> None:
-    experiment.run(copy.deepcopy(settings), tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupt_when(patch, lambda t, hook: "train" in hook and t.global_step == 5)
-        with pytest.raises(Interrupted):
-            experiment.run(copy.deepcopy(settings), tmp_path / "parts")
-    experiment.run(copy.deepcopy(settings), tmp_path / "parts")
-    whole, parts = ((tmp_path / n / "metrics.csv").read_text() for n in ("whole", "parts"))
-    assert parts == whole
+    assert whole["lora"].saved_at == whole["full"].saved_at == [2, 3, 5, 6, 8, 9]
 
 
-def test_a_timed_checkpoint_is_written_between_epochs(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_timed_checkpoint_is_written_between_epochs(settings: Settings, tmp_path: Path) -> None:
     settings["checkpoint_minutes"] = 1e-9
-    steps = []
-    original = RunCheckpoint._save
-    monkeypatch.setattr(
-        RunCheckpoint, "_save", lambda self, t: (steps.append(t.global_step), original(self, t))
-    )
-    experiment.run(settings, tmp_path / "run")
-    assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    settings["trainer"]["max_epochs"] = 2
+    assert saved_steps(settings, tmp_path / "run")[1] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_checkpoint_stands_before_each_validation_and_behind_it(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = []
-    original = RunCheckpoint._save
-    monkeypatch.setattr(
-        RunCheckpoint, "_save", lambda self, t: (steps.append(t.global_step), original(self, t))
-    )
-    experiment.run(settings, tmp_path / "run")
-    assert steps == [2, 3, 5, 6, 8, 9]
-
-
-def test_a_lora_checkpoint_holds_adapter_and_optimizer_only(
-    settings: Settings, tmp_path: Path
-) -> None:
-    experiment.run(settings, tmp_path / "run")
-    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+def test_a_lora_checkpoint_holds_adapter_and_optimizer_only(whole: dict[str, Whole]) -> None:
+    file = whole["lora"].folder / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
     assert checkpoint["state_dict"]
     assert all("lora_" in name for name in checkpoint["state_dict"])
@@ -146,15 +161,15 @@ def test_a_lora_checkpoint_holds_adapter_and_optimizer_only(
 
 
 def test_a_checkpoint_of_another_model_is_refused(settings: Settings, tmp_path: Path) -> None:
-    _, module, _ = experiment.build(settings)
-    with pytest.raises(UserError, match="1 trained weights are missing in it, 1 have no place"):
+    _, module, _ = experiment.build(validate(settings))
+    with pytest.raises(UserError, match="lacks 1 trained weights, and has 1 that"):
         module.on_load_checkpoint(
             {"state_dict": dict.fromkeys([*list(module.trainable_parameters())[1:], "other"])}
         )
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(settings: Settings) -> None:
-    _, module, _ = experiment.build(settings)
+    _, module, _ = experiment.build(validate(settings))
     next(iter(module.trainable_parameters().values())).data[0, 0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         module.on_save_checkpoint({})
@@ -171,48 +186,63 @@ def test_the_journal_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
     assert [p["id"] for p in Journal(tmp_path / "journal").predictions] == ["1", "2", "3", "4"]
 
 
-def test_a_second_signal_ends_at_once() -> None:
-    stop = StopSignal()
-    stop._note(2, None)
-    assert stop.received
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    checkpoint = RunCheckpoint(tmp_path, 60)
+    checkpoint.request_stop(2, None)
+    assert checkpoint.stopping
     with pytest.raises(SystemExit):
-        stop._note(2, None)
+        checkpoint.request_stop(2, None)
 
 
-@pytest.fixture
-def interrupted(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], Path]:
-    """Makes a copy of a run that was interrupted in its second epoch, and gives its folder."""
-    with monkeypatch.context() as patch:
-        interrupt_when(patch, lambda t, hook: "train" in hook and t.global_step == 5)
-        with pytest.raises(Interrupted):
-            experiment.run(copy.deepcopy(settings), tmp_path / "parts")
-    numbers = itertools.count()
-    return lambda: shutil.copytree(tmp_path / "parts", tmp_path / f"copy{next(numbers)}")
+@pytest.fixture(scope="module")
+def interrupted_run(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted in its second epoch; not to be changed."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    run_until(tiny_settings(gpt2_folder, folder), folder / "run", in_an_epoch)
+    return folder / "run"
 
 
 @pytest.mark.parametrize("how", ["a byte", "the end", "all"])
-def test_what_is_damaged_is_told_and_the_run_ends_as_if_it_were_not(
-    settings: Settings,
+@pytest.mark.parametrize(
+    ("names", "then"),
+    [
+        (["last.ckpt"], "resumes from before.ckpt, step 3"),
+        (["last.ckpt", "before.ckpt"], "starts from the beginning"),
+        (["best.safetensors"], "starts from the beginning"),
+    ],
+)
+def test_damaged_files_are_named_and_an_older_state_is_used(
     how: str,
-    interrupted: Callable[[], Path],
+    names: list[str],
+    then: str,
+    interrupted_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = experiment.run(copy.deepcopy(settings), tmp_path / "whole")
-    for names, then in (
-        (["last.ckpt"], "goes on from before.ckpt, step 3"),
-        (["last.ckpt", "before.ckpt"], "begins anew"),
-        (["best.safetensors"], "begins anew"),
-    ):
-        folder = interrupted()
-        for name in names:
-            spoil(folder / "checkpoints" / name, how)
-        resumed = experiment.run(copy.deepcopy(settings), folder)
-        assert outcome(resumed, folder) == outcome(whole, tmp_path / "whole")
-        told = ", ".join(str(folder / "checkpoints" / name) for name in names)
-        assert f"Warning: damaged: {told}. The run {then}." in capsys.readouterr().err
+    folder = shutil.copytree(interrupted_run / "checkpoints", tmp_path / "checkpoints")
+    for name in names:
+        spoil(folder / name, how)
+    point = resume_point(folder)
+    assert point == ((folder / "before.ckpt", 3) if "resumes" in then else (None, 0))
+    damaged = ", ".join(str(folder / name) for name in names)
+    assert f"Warning: damaged: {damaged}. The run {then}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names", [["last.ckpt"], ["last.ckpt", "before.ckpt"], ["best.safetensors"]]
+)
+def test_a_run_with_damaged_files_ends_like_an_undamaged_one(
+    settings: Settings,
+    whole: dict[str, Whole],
+    names: list[str],
+    interrupted_run: Path,
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(interrupted_run, tmp_path / "run")
+    for name in names:
+        spoil(folder / "checkpoints" / name, "a byte")
+    resumed = experiment.run(validate(settings), folder)
+    assert outcome(resumed, folder) == outcome(whole["lora"].results, whole["lora"].folder)
 
 
 def spoil(file: Path, how: str) -> None:
@@ -228,16 +258,16 @@ def spoil(file: Path, how: str) -> None:
     )
 
 
-def test_a_kill_between_two_renames_leaves_the_checkpoint_before(
-    settings: Settings, interrupted: Callable[[], Path]
+def test_a_kill_between_two_renames_leaves_the_previous_checkpoint(
+    interrupted_run: Path, tmp_path: Path
 ) -> None:
-    folder = interrupted() / "checkpoints"
+    folder = shutil.copytree(interrupted_run / "checkpoints", tmp_path / "checkpoints")
     assert resume_point(folder) == (folder / "last.ckpt", 5)
     (folder / "last.ckpt").unlink()
     assert resume_point(folder) == (folder / "before.ckpt", 3)
 
 
-def test_a_checkpoint_that_reads_otherwise_than_written_does_not_replace_the_last(
+def test_a_checkpoint_that_reads_differently_than_written_does_not_replace_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = {"state_dict": {"weight": torch.ones(3)}, "epochs": [], "global_step": 1}
@@ -246,14 +276,14 @@ def test_a_checkpoint_that_reads_otherwise_than_written_does_not_replace_the_las
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda state, out: (save(state, out), out.seek(200),
                                                            out.write(bytes(200))))  # fmt: skip
-    with pytest.raises(OSError, match="reads otherwise") as raised:
+    with pytest.raises(OSError, match="reads differently") as raised:
         writer.save_checkpoint(state | {"global_step": 2}, tmp_path / "last.ckpt")
     assert raised.value.filename == str(tmp_path / "last.ckpt")
     assert resume_point(tmp_path) == (tmp_path / "last.ckpt", 1)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_the_journal_drops_what_is_damaged_with_all_behind_it(tmp_path: Path) -> None:
+def test_the_journal_drops_a_damaged_line_and_all_after_it(tmp_path: Path) -> None:
     file = tmp_path / "journal"
     journal = Journal(file)
     for number in range(4):
@@ -263,7 +293,7 @@ def test_the_journal_drops_what_is_damaged_with_all_behind_it(tmp_path: Path) ->
     assert len(file.read_bytes().splitlines()) == 2
 
 
-def test_metrics_without_what_was_cut_off_go_on(tmp_path: Path) -> None:
+def test_metrics_keep_undamaged_rows_before_the_step(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     metrics = MetricsFile(file, 0)
     for step in range(4):
@@ -277,7 +307,7 @@ def test_metrics_without_what_was_cut_off_go_on(tmp_path: Path) -> None:
     assert [line.split(",")[1] for line in kept] == ["step", "0", "2"]
 
 
-def test_a_disk_without_room_for_a_run_is_told_before_it_trains(
+def test_a_run_that_the_disk_has_no_room_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
@@ -285,23 +315,23 @@ def test_a_disk_without_room_for_a_run_is_told_before_it_trains(
     with pytest.raises(UserError, match="the run needs 4.8 GB of disk, 1.0 GB are free"):
         check_room(tmp_path, 10**8, 10**8)
     (tmp_path / "last.ckpt").touch()
-    os.truncate(tmp_path / "last.ckpt", 4 * 10**9)  # of a run that goes on, most is there
+    os.truncate(tmp_path / "last.ckpt", 4 * 10**9)  # a resumed run has most of it already
     check_room(tmp_path, 10**8, 10**8)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_training_is_this_projects_to_handle(
+def test_lightning_does_not_handle_stop_signals(
     settings: Settings, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = LitQuestionAnswering.on_train_epoch_end
 
     def struck(self: LitQuestionAnswering) -> None:
-        signal.raise_signal(number)  # Lightning looks for signals behind an epoch
+        signal.raise_signal(number)  # Lightning looks for signals after an epoch
         original(self)
 
     monkeypatch.setattr(LitQuestionAnswering, "on_train_epoch_end", struck)
     with pytest.raises(Interrupted):
-        experiment.run(settings, tmp_path / "run")
+        experiment.run(validate(settings), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +342,7 @@ def test_a_signal_in_training_is_this_projects_to_handle(
         ([50.0, 50.0, 50.0], [1.0, 1.0, 1.0], [0]),
     ],
 )
-def test_the_epoch_of_the_best_f1_is_kept_of_equals_the_lowest_loss_then_the_first(
+def test_the_best_epoch_is_of_the_highest_f1_then_the_lowest_loss_then_the_first(
     f1s: list[float],
     losses: list[float],
     kept: list[int],
@@ -323,8 +353,8 @@ def test_the_epoch_of_the_best_f1_is_kept_of_equals_the_lowest_loss_then_the_fir
     monkeypatch.setattr(
         LitQuestionAnswering, "save_trained", lambda self, file: saved.append(len(self.epochs) - 1)
     )
-    module = LitQuestionAnswering.__new__(LitQuestionAnswering)  # what it trains plays no part
-    checkpoint = RunCheckpoint(tmp_path, 60, StopSignal())
+    module = LitQuestionAnswering.__new__(LitQuestionAnswering)  # its weights play no part
+    checkpoint = RunCheckpoint(tmp_path, 60)
     trainer: Any = SimpleNamespace(is_global_zero=True)
     epochs = [{"f1": f1, "validation_loss": loss} for f1, loss in zip(f1s, losses, strict=True)]
     for number in range(len(epochs)):

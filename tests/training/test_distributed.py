@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 import experiment
+from lora_or_full.config.schema import validate
 from lora_or_full.errors import UserError
 from lora_or_full.processes import check_rendezvous, is_first_process
-from lora_or_full.training.distributed import gathered
+from lora_or_full.training.distributed import gathered, leave
 
 PROJECT = Path(__file__).parents[2]
 RUN = [sys.executable, str(PROJECT / "src" / "run.py")]
@@ -32,12 +33,12 @@ TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 def words(settings: dict[str, Any], tmp_path: Path) -> list[str]:
     """The command line that gives the run of the fixture `settings`, changed here for both."""
     settings["lr"] = 1e-3
-    settings["lora"]["lora_dropout"] = 0.0  # drawn on each device for itself
+    settings["adapter"]["lora_dropout"] = 0.0  # drawn on each device for itself
     settings["optimizer"]["eps"] = 1e-4  # what is zero but for rounding shall move nothing
     settings["trainer"]["max_epochs"] = 8
     settings["data"] |= {"test_size": None, "validation_size": None}
     return [
-        "mode=lora", "lr=1e-3", "lora.lora_dropout=0", "optimizer.eps=1e-4",
+        "mode=lora", "lr=1e-3", "adapter.lora_dropout=0", "optimizer.eps=1e-4",
         f"model.name={settings['model']['name']}", f"data.path={settings['data']['path']}",
         f"data.test_path={settings['data']['test_path']}", "data.train_size=10",
         "eval_batch_size=2", "max_length=200", "max_new_tokens=4", "trainer.accelerator=cpu",
@@ -52,7 +53,7 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_devices_train_and_score_as_one_and_alike_whether_interrupted_or_not(
+def test_two_devices_train_and_score_like_one_interrupted_or_not(
     words: list[str], settings: dict[str, Any], tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -73,7 +74,7 @@ def test_two_devices_train_and_score_as_one_and_alike_whether_interrupted_or_not
 
     # The same weights, on one device: the same answers to the same questions, to the last bit.
     one = copy.deepcopy(settings) | {"cache_dir": str(tmp_path / "one")}
-    data, module, _ = experiment.build(one)
+    data, module, _ = experiment.build(validate(one))
     module.load_trained(whole / "checkpoints" / "best.safetensors")
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
@@ -89,9 +90,9 @@ def test_two_devices_train_and_score_as_one_and_alike_whether_interrupted_or_not
     for name in ("validation_loss", "exact_match", "f1"):
         assert module.epochs[0][name] == best[name]
 
-    # Predictor on one device: the same but for the order in which gradients are added.
+    # Trained on one device: the same but for the order in which gradients are added.
     single = tmp_path / "single"
-    alone = experiment.run(one, single)
+    alone = experiment.run(validate(one), single)
     assert alone["before"] == results["before"]
     for own, other in zip(alone["epochs"], results["epochs"], strict=True):
         assert own["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
@@ -118,7 +119,7 @@ def test_two_devices_train_and_score_as_one_and_alike_whether_interrupted_or_not
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert errors.count("To go on: python src/run.py resume=") == 1
+    assert errors.count("To resume: python src/run.py resume=") == 1
     done = subprocess.run(
         [*RUN, f"resume={parts}"], capture_output=True, text=True, timeout=300, env=environment
     )
@@ -130,12 +131,16 @@ def test_two_devices_train_and_score_as_one_and_alike_whether_interrupted_or_not
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_process_that_has_done_its_part_ends_without_a_shutdown_of_python() -> None:
-    said = "import atexit, devices; atexit.register(print, 'shut down'); print('done')"
-    command = [sys.executable, "-c", f"{said}; devices.leave()"]
-    src = PROJECT / "src"
-    done = subprocess.run(command, cwd=src, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+def test_leave_ends_a_process_without_pythons_shutdown(capfd: pytest.CaptureFixture[str]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        print("done")
+        try:
+            leave()
+        finally:  # it has returned or raised
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert capfd.readouterr() == ("done\n", "")
 
 
 # As SLURM's: one task on each of two machines, on this one; it notes their processes.
@@ -160,7 +165,7 @@ def free_port() -> str:
 
 
 @pytest.mark.slow
-def test_two_machines_do_as_two_devices_of_one_whatever_starts_them(
+def test_two_machines_compute_the_same_as_two_devices_by_any_launcher(
     words: list[str], tmp_path: Path
 ) -> None:
     environment = os.environ | QUIET
@@ -184,10 +189,10 @@ def test_two_machines_do_as_two_devices_of_one_whatever_starts_them(
     code, _, errors = ended(start([*RUN, *words, *TWO, f"hydra.run.dir={one}"]))
     assert (code, errors) == (0, "")
 
-    # By hand. The second is silent, and nothing is left that one machine alone would not leave.
+    # By hand. The second is silent and leaves no file of its own.
     nodes = ["trainer.num_nodes=2", f"hydra.run.dir={tmp_path / 'hand'}"]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    processes = [start([*RUN, *words, *nodes], **place, NODE_RANK=n) for n in "01"]
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    processes = [start([*RUN, *words, *nodes], **rendezvous, NODE_RANK=n) for n in "01"]
     (code, told, errors), second = map(ended, processes)
     assert (code, errors) == (0, "")
     assert told.count("Will run") == told.count("peak memory") == 1
@@ -229,7 +234,7 @@ def test_two_machines_do_as_two_devices_of_one_whatever_starts_them(
     assert (tmp_path / "asked").read_text() == "requeue 7000\n"
     code, told, errors = ended(start(job, **slurm))
     assert code == 0, errors
-    assert "Goes on" in told
+    assert "Resumes" in told
     assert outcome(run) == outcome(one)
 
 
@@ -242,7 +247,7 @@ def test_a_sweep_of_runs_on_two_devices_works_in_a_worker_of_slurm_too(
         "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1", "SLURM_NODEID": "0",
         "SLURM_LOCALID": "0", "SLURM_NODELIST": "127.0.0.1",
     }  # fmt: skip
-    words = [word for word in words if not word.startswith(("mode=", "lora.", "trainer.max"))]
+    words = [word for word in words if not word.startswith(("mode=", "adapter.", "trainer.max"))]
     few = ["data.test_size=4", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
     asked = ["-m", "mode=lora,full", "study=both", *words, *few, *TWO]
     done = subprocess.run(
@@ -258,15 +263,15 @@ def test_a_sweep_of_runs_on_two_devices_works_in_a_worker_of_slurm_too(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("struck", [0, 1])
-def test_a_process_of_two_that_is_killed_is_told_by_the_other(
+def test_a_killed_process_is_reported_by_the_other(
     struck: int, words: list[str], tmp_path: Path
 ) -> None:
-    folder, place = tmp_path / "run", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    folder, rendezvous = tmp_path / "run", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     words = [*words, "trainer.max_epochs=200", "trainer.num_nodes=2", f"hydra.run.dir={folder}"]
     processes = [
         subprocess.Popen(
             [*RUN, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env=os.environ | QUIET | place | {"NODE_RANK": str(n)},
+            env=os.environ | QUIET | rendezvous | {"NODE_RANK": str(n)},
         )
         for n in range(2)
     ]  # fmt: skip
@@ -278,7 +283,7 @@ def test_a_process_of_two_that_is_killed_is_told_by_the_other(
     told = errors[1 - struck].splitlines()
     assert len(told) == 1, told
     assert "Error: The processes of the devices have lost each other" in told[0]
-    assert told[0].endswith(f"To go on: python src/run.py resume='{folder}'")
+    assert told[0].endswith(f"To resume: python src/run.py resume='{folder}'")
     assert processes[1 - struck].returncode == 1
 
 
@@ -304,7 +309,7 @@ def test_one_process_of_a_run_is_the_first(
     assert is_first_process() is first
 
 
-def test_machines_that_could_not_find_each_other_are_refused(
+def test_machines_without_a_rendezvous_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("RANK", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):

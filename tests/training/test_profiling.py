@@ -6,15 +6,16 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from configs import FULL
 
 import experiment
-from lora_or_full.config import compose
+from lora_or_full.config.schema import validate
 from lora_or_full.training.profiling import PeakMemory, profile_step
 
 
 def parts_of(settings: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Any]:
     """The profile_step of a module that was trained for an epoch, and the module."""
-    data, module, _ = experiment.build(settings)
+    data, module, _ = experiment.build(validate(settings))
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
@@ -31,8 +32,7 @@ def parts_of(settings: dict[str, Any], folder: Path) -> tuple[dict[str, Any], An
 
 @pytest.fixture
 def full(settings: dict[str, Any]) -> dict[str, Any]:
-    other = compose.compose(["mode=full"], [])
-    return settings | {key: other[key] for key in ("mode", "lora", "rank", "frozen_dtype")}
+    return settings | FULL
 
 
 def test_lora_and_full_have_the_bytes_that_their_weights_say(
@@ -62,8 +62,9 @@ def test_lora_saves_the_gradients_of_weights_and_no_other_arithmetic(
 
 def test_memory_is_read_from_the_moment_of_the_reset() -> None:
     memory = PeakMemory(torch.device("cpu"))
-    before = memory.now()
+    before = memory.read()
     taken = torch.ones(50_000_000)
     assert memory.read() - before > 0.9 * taken.nbytes
     del taken
-    assert memory.now() - before < 100_000_000
+    memory.reset()
+    assert memory.read() - before < 100_000_000

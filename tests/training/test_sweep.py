@@ -1,4 +1,4 @@
-"""Which jobs of a sweep are run, where, and what is told of those that fail. No job is run here."""
+"""Which jobs of a sweep run, in which folder, and how failures are reported. No job runs here."""
 
 import json
 import pickle
@@ -6,10 +6,11 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from lora_or_full.config import compose
+from lora_or_full.config.schema import Config
 from lora_or_full.data import fingerprints
 from lora_or_full.errors import UserError
 from lora_or_full.runs import store
@@ -22,6 +23,8 @@ RESULTS = {
     "test": {"exact_match": 50.0, "f1": 60.0},
     "cost": {"peak_memory_bytes": {"train": 10**9}, "train_seconds": 61.0},
 }
+
+BASE = compose.defaults()
 
 
 @pytest.fixture
@@ -41,26 +44,26 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         store.set_status(folder, "finished", f"id of {lr}")
         return 0
 
-    def identity_of(settings: dict[str, Any]) -> str:
-        if settings["lr"] == 0:
+    def run_identity(config: Config) -> str:
+        if config.lr == 0:
             raise UserError("data.path=x: no such file")
-        return f"id of lr={settings['lr']}"
+        return f"id of lr={config.lr}"
 
     monkeypatch.setattr(sweep, "_run_child", run_child)
-    monkeypatch.setattr(fingerprints, "identity_of", identity_of)
+    monkeypatch.setattr(fingerprints, "run_identity", run_identity)
     return words_of
 
 
 def swept(place: Path, *rates: int) -> None:
-    """A sweep over learning rates; all runs have one name, as those may that differ elsewhere."""
-    jobs = [{"run_name": "lora", "lr": lr} for lr in rates]
+    """A sweep over learning rates; all runs have the same name."""
+    jobs = [BASE.model_copy(update={"run_name": "lora", "lr": lr}) for lr in rates]
     own = Sweep(jobs, place)
-    with own.told():
+    with own.reported():
         for number, lr in enumerate(rates):
             own.run(number, [f"lr={lr}"])
 
 
-def test_what_differs_gets_a_folder_of_its_own_and_the_same_runs_once(
+def test_different_jobs_of_one_name_get_their_own_folders_and_equal_ones_run_once(
     begun: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     swept(tmp_path, 1, 2, 1)
@@ -76,30 +79,30 @@ def test_what_differs_gets_a_folder_of_its_own_and_the_same_runs_once(
     assert (tmp_path / "lora-3" / "config.yaml").read_text() == "lr=3"
 
 
-def test_what_fails_is_told_at_once_and_at_the_end_and_is_done_again(
+def test_failures_are_reported_at_once_and_at_the_end(
     begun: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match="2 of 3 jobs failed") as error:
         swept(tmp_path, 9, 0, 1)
     out, told = capsys.readouterr()
-    assert "Job 1 of 3 failed: killed by SIGKILL. The sweep goes on." in told
-    assert "Job 2 of 3 failed: data.path=x: no such file. The sweep goes on." in told
+    assert "Job 1 of 3 failed: killed by SIGKILL. The sweep continues." in told
+    assert "Job 2 of 3 failed: data.path=x: no such file. The sweep continues." in told
     assert "lora: killed by SIGKILL" in str(error.value)
     assert "lora-2: data.path=x: no such file" in str(error.value)
     assert out.count("no results") == 1  # the folder of the other ran later
     assert store.status(tmp_path / "lora")["state"] == "running"
 
 
-def test_a_job_that_was_begun_goes_on(begun: list[list[str]], tmp_path: Path) -> None:
+def test_an_interrupted_job_is_resumed(begun: list[list[str]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="killed"):
         swept(tmp_path, 9)
-    with pytest.raises(StopIteration):  # what stands in for a child finds no lr among the words
+    with pytest.raises(StopIteration):  # the replaced child finds no lr in its command
         swept(tmp_path, 9)
     assert begun[-1] == [f"resume='{tmp_path / 'lora'}'"]
 
 
 @pytest.mark.parametrize("name", ["results.json", "config.yaml", "SHA256SUMS"])
-def test_a_finished_job_of_which_a_file_is_damaged_is_not_finished(
+def test_a_finished_job_with_a_damaged_file_runs_again(
     name: str, begun: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     swept(tmp_path, 1, 2)
@@ -110,7 +113,7 @@ def test_a_finished_job_of_which_a_file_is_damaged_is_not_finished(
     assert begun[-1] == [f"resume='{tmp_path / 'lora'}'"]
 
 
-def test_what_a_kill_left_as_the_reason_of_an_earlier_failure_is_not_told(
+def test_the_reason_of_an_earlier_failure_is_not_reported_after_a_kill(
     begun: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.set_status(tmp_path / "lora", "failed", "id of lr=1", error="the disk was full")
@@ -119,14 +122,14 @@ def test_what_a_kill_left_as_the_reason_of_an_earlier_failure_is_not_told(
         swept(tmp_path, 1)
 
 
-def test_a_job_does_not_sweep_what_its_preset_sweeps(
+def test_a_job_does_not_repeat_the_sweep_of_its_preset(
     begun: list[list[str]], tmp_path: Path
 ) -> None:
     swept(tmp_path, 1)
     assert "hydra.sweeper.params=null" in begun[0]
 
 
-def test_sweeps_that_begin_at_once_on_one_study_do_not_clash(
+def test_concurrent_sweeps_of_one_study_do_not_clash(
     begun: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a job starts, another command comes with a job of the same name, and with that job."""
@@ -150,16 +153,16 @@ def test_sweeps_that_begin_at_once_on_one_study_do_not_clash(
     assert not list(tmp_path.glob(".jobs-*"))
 
 
-def test_a_worker_has_the_plan_and_what_it_did_is_told_where_the_sweep_began(
+def test_the_results_of_workers_are_reported_where_the_sweep_started(
     begun: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs = [{"run_name": f"lora_{lr}", "lr": lr} for lr in (1, 9, 3)]
+    jobs = [BASE.model_copy(update={"run_name": f"lora_{lr}", "lr": lr}) for lr in (1, 9, 3)]
     own = Sweep(jobs, tmp_path)
 
     def launch(*numbers: int) -> None:
-        with own.told():
+        with own.reported():
             for number in numbers:
-                pickle.loads(pickle.dumps(own)).run(number, [f"lr={jobs[number]['lr']}"])
+                pickle.loads(pickle.dumps(own)).run(number, [f"lr={jobs[number].lr}"])
 
     with pytest.raises(UserError, match="2 of 3 jobs failed") as error:
         launch(1, 0)  # in any order; one worker is lost

@@ -19,7 +19,7 @@ from lora_or_full.report.collect import collect
 from lora_or_full.report.formatting import METRICS
 from lora_or_full.report.render import Section, Table
 from lora_or_full.report.sections.overview import all_sections
-from lora_or_full.report.stats.comparison import ArmComparison, contrast
+from lora_or_full.report.stats.comparison import ArmComparison, compare_arms
 from lora_or_full.report.study import Study
 from lora_or_full.runs import store
 
@@ -47,36 +47,44 @@ def run(args: argparse.Namespace) -> None:
     print(f"{folder / 'report.html'}\n{folder / 'report.md'}")
 
 
-def write(places: list[Path], folder: Path, margin: float) -> Path:
-    """Write the report of the runs in `places` into `folder`, and give that.
+def write(runs: list[Path], folder: Path, margin: float) -> Path:
+    """Write the report.
+
+    Args:
+        runs: Folders of runs, of sweeps, or that hold them.
+        folder: Folder to write.
+        margin: Margin of equivalence, percentage points.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: there is no run that a report could be made of, or an argument can't be.
+        UserError: There is no finished run, or an argument is wrong.
     """
-    if missing := [place for place in places if not os.path.isdir(place)]:
+    if missing := [path for path in runs if not os.path.isdir(path)]:
         raise UserError(f"There is no folder {missing[0]}.")
     if not 0 < margin < 100:
         raise UserError(f"--margin={margin:g}: must be a number between 0 and 100.")
-    study = collect(places)
+    study = collect(runs)
     if not study.arms:
         reasons = "\n  ".join(study.left_out) or "they hold no run at all"
-        raise UserError(f"No finished run in {', '.join(map(str, places))}:\n  {reasons}")
-    found = contrast(study, margin)
+        raise UserError(f"No finished run in {', '.join(map(str, runs))}:\n  {reasons}")
+    found = compare_arms(study, margin)
     command = shlex.join(
-        ["lora-or-full", "report", *map(str, places), f"--output={folder}", f"--margin={margin:g}"]
+        ["lora-or-full", "report", *map(str, runs), f"--output={folder}", f"--margin={margin:g}"]
     )
     sections = all_sections(study, found, command)
     try:
         render.write(folder, TITLE, sections)
-        store.write_text(folder / "report.csv", table(study))
+        store.write_text(folder / "report.csv", runs_csv(study))
         store.write_json(folder / "report.json", numbers(study, found, sections))
     except OSError as error:
         raise UserError(f"--output={folder} can't be written: {error.strerror}.") from None
     return folder
 
 
-def table(study: Study) -> str:
-    """A line a run, as CSV: what it was, and what it gave."""
+def runs_csv(study: Study) -> str:
+    """Write CSV with a row per run: its configuration and its results."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([
@@ -87,21 +95,20 @@ def table(study: Study) -> str:
     ])  # fmt: skip
     for arm in study.arms:
         for seed, run in arm.runs.items():
-            r = run.results
-            c, config = r["cost"], r["config"]
+            r = run.record
             writer.writerow(map(_cell, [
-                run.folder.name, arm.label, run.mode, seed, config["lr"], config["rank"],
-                config["mask_prompt"], r["data"]["train"]["questions"], len(r["epochs"]),
-                r["parameters"]["trainable"], r["best_epoch"], run.best["validation_loss"],
-                run.best["exact_match"], run.best["f1"], r["test"]["exact_match"], r["test"]["f1"],
-                c["train_seconds"], c["seconds_per_batch"], c["samples_per_second"],
-                c["peak_memory_bytes"]["train"], c["exported_bytes"], r["environment"]["commit"],
+                run.folder.name, arm.label, run.mode, seed, r.config.lr, r.config.rank,
+                r.config.mask_prompt, r.data.train.questions, len(r.epochs),
+                r.parameters.trainable, r.best_epoch, r.best.validation_loss, r.best.exact_match,
+                r.best.f1, r.test.exact_match, r.test.f1, r.cost.train_seconds,
+                r.cost.seconds_per_batch, r.cost.samples_per_second,
+                r.cost.peak_memory_bytes.train, r.cost.exported_bytes, r.environment.commit,
             ]))  # fmt: skip
     return out.getvalue()
 
 
 def _cell(value: Any) -> Any:
-    """A text that stays in its cell, and that a spreadsheet does not compute as a formula."""
+    """A text that stays in its cell and that a spreadsheet does not take for a formula."""
     if not isinstance(value, str):
         return value
     text = "".join(c if c.isprintable() else "?" for c in value)
@@ -109,27 +116,27 @@ def _cell(value: Any) -> Any:
 
 
 def numbers(study: Study, found: ArmComparison | None, sections: list[Section]) -> dict[str, Any]:
-    """Everything that the report computed: the comparison in full, and all tables as printed."""
+    """Give everything that the report computed: the whole comparison, and all tables."""
     arms = {
         arm.label: {
             "seeds": list(arm.runs),
             "runs": [str(run.folder) for run in arm.runs.values()],
             "config": arm.any.config,
-            **{metric: arm.values("test", metric) for metric in METRICS},
-            "epochs": [run.results["epochs"] for run in arm.runs.values()],
-            "cost": [run.results["cost"] for run in arm.runs.values()],
+            **{metric: arm.test(metric) for metric in METRICS},
+            "epochs": [[e.model_dump() for e in r.record.epochs] for r in arm.runs.values()],
+            "cost": [run.record.cost.model_dump() for run in arm.runs.values()],
         }
         for arm in study.arms
     }
     compared = found and {
-        "lora": found.lora.label,
-        "full": found.full.label,
+        "adapter": found.adapter.label,
+        "reference": found.full.label,
         "margin": found.margin,
         "seeds": found.seeds,
         "over_seeds": {m: asdict(v) for m, v in found.over_seeds.items()},
-        "over_questions": {m: asdict(v) for m, v in found.over_questions.items()},
-        "joint": {m: v and asdict(v) for m, v in found.joint.items()},
-        "mcnemar": [asdict(d) for d in found.discordant],
+        "over_paragraphs": {m: asdict(v) for m, v in found.over_paragraphs.items()},
+        "over_both": {m: v and asdict(v) for m, v in found.over_both.items()},
+        "mcnemar": [asdict(d) for d in found.mcnemar],
         "holm": found.holm,
     }
     tables = {

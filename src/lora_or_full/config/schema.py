@@ -296,7 +296,7 @@ def validate(values: Mapping[str, Any]) -> Config:
                 problems[f"{name}={given.get(name)}: must be a group of keys."] = None
     if missing:
         raise UserError(f"These keys can't be left out: {', '.join(missing)}.")
-    problems |= dict.fromkeys(_conflicts(given))
+    problems |= dict.fromkeys(_conflicts(given, values.get("trainer")))
     if problems or config is None:
         raise UserError("\n".join(problems))
     return config
@@ -311,13 +311,13 @@ def _key_of(location: tuple[int | str, ...]) -> str:
     return ".".join(names)
 
 
-def _conflicts(given: Mapping[str, Any]) -> list[str]:
-    """Problems of keys that do not fit together."""
+def _conflicts(given: Mapping[str, Any], trainer: Any) -> list[str]:
+    """Problems of keys that do not fit together, and of further arguments of the Trainer."""
     mode, rank, r = given.get("mode"), given.get("rank"), given.get("adapter.r")
     problems = []
     if "adapter" in given:  # null: a section with keys is taken apart
         problems += [
-            f"{name}={given[name]}: mode={mode} has no adapter, and so no {name}."
+            f"{name}={given[name]}: mode={mode} has no {name}, since it has no adapter."
             for name in ADAPTER_KEYS
             if given.get(name) is not None
         ]
@@ -328,19 +328,15 @@ def _conflicts(given: Mapping[str, Any]) -> list[str]:
         problems.append(f"rank=null: mode={mode} needs a rank.")
     elif r != rank:
         problems.append(f"adapter.r={r}: rank={rank} sets it; leave it out.")
-    for name, value in given.items():
-        group, _, argument = name.partition(".")
-        argument = argument.partition(".")[0]
-        if group != "trainer" or name in FIELDS:
-            continue
-        if argument in RESERVED:
+    for name, value in trainer.items() if isinstance(trainer, Mapping) else ():
+        if name in RESERVED:
             problems.append(
-                f"trainer.{argument}: a run sets this itself. Fewer questions: data.train_size, "
+                f"trainer.{name}: a run sets this itself. Fewer questions: data.train_size, "
                 "data.validation_size, data.test_size; fewer epochs: trainer.max_epochs."
             )
-        elif isinstance(value, (list, Mapping)) or argument != name.removeprefix("trainer."):
+        elif f"trainer.{name}" not in FIELDS and isinstance(value, (list, Mapping)):
             # Lightning's further arguments that take more than one value take an object.
-            problems.append(f"trainer.{argument}={value}: must be one word or number.")
+            problems.append(f"trainer.{name}={value}: must be one word or number.")
     size, micro_batches = given.get("batch_size"), given.get("trainer.accumulate_grad_batches")
     if isinstance(size, int) and isinstance(micro_batches, int) and micro_batches > size > 0:
         problems.append(

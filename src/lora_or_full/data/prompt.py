@@ -25,6 +25,7 @@ class PromptTokens(NamedTuple):
 
     @property
     def prompt(self) -> list[int]:
+        """All token ids in their order."""
         return self.prefix + self.context + self.question
 
 

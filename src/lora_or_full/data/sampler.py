@@ -61,9 +61,11 @@ class ResumableLoader(DataLoader):
     sampler: StepSampler
 
     def state_dict(self) -> dict[str, int]:
+        """Epoch, and position in it."""
         return {"epoch": self.sampler.epoch, "position": self.sampler.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from an epoch and a position in it."""
         self.sampler.epoch, self.sampler.position = state["epoch"], state["position"]
 
 

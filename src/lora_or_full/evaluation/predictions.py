@@ -1,17 +1,32 @@
 """What is recorded of an answer, and the scores of all answers."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from lora_or_full.evaluation.intervals import mean, mean_interval, share_interval
 from lora_or_full.evaluation.squad_metric import exact_match, f1
 from lora_or_full.runs.schema import Prediction
 
-if TYPE_CHECKING:  # torch, which reading records does not need
-    from lora_or_full.generation.decoding import Answer
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A generated answer.
+
+    Attributes:
+        text: Up to the first newline.
+        log_probability: Natural logarithm, the end token included.
+        ended: Whether it ended by itself.
+        gold_log_probability: Of the gold answer; None if none was given.
+    """
+
+    text: str
+    log_probability: float
+    ended: bool
+    gold_log_probability: float | None = None
 
 
-def prediction(row: Mapping[str, Any], answer: "Answer | None") -> Prediction:
+def prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
     """Score an answer.
 
     Args:

@@ -7,7 +7,8 @@ from transformers import Cache, PreTrainedTokenizerBase
 
 from lora_or_full.data.prompt import context_text, encode, prefix_ids, question_text, window
 from lora_or_full.errors import UserError
-from lora_or_full.generation.decoding import Answer, continue_greedily
+from lora_or_full.evaluation.predictions import Answer
+from lora_or_full.generation.decoding import continue_greedily
 from lora_or_full.generation.kv_cache import Model
 
 

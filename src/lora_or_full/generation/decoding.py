@@ -1,31 +1,15 @@
 """Greedy decoding of many prompts at once, each ending where its answer ends."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from lora_or_full.data.prompt import PromptTokens
+from lora_or_full.evaluation.predictions import Answer
 from lora_or_full.generation.kv_cache import Model, PaddedCache, SharedPrefixCache
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A generated answer.
-
-    Attributes:
-        text: Up to the first newline.
-        log_probability: Natural logarithm, the end token included.
-        ended: Whether it ended by itself.
-        gold_log_probability: Of the gold answer; None if none was given.
-    """
-
-    text: str
-    log_probability: float
-    ended: bool
-    gold_log_probability: float | None = None
 
 
 class DecodingBackend(Protocol):

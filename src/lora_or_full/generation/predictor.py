@@ -21,9 +21,10 @@ from lora_or_full.data.fingerprints import weights_fingerprint
 from lora_or_full.data.hub import folder_of
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.errors import UserError
+from lora_or_full.evaluation.predictions import Answer
 from lora_or_full.evaluation.spans import Span, spans
 from lora_or_full.generation.context_session import ContextSession
-from lora_or_full.generation.decoding import Answer, greedy, stop_ids
+from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.kv_cache import Model, shares_context
 from lora_or_full.modeling.loading import load_adapter, load_model, load_tokenizer, max_positions
 from lora_or_full.modeling.precision import STORED, autocast_for, device_of, resolve_precision

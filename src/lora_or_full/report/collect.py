@@ -1,15 +1,18 @@
-"""The runs of a study read from their folders, and put into arms that can be compared."""
+"""Reads the runs of a study from their folders, and groups them into comparable arms."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_or_full.errors import UserError
 from lora_or_full.report.study import Arm, Run, Study, shown
 from lora_or_full.runs import store
-from lora_or_full.runs.schema import lacking, odd
+from lora_or_full.runs.reader import check_scores, read_answers, read_record
+from lora_or_full.runs.schema import RunRecord
 
 LONGEST = 60  # characters of a value in a label
 LONGEST_LABEL = 100
@@ -17,10 +20,10 @@ LONGEST_LABEL = 100
 READ = (store.RESULTS, "predictions.jsonl", "contexts.json")
 
 
-def collect(places: Sequence[Path]) -> Study:
-    """The study that the run folders in `places` (runs, sweeps, or folders of them) make."""
-    runs, left_out = [], _never_begun(places)
-    for folder in dict.fromkeys(_folders(places)):
+def collect(folders: Sequence[Path]) -> Study:
+    """Collect the runs in some folders (of runs, of sweeps, or that hold them) into a study."""
+    runs, left_out = [], _never_started(folders)
+    for folder in dict.fromkeys(_run_folders(folders)):
         found = _read(folder)
         if isinstance(found, Run):
             runs.append(found)
@@ -31,20 +34,20 @@ def collect(places: Sequence[Path]) -> Study:
     return Study(arms, left_out + unlike + twice)
 
 
-def _folders(places: Iterable[Path]) -> list[Path]:
+def _run_folders(folders: Iterable[Path]) -> list[Path]:
     return [
         folder
-        for place in places
+        for top in folders
         for folder in sorted(
-            {file.parent for name in ("config.yaml", "status.json") for file in place.rglob(name)}
+            {file.parent for name in ("config.yaml", "status.json") for file in top.rglob(name)}
         )
     ]
 
 
-def _never_begun(places: Iterable[Path]) -> list[str]:
-    """The runs that a sweep was to make, and of which there is no folder."""
+def _never_started(folders: Iterable[Path]) -> list[str]:
+    """The runs that a sweep planned, but that have no folder."""
     missing = []
-    for file in sorted({file for place in places for file in place.rglob(store.PLAN)}):
+    for file in sorted({file for top in folders for file in top.rglob(store.PLAN)}):
         try:
             names = json.loads(file.read_text(encoding="utf-8"))["runs"]
             if not isinstance(names, list):
@@ -53,52 +56,40 @@ def _never_begun(places: Iterable[Path]) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             missing.append(f"{file}: it can't be read ({type(error).__name__})")
             continue
-        folders = [status.parent.name for status in file.parent.glob("*/status.json")]
-        # A number behind its name tells a run from one of the same name.
-        there = Counter(name if name in planned else re.sub(r"-\d+$", "", name) for name in folders)
+        names_there = [status.parent.name for status in file.parent.glob("*/status.json")]
+        # A number after its name tells a run from one of the same name.
+        found = Counter(
+            name if name in planned else re.sub(r"-\d+$", "", name) for name in names_there
+        )
         missing += [
-            f"{file.parent / name}: it was planned, but never began"
-            for name, count in (planned - there).items()
+            f"{file.parent / name}: it was planned, but never started"
+            for name, count in (planned - found).items()
             for _ in range(count)
         ]
     return missing
 
 
 def _read(folder: Path) -> Run | str:
-    """The run in a folder, or why it is none that can be used."""
-    state = store.status(folder)
-    if not (folder / "results.json").is_file():
-        if state.get("state") == "failed":
-            return f"failed ({_said(state, 'error', 'it does not say why')})"
-        return f"not finished (status: {_said(state, 'state', 'none')})"
+    """The run in a folder, or why it can't be used."""
+    status = store.status(folder)
+    if not (folder / store.RESULTS).is_file():
+        if status.get("state") == "failed":
+            return f"failed ({status.get('error', 'no reason is recorded')})"
+        return f"not finished (status: {status.get('state', 'none')})"
     try:
-        if changed := store.damaged_files(folder, READ):
-            return f"damaged: {', '.join(changed)} (resume={folder} makes it anew)"
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        # Not splitlines, which also splits at characters that a text may hold.
-        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-        predictions = sorted((json.loads(line) for line in lines if line), key=lambda p: p["id"])
-        contexts = json.loads((folder / "contexts.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if damaged := store.damaged_files(folder, READ):
+            return f"damaged: {', '.join(damaged)} (resume={folder} repeats the run)"
+        run = Run(folder, read_record(folder, RunRecord), read_answers(folder))
+        check_scores(folder, run.record, run.answers)
+    except UserError as error:
+        return str(error).replace(f"{folder}{os.sep}", "")  # the line begins with the folder
+    except OSError as error:
         return f"its files can't be read ({type(error).__name__}: {error})"
-    problem = lacking(results) or odd(predictions, contexts)
-    if problem:
-        return problem
-    run = Run(folder, results, predictions, contexts)
-    for metric in ("exact_match", "f1"):
-        # The record and the answers were written together: unlike means are a broken file.
-        if not abs(run.scores(metric).mean() - results["test"][metric]) <= 1e-6:
-            return f"predictions.jsonl does not give the {metric} of results.json"
     return run
 
 
-def _said(state: dict[str, Any], key: str, otherwise: str) -> str:
-    value = state.get(key)
-    return value if isinstance(value, str) else otherwise
-
-
 def _alike(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The largest set of runs that can be compared, and why the others are left out."""
+    """The largest set of runs that can be compared, and why others are left out."""
     sets = Counter(tuple(run.comparable.values()) for run in runs)
     if not sets:
         return [], []
@@ -118,7 +109,7 @@ def _alike(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
-    """The runs by configuration; of two with the same seed, the one that finished last counts."""
+    """Runs by configuration; of two with the same seed, the one that finished last counts."""
     grouped: dict[str, dict[int, Run]] = {}
     left_out = []
     for run in sorted(runs, key=lambda r: -(r.folder / "results.json").stat().st_mtime):
@@ -128,7 +119,7 @@ def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
             unlike = [
                 name
                 for name, of in (
-                    ("commit", lambda r: r.results["environment"]["commit"]),
+                    ("commit", lambda r: r.record.environment.commit),
                     ("training questions", lambda r: r.trained_on),
                 )
                 if of(run) != of(other)
@@ -148,11 +139,12 @@ def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
 
 def _order(run: Run) -> tuple[Any, ...]:
     config = run.config
-    return (run.mode != "lora", config.get("rank") or 0, config["lr"], json.dumps(config))
+    full = run.record.config.adapter is None
+    return (full, run.mode, config.get("rank") or 0, config["lr"], json.dumps(config))
 
 
 def _label(seeds: dict[int, Run], arms: Sequence[dict[int, Run]]) -> str:
-    """The mode, the swept rate and rank, and what most others of the mode do not share."""
+    """The mode's label, swept rate and rank, and what most other arms of the mode do not share."""
     own = next(iter(seeds.values()))
     peers = [run for other in arms if (run := next(iter(other.values()))).mode == own.mode]
 
@@ -160,12 +152,14 @@ def _label(seeds: dict[int, Run], arms: Sequence[dict[int, Run]]) -> str:
         alike = sum(peer.config.get(key) == own.config[key] for peer in peers)
         if key in ("lr", "rank"):
             return alike < len(peers)
-        # All of a mode may leave prompts unmasked; then the other mode is what tells.
+        # All arms of a mode may leave prompts unmasked; then the other mode is what matters.
         return 2 * alike <= len(peers) or (key == "mask_prompt" and not own.config[key])
 
     keys = [key for key in own.config if tells(key)]
-    name = {"lora": "LoRA", "full": "full"}[own.mode]
-    parts = [name, *(_short(f"{key} {shown(own.config[key])}", LONGEST) for key in keys)]
+    parts = [
+        own.record.config.label,
+        *(_short(f"{key} {shown(own.config[key])}", LONGEST) for key in keys),
+    ]
     return _short(", ".join(parts), LONGEST_LABEL)
 
 

@@ -1,16 +1,20 @@
-"""Every wrong answer in one class, counted; where the modes disagree; how sure a model was."""
+"""Classes of wrong answers, counts by group, calibration, and risk against coverage."""
 
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Any
 
 from lora_or_full.evaluation.squad_metric import normalize
+from lora_or_full.runs.schema import Prediction
 
-EXTRA, PART, SPAN = "extra words around a gold", "part of a gold", "wrong span of the context"
+EXTRA, PART, SPAN = (
+    "extra words around a gold answer",
+    "part of a gold answer",
+    "wrong span of the context",
+)
 ELSEWHERE, EMPTY, ENDLESS, CUT = "not in the context", "empty", "never ended", "context was cut"
 CLASSES = (EXTRA, PART, SPAN, ELSEWHERE, EMPTY, ENDLESS, CUT)
 QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how")
@@ -23,11 +27,9 @@ OTHER = "other"
 BINS = 10  # of probability, for the calibration
 STEPS = 20  # of coverage
 
-Prediction = Mapping[str, Any]
-
 
 def failure(prediction: Prediction, context: str) -> str | None:
-    """The class of a wrong answer, the first of these that fits; None if an exact match.
+    """Classify a wrong answer by the first class that fits; None for an exact match.
 
     Words are compared as the score compares them: without case, punctuation and articles.
     """
@@ -49,10 +51,11 @@ def failure(prediction: Prediction, context: str) -> str | None:
 
 
 def question_word(question: str) -> str:
-    """The word of the question that asks, or 'other'.
+    """Give the question word, or 'other'.
 
-    The first that begins it or follows a preposition ("in which"), else the last: one in the middle
-    mostly begins a clause ("the town where … is called what")."""
+    It is the first one that begins the question or follows a preposition ("in which"), else the
+    last: one in the middle mostly begins a clause ("the town where … is called what").
+    """
     words = [FORMS.get(word, word) for word in normalize(question).split()]
     asking = [n for n, word in enumerate(words) if word in QUESTION_WORDS]
     leading = [n for n in asking if n == 0 or words[n - 1] in PREPOSITIONS]
@@ -60,13 +63,13 @@ def question_word(question: str) -> str:
 
 
 def answer_words(prediction: Prediction) -> str:
-    """How many words the shortest gold has, in groups."""
+    """Group by the number of words of the shortest gold answer."""
     words = min(len(gold.split()) for gold in prediction["answers"])
     return "1" if words <= 1 else "2" if words == 2 else "3 to 5" if words <= 5 else "6 or more"
 
 
 def context_words(context: str) -> str:
-    """How many words the context has, in groups."""
+    """Group by the number of words of the context."""
     words = len(context.split())
     for below in (50, 100, 150, 200):
         if words < below:
@@ -76,8 +79,15 @@ def context_words(context: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Of the questions in a `group`: how many there are in a run, the mean EM and F1 (percent), and
-    the wrong answers a run of each class."""
+    """A group of questions.
+
+    Attributes:
+        group: Its name.
+        questions: Number of its questions in a run.
+        exact_match: Mean EM, percent.
+        f1: Mean F1, percent.
+        classes: Wrong answers per run, by class.
+    """
 
     group: str
     questions: int
@@ -91,7 +101,13 @@ def shares(
     runs: Sequence[Sequence[Prediction]],
     classes: Sequence[Sequence[str | None]],
 ) -> list[Share]:
-    """Of each group that the questions of a run fall into; `classes` are those of the answers."""
+    """Score each group of questions.
+
+    Args:
+        groups: Group of each question.
+        runs: Predictions of each run, in the order of the questions.
+        classes: Their classes (`failure`).
+    """
     found = []
     for group in sorted(set(groups), key=_by_number):
         own = [number for number, name in enumerate(groups) if name == group]
@@ -107,7 +123,7 @@ def shares(
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Answers whose probability lies in a tenth: mean probability and share right (percent)."""
+    """Answers whose probability lies in one tenth: mean probability and EM (percent)."""
 
     answers: int
     probability: float
@@ -115,10 +131,10 @@ class Bin:
 
 
 def calibration(predictions: Iterable[Prediction]) -> tuple[list[Bin], float]:
-    """How often answers of a probability are right, and the expected calibration error (percent).
+    """Give EM by probability, and the expected calibration error (percent; Guo et al., 2017).
 
-    The probability of an answer is the product of its tokens' (Guo et al. 2017 for the error).
-    A question that was not asked (its prompt was too long) has none, and does not count.
+    The probability of an answer is the product of its tokens'. A question whose prompt was too long
+    has none, and does not count.
     """
     inside: dict[int, list[tuple[float, float]]] = {}
     for p in predictions:
@@ -136,15 +152,18 @@ def calibration(predictions: Iterable[Prediction]) -> tuple[list[Bin], float]:
     return bins, error
 
 
-def coverage(predictions: Sequence[Prediction]) -> tuple[list[float], float]:
-    """How many of the surest answers are right: EM (percent) of the first twentieth of them, of the
-    first two, up to all; and the area under the risk-coverage curve (percent), which is the mean
-    share of wrong answers among the surest ones, over all numbers of these (Geifman et al. 2019).
+def risk_coverage(predictions: Sequence[Prediction]) -> tuple[list[float], float]:
+    """Give EM of the most confident answers, and the area under the risk-coverage curve.
 
-    Of answers of one probability each counts as their mean. One that was not asked is the last.
+    Answers of equal probability each count as their mean. Unanswered questions come last.
+
+    Returns:
+        EM (percent) of the most confident twentieth of the answers, of two twentieths, up to all;
+        and the area (percent): the mean share of wrong answers among the most confident ones, over
+        all their numbers (Geifman et al., 2019).
     """
     right: list[float] = []
-    for _, same in groupby(sorted(predictions, key=_sureness, reverse=True), _sureness):
+    for _, same in groupby(sorted(predictions, key=_confidence, reverse=True), _confidence):
         matches = [float(p["exact_match"]) for p in same]  # each 0 or 100
         right += [statistics.fmean(matches)] * len(matches)
     share = [total / count for count, total in enumerate(accumulate(right), 1)]
@@ -152,7 +171,7 @@ def coverage(predictions: Sequence[Prediction]) -> tuple[list[float], float]:
     return [share[end - 1] for end in ends], 100 - statistics.fmean(share)
 
 
-def _sureness(prediction: Prediction) -> float:
+def _confidence(prediction: Prediction) -> float:
     value = prediction["log_probability"]
     return -math.inf if value is None else value
 
@@ -163,6 +182,6 @@ def _inside(part: Sequence[str], whole: Sequence[str]) -> bool:
 
 
 def _by_number(group: str) -> tuple[int, int, str]:
-    """Groups in the order of their number; a first 'under' before an 'or more'."""
+    """Sort groups by their number; 'under' comes before 'or more'."""
     digits = "".join(c if c.isdigit() else " " for c in group).split()
     return (int(digits[0]) if digits else 0, "more" in group, group)

@@ -1,4 +1,4 @@
-"""How a report writes numbers."""
+"""How the report writes numbers."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ NONE = "\N{EN DASH}"  # where there is no number
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean, standard deviation and interval over seeds."""
+    """Write mean ± standard deviation and 95 % interval over seeds."""
     mean, deviation, interval = mean_over_seeds(values)
     if deviation is None:
         return f"{mean:.1f}"
@@ -20,33 +20,33 @@ def spread(values: Sequence[float]) -> str:
 
 
 def mean_of(values: Sequence[float], unit: float, digits: int) -> str:
-    """The mean, in a unit."""
+    """Write a mean in a unit."""
     return f"{statistics.fmean(values) / unit:,.{digits}f}"
 
 
 def signed(value: float) -> str:
-    """A difference."""
+    """Write a difference with its sign."""
     return f"{value:+.2f}".replace("-", "−")
 
 
 def shown_interval(interval: Interval | None) -> str:
-    """From its lower to its upper end."""
+    """Write an interval."""
     return NONE if interval is None else f"[{signed(interval[0])}, {signed(interval[1])}]"
 
 
 def p_value(p: float | None) -> str:
-    """The p of a test."""
+    """Write a p value."""
     if p is None:
         return NONE
     return "< 0.001" if p < 0.001 else "> 0.999" if p > 0.999 else f"{p:.3f}"
 
 
 def p_with(p: float) -> str:
-    """The p of a test, in a sentence."""
+    """Write a p value for a sentence."""
     shown = p_value(p)
     return f"p {shown}" if shown[0] in "<>" else f"p = {shown}"
 
 
 def counted(number: int, what: str) -> str:
-    """So many of it."""
+    """Write a number with its noun, in the plural if need be."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG; a mode has the same colour in all of them."""
+"""The plots of the report, as SVG; a mode has the same colour in all of them."""
 
 import io
 import textwrap
@@ -19,8 +19,8 @@ BLUE, VERMILION, GREEN, PURPLE, SKY, AMBER = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
 )  # fmt: skip
 LIGHT, GREY = "#C8C8C8", "#7F7F7F"
-OF_MODE = {"lora": BLUE, "full": VERMILION}
-OF_PART = (LIGHT, GREEN, AMBER, PURPLE, SKY, GREY)  # none is a mode's
+OF_ADAPTER, OF_FULL = BLUE, VERMILION
+OF_COMPONENT = (LIGHT, GREEN, AMBER, PURPLE, SKY, GREY)  # none is a mode's
 LINES = ("-", "--", ":", "-.")
 WIDEST = 36  # characters of a line of a label, so that there is room for what it names
 STYLE: Any = {
@@ -32,19 +32,21 @@ matplotlib.rcParams.update(STYLE)
 
 
 def dynamics(arms: Sequence[Arm]) -> str:
-    """Losses, and validation EM and F1, by epoch: mean over seeds, and the range of the seeds.
+    """Plot losses and validation scores by epoch: mean and range over seeds.
 
-    A mode has at most as many arms here as there are LINES, which tell them apart."""
+    Args:
+        arms: At most as many of each mode as there are LINES to distinguish them.
+    """
     figure, axes = _new(2, 2, width=8, height=6)
     panels = (
-        ("Training loss, nats a token", "train_loss"),
-        ("Validation loss, nats a token", "validation_loss"),
+        ("Training loss, nats per token", "train_loss"),
+        ("Validation loss, nats per token", "validation_loss"),
         ("Validation EM, %", "exact_match"),
         ("Validation F1, %", "f1"),
     )
     for axis, (title, key) in zip(axes, panels, strict=True):
         for arm, style in _styled(arms):
-            rows = [[epoch[key] for epoch in run.results["epochs"]] for run in arm.runs.values()]
+            rows = [[getattr(e, key) for e in run.record.epochs] for run in arm.runs.values()]
             columns = list(zip(*rows, strict=False))
             epochs = range(1, len(columns) + 1)
             axis.plot(
@@ -61,13 +63,13 @@ def dynamics(arms: Sequence[Arm]) -> str:
 
 
 def scores(arms: Sequence[Arm]) -> str:
-    """EM and F1 of each seed (dots), and their mean with its t interval."""
+    """Plot EM and F1: one dot per seed, the mean, and its t interval."""
     figure, axes = _new(1, 2, width=9, height=0.9 + 0.45 * len(arms))
     for axis, (title, metric) in zip(
         axes, (("EM, %", "exact_match"), ("F1, %", "f1")), strict=True
     ):
         for place, arm in enumerate(reversed(arms)):
-            values = arm.values("test", metric)
+            values = arm.test(metric)
             mean, _, interval = mean_over_seeds(values)
             axis.plot(values, [place] * len(values), "o", color=_colour(arm), alpha=0.45)
             _interval(axis, place, mean, interval, _colour(arm))
@@ -78,8 +80,16 @@ def scores(arms: Sequence[Arm]) -> str:
     return svg(figure)
 
 
-def differences(rows: Sequence[tuple[str, float, Interval | None]], margin: float) -> str:
-    """Differences with their intervals, the margin of equivalence behind them."""
+def differences(
+    rows: Sequence[tuple[str, float, Interval | None]], margin: float, names: tuple[str, str]
+) -> str:
+    """Plot differences with their intervals over the margin of equivalence.
+
+    Args:
+        rows: Label, difference and interval, percentage points.
+        margin: Percentage points.
+        names: The two arms; each difference is the first minus the second.
+    """
     figure, (axis,) = _new(1, 1, width=8, height=1.2 + 0.4 * len(rows))
     axis.axvspan(-margin, margin, color=GREEN, alpha=0.15, linewidth=0)
     axis.axvline(0, color="black", linewidth=1)
@@ -87,17 +97,19 @@ def differences(rows: Sequence[tuple[str, float, Interval | None]], margin: floa
         _interval(axis, place, mean, interval, "black")
     _names(axis, [name for name, _, _ in reversed(rows)])
     axis.set_ylim(-0.6, len(rows) - 0.4)
-    axis.set_xlabel("LoRA minus full, percentage points")
+    axis.set_xlabel(f"{names[0]} minus {names[1]}, percentage points")
     return svg(figure)
 
 
 def memory(parts: Mapping[str, Mapping[str, float]]) -> str:
-    """The parts (MB, by name) of each arm's peak memory, one bar an arm; a part below zero, which
-    says that the others never stood together, is left out."""
+    """Plot the components (MB) of each arm's peak memory, one bar per arm.
+
+    A component below zero is left out: the others were never in memory at the same time.
+    """
     figure, (axis,) = _new(1, 1, width=9, height=1.5 + 0.45 * len(parts))
     for place, own in enumerate(reversed(list(parts.values()))):
         left = 0.0
-        for (name, size), colour in zip(own.items(), OF_PART, strict=True):
+        for (name, size), colour in zip(own.items(), OF_COMPONENT, strict=True):
             axis.barh(
                 place, max(0.0, size), left=left, height=0.6, color=colour,
                 label=name if place == 0 else None,
@@ -110,7 +122,7 @@ def memory(parts: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def failures(counts: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]) -> str:
-    """Wrong answers a run by class, a bar for each arm."""
+    """Plot wrong answers per run by class, one bar per arm."""
     classes = list(next(iter(counts.values())))
     figure, (axis,) = _new(1, 1, width=8, height=1 + 0.5 * len(classes))
     height = 0.8 / len(counts)
@@ -141,19 +153,19 @@ def calibration(bins: Mapping[str, Sequence[Bin]], colours: Mapping[str, str]) -
 
 
 def coverage(curves: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> str:
-    """EM of the surest answers, by their share of all."""
+    """Plot EM of the most confident answers by their share of all."""
     figure, (axis,) = _new(1, 1, width=5, height=4)
     for arm, curve in curves.items():
         shares = [100 * (step + 1) / len(curve) for step in range(len(curve))]
         axis.plot(shares, curve, "o-", markersize=3, color=colours[arm], label=arm)
-    axis.set_xlabel("the surest answers, % of all")
+    axis.set_xlabel("most confident answers, % of all")
     axis.set_ylabel("exact match, %")
     _legend(figure, axis)
     return svg(figure)
 
 
 def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
-    """Validation F1 by a swept value, mean and t interval over seeds; a line each of the rest."""
+    """Plot validation F1 by a swept value: mean and t interval over seeds, a line per other key."""
     figure, (axis,) = _new(1, 1, width=7, height=3.6)
     lines: dict[str, list[tuple[float, Arm]]] = {}
     for arm in arms:
@@ -162,19 +174,17 @@ def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
     seen: dict[str, int] = {}
     for name, points in lines.items():
         points.sort(key=lambda point: point[0])
-        mode = points[0][1].mode
+        mode, colour = points[0][1].mode, _colour(points[0][1])
         style = LINES[seen.setdefault(mode, 0) % len(LINES)]
         seen[mode] += 1
-        means = [
-            mean_over_seeds([run.best["f1"] for run in arm.runs.values()]) for _, arm in points
-        ]
+        means = [mean_over_seeds([run.best.f1 for run in arm.runs.values()]) for _, arm in points]
         axis.plot(
             [x for x, _ in points], [m for m, _, _ in means], style, marker="o", markersize=4,
-            color=OF_MODE[mode], label=name,
+            color=colour, label=name,
         )  # fmt: skip
         for (x, _), (_, _, interval) in zip(points, means, strict=True):
             if interval is not None:
-                axis.plot([x, x], interval, color=OF_MODE[mode], linewidth=1)
+                axis.plot([x, x], interval, color=colour, linewidth=1)
     axis.set_xscale("log")
     values = sorted({x for points in lines.values() for x, _ in points})
     axis.set_xticks(values, [f"{x:g}" for x in values])
@@ -186,12 +196,12 @@ def sweep(arms: Sequence[Arm], key: str, title: str) -> str:
 
 
 def colours(arms: Sequence[Arm]) -> dict[str, str]:
-    """The colour of each arm's mode, by its label."""
+    """Give the colour of each arm by its label."""
     return {arm.label: _colour(arm) for arm in arms}
 
 
 def _colour(arm: Arm) -> str:
-    return OF_MODE[arm.mode]
+    return OF_ADAPTER if arm.has_adapter else OF_FULL
 
 
 def _styled(arms: Sequence[Arm]) -> list[tuple[Arm, str]]:
@@ -219,7 +229,7 @@ def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, 
 
 
 def _names(axis: Axes, names: Sequence[str]) -> None:
-    """Name the places on the vertical axis, from below."""
+    """Label the positions on the vertical axis, from below."""
     axis.set_yticks(range(len(names)), list(map(_wrapped, names)))
 
 
@@ -238,10 +248,10 @@ def _wrapped(label: str) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """The text of a figure as SVG, the same each time; the figure is closed."""
+    """Render a figure as SVG text, reproducibly."""
     out = io.StringIO()
     with warnings.catch_warnings():
-        # Of a letter that this font has not: who shows the picture takes another font for it.
+        # A character that this font lacks: viewers take another font for it.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()

@@ -1,4 +1,4 @@
-"""A report as blocks, and the files that it becomes: Markdown, HTML in one file, figures."""
+"""The report as blocks, and the files that are written: Markdown, HTML in one file, figures."""
 
 import html
 import re
@@ -33,14 +33,14 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Commands, as they are typed."""
+    """Commands as they are typed."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells; all but the first of a row are put to the right."""
+    """Cells; all but the first of a row are right-aligned."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -49,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture as SVG, stored as `name`.svg; `caption` says what it shows, in words."""
+    """A picture as SVG, stored as `name`.svg; `caption` says what it shows."""
 
     name: str
     svg: str
@@ -58,7 +58,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question that was answered wrongly, with its context and the places to mark in it."""
+    """A wrongly answered question, with its context and the spans to mark in it."""
 
     question: str
     lines: Sequence[str]
@@ -66,7 +66,7 @@ class Example:
     marks: Sequence[tuple[int, int]]
 
     def pieces(self) -> list[tuple[str, bool]]:
-        """The context in parts, and whether each is marked."""
+        """Split the context into pieces, each with whether it is marked."""
         return pieces(self.context, self.marks)
 
 
@@ -82,14 +82,15 @@ class Section:
 
     @property
     def anchor(self) -> str:
+        """Identifier of the heading in HTML."""
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
 def write(folder: Path, title: str, sections: Sequence[Section]) -> None:
-    """Write report.md, report.html and figures/ into `folder`, each file whole or not at all."""
+    """Write report.md, report.html and figures/ into a folder, each file atomically."""
     shown = {b.name for section in sections for b in section.blocks if isinstance(b, Figure)}
     before = folder / "report.md"
-    if before.is_file():  # whose pictures go, and none that is of something else
+    if before.is_file():  # only its own figures are removed
         named = re.findall(r"\(figures/(\w+)\.svg\)", before.read_text("utf-8", errors="replace"))
         for name in set(named) - shown:
             (folder / "figures" / f"{name}.svg").unlink(missing_ok=True)
@@ -103,7 +104,7 @@ def write(folder: Path, title: str, sections: Sequence[Section]) -> None:
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
-    """The report as GitHub's Markdown; text from data can't become markup."""
+    """Write the report as GitHub's Markdown; text from data can't become markup."""
     parts = [f"# {_plain(title)}"]
     for section in sections:
         parts.append(f"## {_plain(section.title)}")
@@ -138,12 +139,12 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in one line with everything escaped that Markdown or HTML would take as markup."""
+    """Text in one line, with everything escaped that Markdown or HTML would take as markup."""
     return _escaped(" ".join(text.split()))
 
 
 def _escaped(text: str) -> str:
     text = html.escape(text, quote=False)
     text = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
-    # What GitHub makes a link or a person of.
+    # GitHub makes links and mentions of these.
     return re.sub(r"(?i)(www|https?|ftp)(?=[.:])|@(?=\w)", lambda m: f"{m[0]}<!-- -->", text)

@@ -1,19 +1,22 @@
-"""What the shapes of the trained weights say: parameters and arithmetic of LoRA and of full.
+"""Parameters and arithmetic of LoRA and of full fine-tuning, from the shapes of trained weights.
 
-A product of a vector with a weight (in, out) counts 2 · in · out operations. A step does, for each
-token and each such weight W: forward W x, backward the gradient of x, and, where W is trained, the
-gradient of W: three products of the same size. LoRA trains A (r, in) and B (out, r) in place of W.
+A product of a vector with a weight (in, out) counts 2 · in · out operations. For each token and
+each such weight W a step computes: forward W x, backward the gradient of x, and, where W is
+trained, the gradient of W: three products of the same size. LoRA (Hu et al., 2021, arXiv
+2106.09685) trains A (r, in) and B (out, r) in place of W.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-ADAMW = 16  # operations a weight and step, about: two moments, two corrections, root, decay, update
+ADAMW = (
+    16  # operations per weight and step, about: two moments, two corrections, root, decay, update
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer with LoRA, `count` times in the model."""
+    """A layer with LoRA that occurs `count` times in the model; W is (inputs, outputs)."""
 
     name: str
     count: int
@@ -23,26 +26,26 @@ class Layer:
 
     @property
     def full(self) -> int:
-        """Weights of W."""
+        """Number of weights of W."""
         return self.inputs * self.outputs
 
     @property
     def lora(self) -> int:
-        """Weights of A and B."""
+        """Number of weights of A and B."""
         return self.rank * (self.inputs + self.outputs)
 
     @property
     def share(self) -> float:
-        """LoRA's weights of W's, in percent."""
+        """Weights of A and B, in percent of those of W."""
         return 100 * self.lora / self.full
 
     @property
     def claimed(self) -> float:
-        """What r/d would give, in percent, with d the layer's input."""
+        """The often quoted r/d in percent, with d the layer's inputs."""
         return 100 * self.rank / self.inputs
 
     def operations(self, lora: bool) -> dict[str, int]:
-        """Operations a token (of the optimizer: a step) in this one layer."""
+        """Give operations per token (of the optimizer: per step) in one such layer."""
         own = 2 * self.lora
         if lora:
             return {
@@ -60,7 +63,7 @@ class Layer:
 
 
 def lora_layers(shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
-    """The layers with LoRA that trained weights' names and shapes tell, alike ones counted once."""
+    """Find the layers with LoRA by names and shapes of trained weights; equal ones count once."""
     found: dict[tuple[str, int, int, int], int] = {}
     for name, shape in shapes.items():
         place, mark, _ = name.partition(".lora_A.")
@@ -72,5 +75,5 @@ def lora_layers(shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
 
 
 def total(layers: Iterable[Layer]) -> int:
-    """LoRA's weights in all layers."""
+    """Number of LoRA's weights in all layers."""
     return sum(layer.count * layer.lora for layer in layers)

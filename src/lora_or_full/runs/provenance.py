@@ -1,4 +1,4 @@
-"""Where a number comes from: the project's commit, package versions, and machine."""
+"""Where numbers come from: the project's commit, package versions, and machine."""
 
 import hashlib
 import os
@@ -13,7 +13,12 @@ PROJECT = Path(__file__).resolve().parents[3]
 
 
 def environment(device: str, commit: str | None) -> dict[str, Any]:
-    """Where a number comes from: versions, commit, machine."""
+    """Describe where a number comes from.
+
+    Args:
+        device: Name of the device that computed it.
+        commit: The project's commit at the start of the run.
+    """
     return {
         "device": device,
         "machine": platform.platform(),
@@ -25,7 +30,7 @@ def environment(device: str, commit: str | None) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The project's git commit, '+changes' behind it if files differ from it; None outside git."""
+    """The commit of this checkout, with "+changes" if files differ; None if it is installed."""
     try:
         head = _git("rev-parse", "HEAD")
         return head + "+changes" * bool(_git("status", "--porcelain"))
@@ -34,7 +39,7 @@ def commit() -> str | None:
 
 
 def code() -> str | None:
-    """The commit, and a hash of what differs from it; None outside git."""
+    """The commit of this checkout and a hash of its changes; None if it is installed."""
     try:
         changes = _git("diff", "HEAD")
         return _git("rev-parse", "HEAD") + hashlib.sha256(changes.encode()).hexdigest()[:8]
@@ -43,5 +48,7 @@ def code() -> str | None:
 
 
 def _git(*words: str) -> str:
-    command = ["git", "-C", str(PROJECT), *words]
+    # --git-dir: a repository further up is another project's, in whose environment this one is
+    # installed.
+    command = ["git", "-C", str(PROJECT), "--git-dir=.git", "--work-tree=.", *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -9,13 +9,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.runs import store
-from lora_or_full.runs.schema import EvaluationRecord, Prediction, RunRecord
+from lora_or_full.runs.schema import EvaluationRecord, Prediction, RunRecord, Text
 
 Record = TypeVar("Record", RunRecord, EvaluationRecord)
 MOST_PROBLEMS = 3  # that are named
 SAME_MEAN = 1e-6  # percentage points between recorded and recomputed scores
 _PREDICTIONS = TypeAdapter(list[Prediction])
-_CONTEXTS = TypeAdapter(dict[str, str])
+_CONTEXTS = TypeAdapter(dict[str, Text])
 
 
 class Answers(NamedTuple):

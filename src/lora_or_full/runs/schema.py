@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator, with_config
 from typing_extensions import TypedDict
 
 from lora_or_full.config.schema import Config
@@ -16,6 +16,15 @@ def _zero_or_all(value: float) -> float:
     return value
 
 
+def _encodable(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a character (a lone surrogate)") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100 + 1e-3)]  # a mean in float32 may exceed 100
@@ -178,6 +187,7 @@ class EvaluationRecord(_Part):
     test: Scores
 
 
+@with_config(STRICT)
 class Prediction(TypedDict):
     """A line of predictions.jsonl: an answered question and its scores (percent).
 
@@ -185,14 +195,12 @@ class Prediction(TypedDict):
     end token included) is None if the prompt was too long to be answered.
     """
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-
-    id: str
-    title: str
+    id: Text
+    title: Text
     paragraph: Whole
-    question: str
-    answers: Annotated[list[str], Field(min_length=1)]
-    prediction: str
+    question: Text
+    answers: Annotated[list[Text], Field(min_length=1)]
+    prediction: Text
     log_probability: Number | None
     ended: bool
     context_cut: bool

@@ -1,4 +1,4 @@
-"""The record of a run: what its folder holds, written whole or not at all."""
+"""Files of a run's folder: written atomically, checked by checksums, locked by one process."""
 
 import hashlib
 import json
@@ -13,72 +13,85 @@ from typing import Any
 from filelock import FileLock
 
 LOCK = ".lock"
-PARTIAL = ".partial"  # how the name of what is being written ends
+PARTIAL = ".partial"  # suffix of a file that is still being written
 RESULTS = "results.json"
-PLAN = "sweep.json"  # in a sweep's folder: the runs that it is to hold
-CHECKSUMS = "SHA256SUMS"  # of the files beside it, as sha256sum writes and checks it
+PLAN = "sweep.json"  # in a sweep's folder: the names of its runs
+CHECKSUMS = "SHA256SUMS"  # in the format of sha256sum
 
 
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """A place to write to: it becomes `file` when all of it is on the disk, else the old one stays.
+    """Give a temporary path to write to; it replaces `file` once all of it is on the disk.
+
+    If the write fails, `file` keeps its old content.
 
     Raises:
-        OSError: it can't be written; names the file.
+        OSError: The file can't be written; names the file.
     """
-    made = temporary_path(file)
+    temporary = temporary_path(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        yield made
-        with made.open("rb+") as content:
+        yield temporary
+        with temporary.open("rb+") as content:
             os.fsync(content.fileno())
-        made.replace(file)
+        temporary.replace(file)
     except OSError as error:
-        error.filename = error.filename or str(file)  # a write that fails does not say where
+        error.filename = error.filename or str(file)  # a failed write does not name its file
         raise
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def temporary_path(file: Path) -> Path:
-    """A place beside `file` that no other process writes to, of whatever machine sees the disk."""
+    """Give a path beside `file` that no other process uses, on any machine that sees the disk."""
     return file.with_name(f"{file.name}.{secrets.token_hex(4)}{PARTIAL}")
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what processes that were killed left half written in `folder`."""
-    for made in folder.rglob(f"*{PARTIAL}"):
-        made.unlink()
+    """Remove the temporary files that killed processes left in `folder`."""
+    for file in folder.rglob(f"*{PARTIAL}"):
+        file.unlink()
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` as it is, whole or not at all.
+    """Write `text` atomically, without changing its line ends.
 
-    Half a character (a lone surrogate) is written as its escape, which JSON reads as the same."""
-    with atomic_write(file) as made:
-        made.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+    A lone surrogate is written as its escape sequence, which JSON reads as the same.
+    """
+    with atomic_write(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
+    """Write `content` as indented JSON, atomically."""
     write_text(file, _json(content))
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON object a line, whole or not at all."""
+    """Write one JSON object per line, atomically."""
     write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_checksums(folder: Path, files: Mapping[str, Path]) -> None:
-    """Note the content of `files` by the names that they have in `folder`, for `damaged`."""
+    """Write the SHA-256 of each file to SHA256SUMS.
+
+    Args:
+        folder: Folder of SHA256SUMS.
+        files: Paths by the names under which `damaged_files` looks for them in `folder`.
+    """
     sums = [f"{_sha256(file)}  {name}\n" for name, file in files.items()]
     write_text(folder / CHECKSUMS, "".join(sums))
 
 
 def damaged_files(folder: Path, among: str | tuple[str, ...] = "") -> list[str]:
-    """The sealed files, of names that begin as `among`, that are gone or hold something else.
+    """List the files that are missing or differ from their checksum.
 
-    The seal itself where that can't be read; nothing where none was set.
+    Args:
+        folder: Folder with SHA256SUMS; without that file nothing counts as damaged.
+        among: Only names that begin with one of these are checked.
+
+    Returns:
+        Their names; SHA256SUMS alone if it is damaged itself.
     """
     if not (folder / CHECKSUMS).is_file():
         return []
@@ -88,47 +101,53 @@ def damaged_files(folder: Path, among: str | tuple[str, ...] = "") -> list[str]:
     lines = [line.partition("  ") for line in text.split("\n")[:-1]]
     return [
         name
-        for noted, _, name in lines
+        for checksum, _, name in lines
         if name.startswith(among)
-        and not ((folder / name).is_file() and _sha256(folder / name) == noted)
+        and not ((folder / name).is_file() and _sha256(folder / name) == checksum)
     ]
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether all that was sealed in `folder` is as it was."""
+    """Whether `folder` has checksums and all its files match them."""
     return (folder / CHECKSUMS).is_file() and not damaged_files(folder)
 
 
 def write_results(folder: Path, results: Mapping[str, Any], files: Iterable[Path]) -> None:
-    """Write results.json, sealed with the `files` that belong to it, last of all: where it is, the
-    run is finished."""
-    with atomic_write(folder / RESULTS) as made:
-        made.write_text(_json(results), encoding="utf-8")
-        write_checksums(
-            folder, {f.relative_to(folder).as_posix(): f for f in files} | {RESULTS: made}
-        )
+    """Write results.json last of all, with the checksums of it and of `files`.
+
+    Where results.json is, the run is finished.
+    """
+    with atomic_write(folder / RESULTS) as temporary:
+        temporary.write_text(_json(results), encoding="utf-8")
+        names = {file.relative_to(folder).as_posix(): file for file in files}
+        write_checksums(folder, names | {RESULTS: temporary})
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in `folder` has come to its end, and all it left is as it was."""
+    """Whether the run in `folder` has ended successfully and its files are intact."""
     return (folder / RESULTS).is_file() and is_intact(folder)
 
 
 def run_lock(folder: Path) -> FileLock:
-    """What the process that works on a run holds; the system frees it however that one ends."""
+    """Give the lock of a run, which the system releases however its process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / LOCK)
 
 
 def set_status(folder: Path, state: str, identity: str | None, **facts: Any) -> None:
-    """Note in status.json what a run is: waiting, running, interrupted, failed or finished.
+    """Write status.json.
 
-    `identity` tells the same run again."""
+    Args:
+        folder: Folder of the run.
+        state: One of waiting, running, interrupted, failed, finished.
+        identity: Hash that is equal for equal runs (`fingerprints.run_identity`).
+        facts: Further entries, such as `error`.
+    """
     write_json(folder / "status.json", {"state": state, "identity": identity, **facts})
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """What status.json says; nothing where there is none that can be read."""
+    """Read status.json; empty if it is missing or damaged."""
     try:
         content = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -9,8 +9,8 @@ import sys
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import lightning as L
@@ -21,61 +21,29 @@ from lightning.pytorch.callbacks import Checkpoint
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.predictions import Prediction
 from lora_or_full.modeling import trained_weights
+from lora_or_full.processes import STOP_SIGNALS
 from lora_or_full.runs import store
-from lora_or_full.training.distributed import STOPS
 
 LAST, BEFORE, BEST = "last.ckpt", "before.ckpt", "best.safetensors"
 
 
-class Checkpointed(Protocol):
+class Model(Protocol):
     """What a checkpoint needs of the LightningModule."""
 
     epochs: list[dict[str, float]]
+    save_trained: Callable[[Path], None]
 
     @property
     def best_epoch(self) -> dict[str, float]:
         """The finished epoch with the best validation scores."""
 
-    def save_trained(self, file: Path) -> None:
-        """Write the trained weights."""
-
 
 class Interrupted(Exception):  # noqa: N818  # it is no error
-    """A run that was asked to stop (Ctrl-C, SIGTERM) has stopped where it can resume."""
-
-
-class StopSignal:
-    """Turns SIGINT and SIGTERM into a request that is met between two batches.
-
-    A second signal ends the process at once.
-    """
-
-    def __init__(self) -> None:
-        self.received = False
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.getsignal(number) for number in STOPS}
-        self.listen()
-        return self
-
-    def listen(self) -> None:
-        """Install the handlers, whatever handlers there are now."""
-        for number in STOPS:
-            signal.signal(number, self._note)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            raise SystemExit(128 + number)
-        self.received = True
-        print("\nStopping after this batch; once more to stop at once, losing up to a few minutes.")
+    """A run stopped at a stop signal (Ctrl-C, SIGTERM), in a state from which it can resume."""
 
 
 class CheckedCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint atomically, reads it back, and keeps the one before."""
+    """Writes checkpoints atomically, verifies them, and keeps the previous one."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -86,10 +54,10 @@ class CheckedCheckpointIO(TorchCheckpointIO):
             OSError: The file can't be written, or reads differently than it was written.
         """
         file = Path(path)
-        with store.atomic_write(file) as made:
-            with made.open("wb") as out:  # Lightning would hold all of it in memory once more
+        with store.atomic_write(file) as temporary:
+            with temporary.open("wb") as out:  # Lightning would copy all of it in memory first
                 torch.save(checkpoint, out)
-            if not _is_undamaged(made):
+            if _read(temporary) is None:
                 raise OSError(errno.EIO, "it reads differently than it was written", str(file))
             if file.exists():
                 file.replace(file.with_name(BEFORE))
@@ -98,70 +66,47 @@ class CheckedCheckpointIO(TorchCheckpointIO):
 def resume_point(folder: Path) -> tuple[Path | None, int]:
     """Find the newest checkpoint from which a run can resume, and warn of damaged ones.
 
-    Without the best weights a checkpoint is useless, unless it is older than these: training then
-    finds them again.
-
-    Args:
-        folder: The run's checkpoints/.
+    A checkpoint after the first epoch needs the best weights too. Without them an older one will
+    do, from which training finds them again.
 
     Returns:
         The checkpoint and its optimizer step; None and 0 if the run starts from the beginning.
     """
-    damaged = []
-    for file in (folder / LAST, folder / BEFORE):
-        if not file.exists():
-            continue
+    found, step, damaged = None, 0, dict[Path, None]()
+    for file in filter(Path.exists, (folder / LAST, folder / BEFORE)):
         state = _read(file)
         if state is None:
-            damaged.append(file)
-            # Moved aside, or it would become the one before.
+            damaged[file] = None
+            # Moved aside, or the next save would keep it as the previous checkpoint.
             file.replace(file.with_name(f"{file.name}.damaged"))
         elif state["epochs"] and trained_weights.saved(folder / BEST) is None:
-            damaged.append(folder / BEST)
+            damaged[folder / BEST] = None
         else:
-            _warn(damaged, f"resumes from {file.name}, step {state['global_step']}")
-            return file, state["global_step"]
-    _warn(damaged, "starts from the beginning")
-    return None, 0
-
-
-def _warn(damaged: list[Path], then: str) -> None:
+            found, step = file, state["global_step"]
+            break
     if damaged:
-        names = ", ".join(dict.fromkeys(map(str, damaged)))
+        then = f"resumes from {found.name}, step {step}" if found else "starts from the beginning"
+        names = ", ".join(map(str, damaged))
         print(f"Warning: damaged: {names}. The run {then}.", file=sys.stderr)
-
-
-def _is_undamaged(file: Path) -> bool:
-    """Whether the checksums that torch writes into a file, but does not check, are right."""
-    try:
-        with zipfile.ZipFile(file) as records:
-            return records.testzip() is None
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # an impossible offset
-            return False
-        raise
-    except Exception:  # there are as many kinds as ways to be damaged
-        return False
+    return found, step
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """The checkpoint in a file, its weights left on disk; None if it is damaged."""
-    if not _is_undamaged(file):
-        return None
+    """Read a checkpoint, its weights left on disk; None if it is damaged."""
     try:
+        with zipfile.ZipFile(file) as records:  # torch writes checksums, but does not check them
+            if records.testzip() is not None:
+                return None
         state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
         return state if {"epochs", "global_step", "state_dict"} <= state.keys() else None
-    except Exception:  # it holds something else, or what weights_only refuses
+    except Exception as error:  # there are as many kinds as ways to be damaged
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of an impossible offset
+            raise
         return None
 
 
 def check_room(folder: Path, trainable: int, exported: int) -> None:
-    """Refuse a run that the disk has no room for.
-
-    Args:
-        folder: The run's folder.
-        trainable: Number of trainable weights.
-        exported: Number of exported weights.
+    """Refuse a run that the disk has no room for, by its numbers of trained and exported weights.
 
     Raises:
         UserError: With what is needed, and what is free.
@@ -188,34 +133,36 @@ class RunCheckpoint(Checkpoint):
     Args:
         folder: The run's checkpoints/.
         interval: Seconds between two checkpoints.
-        stop: The stop signal to obey.
+
+    Attributes:
+        stopping: Whether a stop signal has come.
     """
 
-    def __init__(self, folder: Path, interval: float, stop: StopSignal) -> None:
-        self.last, self.best = folder / LAST, folder / BEST
-        self.interval, self.stop = interval, stop
+    def __init__(self, folder: Path, interval: float) -> None:
+        self.last, self.best, self.interval = folder / LAST, folder / BEST, interval
         self.saved_at = time.monotonic()
-        self.saved_to_stop = False
+        self.stopping = self.saved_to_stop = False
 
-    def on_train_start(self, *_: Any) -> None:
-        """Take the signals back from Lightning.
+    def request_stop(self, number: int, frame: Any) -> None:
+        """Handle a stop signal: stop after the current batch; at a second signal, at once."""
+        if self.stopping:
+            raise SystemExit(128 + number)
+        self.stopping = True
+        print("\nStopping after this batch; once more to stop at once, losing up to a few minutes.")
 
-        Its own handler would end the run with exit code 0, and communicate with other devices in
-        the middle of what they compute together.
+    def on_train_start(self, *_: Any, **__: Any) -> None:
+        """Replace Lightning's handlers of stop signals.
+
+        They would end the run with exit code 0, and communicate with other devices while these
+        compute together.
         """
-        self.stop.listen()
+        for number in STOP_SIGNALS:
+            signal.signal(number, self.request_stop)
 
-    def on_test_start(self, *_: Any) -> None:
-        """Take the signals back from Lightning."""
-        self.stop.listen()
+    on_test_start = on_train_start
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save between two steps if it is time, or if the run is to stop."""
         micro_batches = trainer.accumulate_grad_batches
@@ -227,9 +174,9 @@ class RunCheckpoint(Checkpoint):
         late = time.monotonic() - self.saved_at > self.interval
         # Validation can be long: all training before it but one step is saved.
         due = left == micro_batches or trainer.strategy.reduce_boolean_decision(late, all=False)
-        if due or self.stop.received:
+        if due or self.stopping:
             self._save(trainer)
-            self.saved_to_stop = self.stop.received
+            self.saved_to_stop = self.stopping
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
         """Stop if the state was saved in order to stop."""
@@ -239,24 +186,23 @@ class RunCheckpoint(Checkpoint):
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         """Stop between two batches if requested."""
         self._share_stop(trainer)
-        if self.stop.received:
+        if self.stopping:
             raise Interrupted
 
     on_test_batch_end = on_validation_batch_end
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Checkpointed) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Model) -> None:  # type: ignore[override]
         """Save the weights of the best epoch so far."""
         if pl_module.best_epoch is pl_module.epochs[-1] and trainer.is_global_zero:
             pl_module.save_trained(self.best)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save the state at each epoch's end."""
         self._save(trainer)
 
     def _share_stop(self, trainer: L.Trainer) -> None:
-        """Make a stop signal to the process of one device one to all."""
-        stop = self.stop
-        stop.received = trainer.strategy.reduce_boolean_decision(stop.received, all=False)
+        """Make a stop signal to one process a signal to all."""
+        self.stopping = trainer.strategy.reduce_boolean_decision(self.stopping, all=False)
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.last)
@@ -266,7 +212,7 @@ class RunCheckpoint(Checkpoint):
 class Journal:
     """Keeps answers as they come, one batch per line, so that an interrupted test resumes.
 
-    A line starts with the checksum of its rest. From a cut or damaged line on, answers are dropped
+    A line starts with the CRC-32 of its rest. From a cut or damaged line on, answers are dropped
     and their questions answered again.
 
     Attributes:
@@ -276,16 +222,14 @@ class Journal:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.batches: list[list[Prediction]] = []
-        if not file.is_file():
-            return
         good = 0
-        for line in file.read_bytes().splitlines(keepends=True):
-            noted, _, text = line.partition(b" ")
-            if noted != _checksum(text):
+        for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else []:
+            checksum, _, text = line.partition(b" ")
+            if checksum != _checksum(text):
+                os.truncate(file, good)
                 break
             self.batches.append(json.loads(text))
             good += len(line)
-        os.truncate(file, good)
 
     def add(self, predictions: list[Prediction]) -> None:
         """Append the predictions of a batch."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,96 +23,66 @@ def announce(
     resumed: bool,
     seconds: float,
 ) -> None:
-    """Print what will run, on which device, and for about how long.
+    """Print what will run, on which device, and for about how many `seconds`.
 
-    Args:
-        config: The run's configuration, its precision resolved.
-        folder: The run's folder.
-        data: Counts of the splits, as in results.json.
-        model: Facts about the model, as in results.json.
-        parameters: Numbers of trainable and total weights.
-        trainer: Lightning's trainer.
-        resumed: Whether the run resumes.
-        seconds: Estimated duration.
+    `data`, `model` and `parameters` are as in results.json.
     """
-    table = Table(
-        title="Resumes" if resumed else "Will run", show_header=False, title_justify="left"
-    )
     mode = config.mode if config.rank is None else f"{config.mode}, rank {config.rank}"
-    table.add_row("model", f"{config.model.name}, {mode}")
-    table.add_row("parameters", _parameters(parameters))
+    rows = {"model": f"{config.model.name}, {mode}", "parameters": _parameters(parameters)}
     sizes = (config.data.train_size, config.data.validation_size, config.data.test_size)
     for name, size in zip(("train", "validation", "test"), sizes, strict=True):
-        table.add_row(name, _split(data[name], size))
+        rows[name] = _split(data[name], size)
     if found := {key: count for key, count in data["train"]["in_all_files"].items() if count}:
-        text = ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in found.items())
-        table.add_row("in all files", text)
-    table.add_row(
-        "recipe",
+        counts = (f"{count:,} {key.replace('_', ' ')}" for key, count in found.items())
+        rows["in all files"] = ", ".join(counts)
+    rows["recipe"] = (
         f"lr {config.lr:g}, {config.trainer.max_epochs} epochs, "
-        f"batch {config.batch_size}, seed {config.seed}",
+        f"batch {config.batch_size}, seed {config.seed}"
     )
-    table.add_row("packing", _packing(config, model))
-    table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
+    rows["packing"] = _packing(config, model)
+    rows["device"] = f"{trainer.strategy.root_device}, precision {trainer.precision}"
     if trainer.world_size > 1:
-        table.add_row(
-            "devices",
+        rows["devices"] = (
             f"{trainer.world_size}, which share the {config.batch_size} questions of a step: "
-            f"the effective batch stays {config.batch_size}, lr {config.lr:g}",
+            f"the effective batch stays {config.batch_size}, lr {config.lr:g}"
         )
-    table.add_row("time", f"about {duration(seconds)} (an estimate from a few batches)")
-    _console().print(table)
+    rows["time"] = f"about {duration(seconds)} (an estimate from a few batches)"
+    _print_rows("Resumes" if resumed else "Will run", rows)
     print(f"folder: {folder}", flush=True)
 
 
 def close(results: dict[str, Any], folder: Path) -> None:
     """Print the results of a run, and where its files are."""
-    console = _console()
-    epochs = Table(title="Epochs", title_justify="left")
-    for column in ("epoch", "train loss", "validation loss", "EM", "F1"):
-        epochs.add_column(column, justify="right")
+    epochs = _table("Epochs", "epoch", "train loss", "validation loss", "EM", "F1")
     for epoch in results["epochs"]:
         best = " *" if epoch["epoch"] == results["best_epoch"] else ""
-        epochs.add_row(
-            f"{epoch['epoch']}{best}",
-            f"{epoch['train_loss']:.4f}",
-            f"{epoch['validation_loss']:.4f}",
-            f"{epoch['exact_match']:.1f}",
-            f"{epoch['f1']:.1f}",
-        )
-    console.print(epochs)
-    table = Table(title="Result", show_header=False, title_justify="left")
-    table.add_row("parameters", _parameters(results["parameters"]))
-    for name, label in (("before", "before training"), ("test", "after (epoch *)")):
-        table.add_row(label, _scores(results[name]))
+        losses = [f"{epoch[name]:.4f}" for name in ("train_loss", "validation_loss")]
+        scores = [f"{epoch[name]:.1f}" for name in ("exact_match", "f1")]
+        epochs.add_row(f"{epoch['epoch']}{best}", *losses, *scores)
+    _console().print(epochs)
     cost = results["cost"]
-    table.add_row(
-        "time",
-        f"{duration(cost['session_seconds'])}, of it {duration(cost['train_seconds'])} training "
-        f"({cost['samples_per_second']:.1f} questions/s)",
-    )
-    peaks = ", ".join(
-        f"{name} {size / 1e6:,.0f} MB" for name, size in cost["peak_memory_bytes"].items()
-    )
-    table.add_row("peak memory", f"{peaks} ({cost['peak_memory_is']})")
-    console.print(table)
-    paths = {
-        "results": folder / "results.json",
-        "answers": folder / "predictions.jsonl",
-        results["exported"]: folder / results["exported"],
+    peaks = [f"{name} {size / 1e6:,.0f} MB" for name, size in cost["peak_memory_bytes"].items()]
+    rows = {
+        "parameters": _parameters(results["parameters"]),
+        "before training": _scores(results["before"]),
+        "after (epoch *)": _scores(results["test"]),
+        "time": f"{duration(cost['session_seconds'])}, of it {duration(cost['train_seconds'])} "
+        f"training ({cost['samples_per_second']:.1f} questions/s)",
+        "peak memory": f"{', '.join(peaks)} ({cost['peak_memory_is']})",
     }
-    for name, path in paths.items():  # not in the table, which would cut a long path
-        print(f"{name + ':':<10}{path}")
+    _print_rows("Result", rows)
+    # Not in the table, which would cut a long path.
+    for name, file in (("results", "results.json"), ("answers", "predictions.jsonl")):
+        print(f"{name + ':':<10}{folder / file}")
+    print(f"{results['exported'] + ':':<10}{folder / results['exported']}")
     print(f"dashboard: tensorboard --logdir {folder.parent}")
     print(f"to ask it: lora-or-full page {folder}")
 
 
 def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
     """Print the results of each job of a sweep by name; None for one without results."""
-    table = Table(title="Sweep", title_justify="left")
-    for column in ("run", "val. F1", "EM", "F1", "train MB", "training"):
-        side: Literal["left", "right"] = "left" if column == "run" else "right"
-        table.add_column(column, justify=side, overflow="fold")
+    table = _table("Sweep", "run", "val. F1", "EM", "F1", "train MB", "training")
+    table.columns[0].justify = "left"
     for name, results in jobs.items():
         if results is None:
             table.add_row(name, "no results")
@@ -129,8 +99,31 @@ def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
     _console().print(table)
 
 
+def duration(seconds: float) -> str:
+    """A duration in hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def _console() -> Console:
     return Console(markup=False, emoji=False)  # a model's name may have any brackets and colons
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    return table
+
+
+def _print_rows(title: str, rows: Mapping[str, str]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    _console().print(table)
 
 
 def _parameters(parameters: dict[str, float]) -> str:
@@ -165,16 +158,3 @@ def _scores(scores: dict[str, Any]) -> str:
         return f"{name} {scores[key]:.1f} [{low:.1f}, {high:.1f}]"
 
     return f"{one('EM', 'exact_match')}  {one('F1', 'f1')}  ({scores['questions']:,} questions)"
-
-
-def duration(seconds: float) -> str:
-    """A duration in hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )

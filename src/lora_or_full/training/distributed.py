@@ -1,4 +1,4 @@
-"""Several devices, each with a process of its own: which one keeps the record, what they share."""
+"""Several devices, each with its own process: how these start, exchange data, and end."""
 
 import os
 import signal
@@ -7,25 +7,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
+
+import lightning as L
+from torch import distributed
 
 from lora_or_full.errors import UserError
-
-if TYPE_CHECKING:
-    import lightning as L  # seconds, which run.py spends only when a run begins
+from lora_or_full.processes import stop_signals_to
 
 T = TypeVar("T")
-STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def connected(trainer: "L.Trainer") -> Iterator[None]:
-    """The processes of all devices, started and connected as Lightning does at its first use.
-
-    None is left alone if one fails.
+def connected(trainer: L.Trainer) -> Iterator[None]:
+    """Start and connect the processes of all devices, and end all of them if one fails.
 
     Raises:
-        UserError: their number is not that of the processes that the cluster started.
+        UserError: The cluster has started another number of processes.
     """
     launcher = trainer.strategy.launcher
     if trainer.world_size > 1:
@@ -33,71 +31,60 @@ def connected(trainer: "L.Trainer") -> Iterator[None]:
     try:
         try:
             if launcher is not None:
-                # Machines that are started by hand may be waited for long.
-                with _ended_by_signals() if trainer.num_nodes > 1 else nullcontext():
+                # Machines that are started by hand may take long.
+                # Stop signals end them at once then: Python handles none while torch waits.
+                default = stop_signals_to(signal.SIG_DFL)
+                with default if trainer.num_nodes > 1 else nullcontext():
                     launcher.launch(trainer.strategy.setup_environment, trainer=trainer)
         except ValueError as error:
             raise UserError(f"Lightning refuses trainer.*: {error}") from None
         yield
     except BaseException:
         if not trainer.is_global_zero:
-            time.sleep(10)  # the first process fails alike, tells it, and ends this one
+            time.sleep(10)  # the first process fails too, reports the error, and ends this one
         for process in (started := getattr(launcher, "procs", [])):
             process.send_signal(signal.SIGKILL)
-        started.clear()  # else Lightning's watch over them would kill this one before it can tell
+        started.clear()  # or Lightning, which watches them, kills this process before its report
         raise
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let a signal end this process as the system does: while torch waits, Python hears none."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def gathered(own: T) -> list[T]:
-    """What the process of each device has, in the order of the devices; all get it."""
-    from torch import distributed
-
+    """Gather an object from the process of each device, in the order of the devices, to all."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [own]
-    everyones = [own] * distributed.get_world_size()
-    distributed.all_gather_object(everyones, own)
-    return everyones
+    objects = [own] * distributed.get_world_size()
+    distributed.all_gather_object(objects, own)
+    return objects
 
 
 def check_alike(folder: Path, precision: str) -> None:
-    """The processes of a run that are started apart may each have named it by their own clock, and
-    found their own precision on their own machines.
+    """Check that all processes of a run have the same folder and precision.
+
+    On several machines, each process names the folder by its own clock, and resolves
+    trainer.precision=auto for its own hardware.
 
     Raises:
-        UserError: they have.
+        UserError: They differ.
     """
     folders, precisions = map(set, zip(*gathered((str(folder), precision)), strict=True))
     if len(folders) > 1:
         raise UserError(
-            f"The processes of this run are in folders of their own ({', '.join(sorted(folders))})."
-            " Give all of them one: hydra.run.dir=<folder>."
+            f"The processes of this run have different folders ({', '.join(sorted(folders))})."
+            " Set the same one for all: hydra.run.dir=<folder>."
         )
     if len(precisions) > 1:
         raise UserError(
             f"trainer.precision=auto is {' and '.join(sorted(precisions))} on the machines of this "
-            "run. Give all of them one: trainer.precision=32-true or bf16-mixed."
+            "run. Set the same one for all: trainer.precision=32-true or bf16-mixed."
         )
 
 
 def leave() -> NoReturn:
-    """End this process, which has done its part of a run that went well.
+    """End this process after a successful run, without Python's shutdown.
 
-    Python is not shut down: a thread of gloo's may still let go of what was gathered last, and that
-    aborts an interpreter that is shutting down (https://github.com/pytorch/pytorch/issues/190489).
+    A gloo thread that still releases what was gathered last would abort an interpreter that shuts
+    down (https://github.com/pytorch/pytorch/issues/190489).
     """
-    from torch import distributed
-
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
     sys.stdout.flush()

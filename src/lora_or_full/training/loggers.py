@@ -2,7 +2,6 @@
 
 import csv
 import html
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -16,55 +15,39 @@ from lora_or_full.processes import is_first_process
 from lora_or_full.runs import store
 
 COLUMNS = (
-    "epoch",
-    "step",
-    "lr-AdamW",
-    "train/loss",
-    "train/epoch_loss",
-    "validation/loss",
-    "validation/exact_match",
-    "validation/f1",
-)
-SHOWN = 8  # answers in TensorBoard each epoch
+    "epoch", "step", "lr-AdamW", "train/loss", "train/epoch_loss",
+    "validation/loss", "validation/exact_match", "validation/f1",
+)  # fmt: skip
+ROW = re.compile(rb"^[\w.+-]*,(\d+)(,[\w.+-]*){6}\r\n", re.M)  # an undamaged one; the step
+SHOWN = 8  # answers in TensorBoard per epoch
 
 
 class MetricsFile(Logger):
     """Writes metrics.csv, one row each time something is logged.
 
-    Lightning's CSVLogger starts its file anew when a run resumes; this one keeps earlier rows.
+    Lightning's CSVLogger deletes its file when a run resumes; this one keeps earlier rows.
 
     Args:
         file: Path of metrics.csv.
         step: Optimizer step that the run resumes from; rows from it on are dropped.
     """
 
+    name = "metrics"
+    version = ""
+
     def __init__(self, file: Path, step: int) -> None:
         super().__init__()
         self.file = file
-        if not is_first_process():
-            return
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS)
-        writer.writeheader()
-        writer.writerows(row for row in _rows(file) if int(row["step"]) < step)
-        store.write_text(file, text.getvalue())
-
-    @property
-    def name(self) -> str:
-        """Name of the logger, as Lightning asks for it."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """No version: a run has one metrics.csv."""
-        return ""
+        if is_first_process():
+            rows = ROW.finditer(file.read_bytes()) if file.is_file() else []
+            kept = [row[0].decode() for row in rows if int(row[1]) < step]
+            store.write_text(file, ",".join(COLUMNS) + "\r\n" + "".join(kept))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row."""
-        if not is_first_process():
-            return
-        with self.file.open("a", newline="") as out:
-            csv.DictWriter(out, COLUMNS).writerow({**metrics, "step": step})
+        if is_first_process():
+            with self.file.open("a", newline="") as out:
+                csv.DictWriter(out, COLUMNS).writerow({**metrics, "step": step})
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log nothing: config.yaml has them."""
@@ -83,45 +66,10 @@ class SampleAnswers(L.Callback):
                 logger.experiment.add_text("validation answers", table, trainer.global_step)
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    """Rows of a metrics.csv, without cut or damaged ones; none if there is no file."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    rows = [dict(zip(COLUMNS, line.strip().split(","), strict=False)) for line in lines]
-    return [row for row in rows if len(row) == len(COLUMNS) and row["step"].isdecimal()]
-
-
-def answers_table(predictions: list[Prediction]) -> str:
-    """Format questions, gold answers and predictions as Markdown, their own markup escaped."""
-    lines = ["| question | answers | prediction | F1 |", "|---|---|---|---|"]
-    for p in predictions:
-        cells = [
-            p["question"],
-            " / ".join(dict.fromkeys(p["answers"])),
-            p["prediction"],
-            f"{p['f1']:.0f}",
-        ]
-        lines.append(f"| {' | '.join(map(_cell, cells))} |")
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    text = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
-
-
 def log_results(
     trainer: L.Trainer, config: Config, results: dict[str, Any], wrong: list[Prediction]
 ) -> None:
-    """Fill TensorBoard's HPARAMS tab, and show wrong answers to test questions.
-
-    Args:
-        trainer: The trainer whose loggers are filled.
-        config: The run's configuration.
-        results: What results.json holds.
-        wrong: Predictions to show.
-    """
+    """Fill TensorBoard's HPARAMS tab with results.json, and show wrong answers as text."""
     keys = {"mode", "lr", "rank", "seed", "mask_prompt"}  # five: TensorBoard hides more at first
     parameters = config.model_dump(include=keys, exclude_none=True)
     best = results["epochs"][results["best_epoch"] - 1]
@@ -140,3 +88,18 @@ def log_results(
             logger.log_hyperparams(parameters, metrics)
             logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
             logger.finalize("success")
+
+
+def answers_table(predictions: list[Prediction]) -> str:
+    """Format questions, gold answers and predictions as Markdown, their own markup escaped."""
+    lines = ["| question | answers | prediction | F1 |", "|---|---|---|---|"]
+    for p in predictions:
+        answers = " / ".join(dict.fromkeys(p["answers"]))
+        cells = [p["question"], answers, p["prediction"], f"{p['f1']:.0f}"]
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""What a run costs: seconds, samples, tokens, operations, and peak memory by phase."""
+"""What a run costs: seconds, questions, tokens, operations, and peak memory by phase."""
 
 import ctypes
 import gc
@@ -13,50 +13,29 @@ from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.processes import is_first_process
 from lora_or_full.training.distributed import gathered
 
+ON_CUDA = "allocated on CUDA"
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
 
 class Model(Protocol):
     """What profiling needs of the LightningModule besides Lightning's own."""
 
-    def loss_sum(self, sequences: Any, /) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the loss over labels, and count them."""
-
-    def answers(self, batch: Any, /) -> Any:
-        """Answer a batch."""
-
-
-class Data(Protocol):
-    """What profiling needs of the LightningDataModule."""
-
-    devices: int
-
-    def train_dataloader(self) -> DataLoader:
-        """Micro-batches of an epoch."""
-
-    def val_dataloader(self) -> DataLoader:
-        """Validation batches."""
-
-    def test_dataloader(self, skip: int = 0) -> DataLoader:
-        """Test batches without the first `skip`."""
-
-
-ON_CUDA = "allocated on CUDA"
-CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    loss_sum: Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
+    answers: Callable[[Any], Any]
 
 
 class PeakMemory:
     """Peak memory since the last `reset`, in bytes.
 
-    On CUDA it is what torch allocated on the device; elsewhere the resident set of the process.
-    Only Linux can reset the latter; elsewhere the peak is that of the whole process so far. A reset
-    first returns free memory to the system, so that a phase does not count what the one before it
-    used.
+    On CUDA it is what torch allocated on the device; elsewhere the resident set of the process,
+    which only Linux can reset. A reset first returns free memory to the system, so that a phase
+    does not count what the one before it used.
 
     Attributes:
         how: How the peak is measured, in words.
@@ -64,16 +43,23 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        can_reset = self.reset()
         self.how = ON_CUDA if device.type == "cuda" else "resident set"
-        if device.type != "cuda" and not self._reset_resident():
-            self.how = "resident set, of the whole process so far"
+        self.how += "" if can_reset else ", of the whole process so far"
 
-    def reset(self) -> None:
-        """Start to measure anew."""
+    def reset(self) -> bool:
+        """Set the peak to the memory in use; whether the system can do that."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self._reset_resident()
+            return True
+        gc.collect()
+        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
+        try:
+            CLEAR.write_text("5")  # proc(5): resets VmHWM
+        except OSError:
+            return False
+        return True
 
     def read(self) -> int:
         """Give the peak in bytes."""
@@ -85,27 +71,12 @@ class PeakMemory:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-    def now(self) -> int:
-        """Reset, and give the memory in use in bytes."""
-        self.reset()
-        return self.read()
-
-    def _reset_resident(self) -> bool:
-        gc.collect()
-        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)
-        try:
-            CLEAR.write_text("5")  # proc(5): resets VmHWM
-        except OSError:
-            return False
-        return True
-
 
 class CostMonitor(L.Callback):
     """Measures training and evaluation separately, also across interruptions.
 
     With several devices, questions and tokens are those of all, the peak is the largest of one, and
-    seconds are the first one's, with which the others keep step.
+    seconds are those of the first, with which the others keep step.
     """
 
     def __init__(self) -> None:
@@ -113,54 +84,42 @@ class CostMonitor(L.Callback):
         self.samples = self.tokens = 0
         self.seconds = {"train": 0.0, "evaluation": 0.0}
         self.peak = {"train": 0, "evaluation": 0}
-        self.how = ""
-        # What the process holds before there is a model.
-        self.imports = PeakMemory(torch.device("cpu")).now()
+        self.memory = PeakMemory(torch.device("cpu"))
+        self.imports = self.memory.read()  # what the process holds before there is a model
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start to measure."""
-        self._start(pl_module)
+        self.memory = PeakMemory(pl_module.device)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start to measure."""
-        self._start(pl_module)
+    on_test_start = on_fit_start
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
         """Note the time."""
         self.started = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up seconds, questions and tokens."""
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        seconds = time.perf_counter() - self.started
-        self.steps.append(seconds)
-        self.seconds["train"] += seconds
+        _synchronize(pl_module.device)
+        self.steps.append(time.perf_counter() - self.started)
+        self.seconds["train"] += self.steps[-1]
         self.samples += batch["samples"]
         self.tokens += batch["tokens"]
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """Read the peak of training."""
-        self._read("train")
+        self._read_peak("train")
         self.evaluation_started = time.perf_counter()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         """Read seconds and peak of evaluation."""
         self.seconds["evaluation"] += time.perf_counter() - self.evaluation_started
-        self._read("evaluation")
+        self._read_peak("evaluation")
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_end(self, *_: Any) -> None:
         """Read the peak of evaluation."""
-        self._read("evaluation")
+        self._read_peak("evaluation")
 
     def state_dict(self) -> dict[str, Any]:
         """Measurements so far, over all devices."""
@@ -175,37 +134,29 @@ class CostMonitor(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the measurements of a checkpoint."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        vars(self).update(state_dict)
         if not is_first_process():  # the first one counts for all
             self.samples = self.tokens = 0
 
     def summary(self) -> dict[str, Any]:
         """Give seconds, rates and peaks; the first micro-batch counts as warm-up."""
-        of_all = self.state_dict()
+        total, devices, how = self.state_dict(), len(gathered(None)), self.memory.how
         busy = sum(self.steps[1:])
-        devices = len(gathered(None))
-        of_one = f", the largest of {devices} processes" if devices > 1 else ""
         rate = (len(self.steps) - 1) / len(self.steps) / busy if busy else 0.0
         return {
-            "samples": of_all["samples"],
-            "tokens": of_all["tokens"],
+            "samples": total["samples"],
+            "tokens": total["tokens"],
             "train_seconds": self.seconds["train"],
             "validation_seconds": self.seconds["evaluation"],
             "seconds_per_batch": statistics.median(self.steps[1:] or self.steps or [0.0]),
-            "samples_per_second": of_all["samples"] * rate,
-            "tokens_per_second": of_all["tokens"] * rate,
-            "peak_memory_bytes": of_all["peak"],
-            "peak_memory_is": self.how + of_one,
-            "imports_bytes": self.imports if self.how != ON_CUDA else 0,
+            "samples_per_second": total["samples"] * rate,
+            "tokens_per_second": total["tokens"] * rate,
+            "peak_memory_bytes": total["peak"],
+            "peak_memory_is": how + f", the largest of {devices} processes" * (devices > 1),
+            "imports_bytes": self.imports if how != ON_CUDA else 0,
         }
 
-    def _start(self, pl_module: L.LightningModule) -> None:
-        self.memory = PeakMemory(pl_module.device)
-        self.how = self.memory.how
-        self.memory.reset()
-
-    def _read(self, phase: str) -> None:
+    def _read_peak(self, phase: str) -> None:
         self.peak[phase] = max(self.peak[phase], self.memory.read())
         self.memory.reset()
 
@@ -223,7 +174,9 @@ def operation_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=own)
 
 
-def profile_step(module: L.LightningModule, data: Data, trainer: L.Trainer) -> dict[str, Any]:
+def profile_step(
+    module: L.LightningModule, data: L.LightningDataModule, trainer: L.Trainer
+) -> dict[str, Any]:
     """Measure the memory and arithmetic of a training step, at the largest of the first batches.
 
     Returns:
@@ -237,7 +190,7 @@ def profile_step(module: L.LightningModule, data: Data, trainer: L.Trainer) -> d
     batch = max(first, key=lambda batch: int(batch["tokens"]))
     batch = module.transfer_batch_to_device(batch, device, 0)
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in module.parameters()}
-    saved: dict[int, int] = {}
+    saved: dict[int, int] = {}  # bytes of each storage
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -269,27 +222,19 @@ def profile_step(module: L.LightningModule, data: Data, trainer: L.Trainer) -> d
 
 
 def estimate_duration(
-    module: L.LightningModule, data: Data, trainer: L.Trainer, tests: int
+    module: L.LightningModule, data: L.LightningDataModule, trainer: L.Trainer, tests: int
 ) -> float:
-    """Estimate the seconds of the whole run from a few batches timed now.
-
-    Args:
-        module: The model.
-        data: Its data.
-        trainer: The trainer of the run.
-        tests: How often the test set will be answered.
-    """
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    """Estimate the seconds of a run that answers the test set `tests` times, from a few batches."""
+    device = trainer.strategy.root_device
     model = cast(Model, module.to(device))
     training, test = data.train_dataloader(), data.test_dataloader()
 
     def timed(batch: Any, work: Callable[[Any], Any]) -> float:
         batch = module.transfer_batch_to_device(batch, device, 0)
         started = time.perf_counter()
-        with precision.forward_context():
+        with trainer.precision_plugin.forward_context():
             work(batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _synchronize(device)
         return time.perf_counter() - started
 
     seconds = [
@@ -297,12 +242,17 @@ def estimate_duration(
         for batch in itertools.islice(training, 4)
     ]
     module.zero_grad()
-    step = statistics.mean(seconds[1:] or seconds)
+    step = statistics.mean(seconds[1:] or seconds)  # the first one warms up
     module.eval()
-    middle = next(iter(data.test_dataloader(skip=data.devices * (len(test) // 2))))
+    middle = test.collate_fn([test.dataset[n] for n in test.batch_sampler[len(test) // 2]])
     with torch.no_grad():
         answer = timed(middle, model.answers)
     module.train()
-    validation = answer * len(data.val_dataloader())
-    epochs = trainer.max_epochs or 1
-    return epochs * (step * len(training) + validation) + tests * answer * len(test)
+    epoch = step * len(training) + answer * len(data.val_dataloader())
+    return (trainer.max_epochs or 1) * epoch + tests * answer * len(test)
+
+
+def _synchronize(device: torch.device) -> None:
+    """Wait for a GPU, so that what it computes is timed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
-"""The jobs of a sweep, each in a process of its own; what is finished is not run again.
+"""The jobs of a sweep, each in its own process; finished ones are not run again.
 
 Hydra's launcher decides where and when a job runs: here one after another, or in workers, several
-at once and on other machines. They share nothing but the sweep's folder.
+at once and on other machines. These share only the sweep's folder.
 """
 
 import json
@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -23,15 +22,16 @@ from filelock import FileLock, Timeout
 from lora_or_full.config.compose import PROJECT, path_override
 from lora_or_full.config.schema import Config
 from lora_or_full.errors import UserError
+from lora_or_full.processes import stop_signals_to
 from lora_or_full.runs import store
 from lora_or_full.training.console import duration, sweep_table
 
 RUN = PROJECT / "src" / "run.py"
-INTERRUPTED = 130  # exit code of what Ctrl-C ended
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class Sweep:
-    """The jobs of a sweep in folders of their own. A worker gets a copy of this.
+    """The jobs of a sweep, each in its own folder. Each worker gets a copy of this.
 
     Args:
         jobs: Configuration of each job.
@@ -40,6 +40,7 @@ class Sweep:
 
     def __init__(self, jobs: Sequence[Config], folder: Path) -> None:
         self.jobs, self.folder = list(jobs), folder.absolute()
+        self.first = [self.jobs.index(config) for config in self.jobs]  # equal job of each job
         self.notes = self.folder / f".jobs-{time.time_ns()}-{os.getpid()}"  # how each job ended
         self.seconds: list[float] = []  # of the jobs that ran in this process
 
@@ -50,7 +51,7 @@ class Sweep:
         Raises:
             UserError: Some jobs failed.
         """
-        names = [self.jobs[number].run_name for number in self._distinct()]
+        names = [self.jobs[number].run_name for number in sorted(set(self.first))]
         with store.run_lock(self.folder):
             store.write_json(self.folder / store.PLAN, {"runs": names})
         try:
@@ -60,16 +61,13 @@ class Sweep:
             shutil.rmtree(self.notes, ignore_errors=True)
 
     def run(self, number: int, overrides: list[str]) -> None:
-        """Run a job, unless the same run is finished. A failure is reported now and at the end.
+        """Run a job by its command line, unless the same run is finished.
 
-        Args:
-            number: Index of the job.
-            overrides: Its command line.
+        A failure is reported now and at the end of the sweep.
         """
-        config = self.jobs[number]
-        title = f"Job {number + 1} of {len(self.jobs)}"
-        if (first := self.jobs.index(config)) != number:
-            print(f"{title} is job {first + 1} again: run once.", flush=True)
+        config, title = self.jobs[number], self._title(number)
+        if self.first[number] != number:
+            print(f"{title} is job {self.first[number] + 1} again: run once.", flush=True)
             return
         from lora_or_full.data.fingerprints import run_identity  # late: it takes seconds
 
@@ -86,21 +84,22 @@ class Sweep:
             if store.status(folder).get("identity") != identity:
                 store.set_status(folder, "waiting", identity)
         with _exclusive(title, FileLock(self.folder / f".{folder.name}.lock")):
-            self._note(number, folder, self._run_in(folder, number, title, overrides))
+            self._note(number, folder, self._run_in(folder, number, overrides))
 
-    def _run_in(self, folder: Path, number: int, title: str, overrides: list[str]) -> str | None:
+    def _run_in(self, folder: Path, number: int, overrides: list[str]) -> str | None:
         """Run a job that no other process runs; give the reason if it failed."""
+        title = self._title(number)
         with _exclusive(title, store.run_lock(folder)):
-            pass  # what a killed sweep left running has ended now
+            pass  # a run that a killed sweep had started has ended now
         if store.is_finished(folder):
             print(f"{title} finished before: {folder}", flush=True)
             return None
         left = ""
         if self.seconds:
-            remaining = sum(other >= number for other in self._distinct())
+            remaining = sum(other >= number for other in set(self.first))
             left = f", about {duration(statistics.mean(self.seconds) * remaining)} left"
         print(f"\n{title}{left}: {' '.join(overrides)}", flush=True)
-        # The preset's own sweep is this one: a job of it has one value of each.
+        # The preset's own sweep is this one: a job of it has one value of each key.
         words = [*overrides, "hydra.sweeper.params=null", path_override("hydra.run.dir", folder)]
         if (folder / "config.yaml").is_file():
             words = [path_override("resume", folder)]
@@ -113,40 +112,40 @@ class Sweep:
         reason = store.status(folder).get("error") if code > 0 else None
         return reason or ended
 
-    def _distinct(self) -> list[int]:
-        """Indices of the jobs that do not repeat an earlier one."""
-        return [n for n, config in enumerate(self.jobs) if self.jobs.index(config) == n]
-
     def _run_folder(self, name: str, identity: str) -> Path:
         """The folder that holds this run already, or else one that holds no other."""
         numbered = (self.folder / f"{name}-{number}" for number in range(2, 10_000))
         for folder in (self.folder / name, *numbered):
             owner = store.status(folder).get("identity")
-            begun = (folder / "config.yaml").is_file() or (folder / "results.json").is_file()
+            begun = (folder / "config.yaml").is_file() or (folder / store.RESULTS).is_file()
             if owner == identity or not (owner or begun):
                 return folder
         raise UserError(f"{self.folder} is full of runs called {name}.")
 
+    def _title(self, number: int) -> str:
+        return f"Job {number + 1} of {len(self.jobs)}"
+
     def _note(self, number: int, folder: Path, failed: str | None) -> None:
+        """Record how a job ended, for the process that started the sweep."""
         if failed:
-            title = f"Job {number + 1} of {len(self.jobs)}"
-            print(f"{title} failed: {failed}. The sweep continues.", file=sys.stderr, flush=True)
+            message = f"{self._title(number)} failed: {failed}. The sweep continues."
+            print(message, file=sys.stderr, flush=True)
         note = {"folder": folder.name, "failed": failed}
         store.write_json(self.notes / f"{number}.json", note)
 
     def _close(self) -> None:
         results: dict[str, dict[str, Any] | None] = {}
         failed = []
-        for number in self._distinct():
-            note = {"folder": self.jobs[number].run_name, "failed": "its worker was lost"}
+        for number in sorted(set(self.first)):
+            name, reason = self.jobs[number].run_name, "its worker was lost"
             if (file := self.notes / f"{number}.json").is_file():
                 note = json.loads(file.read_text(encoding="utf-8"))
-            name, reason = note["folder"], note["failed"]
+                name, reason = note["folder"], note["failed"]
             if reason:
                 failed.append(f"\n  {name}: {reason}")
-            done = store.is_finished(folder := self.folder / str(name))
-            text = (folder / store.RESULTS).read_text(encoding="utf-8") if done else "null"
-            results[str(name)] = json.loads(text)
+            record = self.folder / name / store.RESULTS
+            done = store.is_finished(record.parent)
+            results[name] = json.loads(record.read_text(encoding="utf-8")) if done else None
         sweep_table(results)
         if failed:
             raise UserError(
@@ -170,22 +169,20 @@ def _exclusive(title: str, lock: FileLock) -> Iterator[None]:
 
 
 def _run_child(words: list[str]) -> int:
-    """Give the exit code of a run in a process of its own; exit if it was stopped."""
-    # As in an interactive session, in a worker of SLURM's too: what it counts are the processes of
-    # the sweep, and a job starts those of its devices itself.
+    """Run a job in its own process and give its exit code; exit if it was stopped."""
+    # As in an interactive session, also in a worker of SLURM: SLURM counts the processes of the
+    # sweep, and a job starts those of its devices itself.
     environment = os.environ | {"SLURM_JOB_NAME": "interactive"}
     child = subprocess.Popen([sys.executable, str(RUN), *words], env=environment)
     stopped: list[int] = []
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, frame: Any) -> None:
         stopped.append(number)
         if number == signal.SIGTERM:  # Ctrl-C reaches the child by itself
             child.terminate()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    code = child.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with stop_signals_to(stop):
+        code = child.wait()
     if stopped or code == INTERRUPTED:
         print("Stopped. To resume: the same command, with the same study=<name>.", file=sys.stderr)
         sys.exit(INTERRUPTED)

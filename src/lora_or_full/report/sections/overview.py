@@ -1,22 +1,28 @@
-"""What the report says, a section after the other, each from the records of a study."""
+"""The sections of the report in their order; results, dynamics and provenance."""
 
 from statistics import fmean
 
 from lora_or_full.report import plots
 from lora_or_full.report.formatting import METRICS, spread
-from lora_or_full.report.render import Block, Code, Figure, Points, Section, Table, Text
+from lora_or_full.report.render import Code, Figure, Points, Section, Table, Text
 from lora_or_full.report.sections.conclusion import conclusion
-from lora_or_full.report.sections.configurations import alternatives
+from lora_or_full.report.sections.configurations import configurations
 from lora_or_full.report.sections.costs import cost, efficiency, recipe
 from lora_or_full.report.sections.failures import failure_cases
-from lora_or_full.report.sections.other_test_sets import elsewhere
+from lora_or_full.report.sections.other_test_sets import other_test_sets
 from lora_or_full.report.sections.significance import significance
 from lora_or_full.report.stats.comparison import ArmComparison
 from lora_or_full.report.study import Arm, Study, shown
 
 
 def all_sections(study: Study, found: ArmComparison | None, command: str) -> list[Section]:
-    """The whole report."""
+    """Write the whole report.
+
+    Args:
+        study: Arms that can be compared.
+        found: Their comparison, if there is one.
+        command: The command that makes the report.
+    """
     return [
         section
         for section in (
@@ -25,12 +31,11 @@ def all_sections(study: Study, found: ArmComparison | None, command: str) -> lis
             dynamics(study),
             cost(study),
             significance(found),
-            elsewhere(study, found),
+            other_test_sets(study, found),
             failure_cases(study, found),
             recipe(study, found),
             efficiency(study, found),
-            alternatives(study),
-            swept(study),
+            configurations(study),
             provenance(study, command),
         )
         if section is not None
@@ -38,38 +43,37 @@ def all_sections(study: Study, found: ArmComparison | None, command: str) -> lis
 
 
 def results(study: Study) -> Section:
+    """Write the section on parameters, scores and losses."""
     rows = []
     for arm in study.arms:
-        r = arm.any.results
+        record = arm.any.record
         rows.append([
             arm.label,
             str(len(arm.runs)),
-            f"{r['parameters']['trainable']:,}",
-            f"{r['parameters']['percent']:.4f}",
-            *(f"{r['before'][metric]:.1f}" for metric in METRICS),
-            *(spread(arm.values("test", metric)) for metric in METRICS),
-            *(
-                f"{fmean(run.best[key] for run in arm.runs.values()):.4f}"
-                for key in ("train_loss", "validation_loss")
-            ),
+            f"{record.parameters.trainable:,}",
+            f"{record.parameters.percent:.4f}",
+            *(f"{getattr(record.before, metric):.1f}" for metric in METRICS),
+            *(spread(arm.test(metric)) for metric in METRICS),
+            f"{fmean(arm.values(lambda r: r.best.train_loss)):.4f}",
+            f"{fmean(arm.values(lambda r: r.best.validation_loss)):.4f}",
         ])  # fmt: skip
-    test = study.arms[0].any.results["data"]["test"]
+    test = study.arms[0].any.record.data.test
     return Section("Results", [
         Table(
             ["", "seeds", "trainable", "% of all", "EM before", "F1 before", "EM", "F1",
              "train loss", "validation loss"],
             rows,
             "EM and F1 in percent: mean ± standard deviation over seeds, and the 95 % t interval "
-            "of the mean over seeds; before: the model before fine-tuning. Losses in nats a label "
-            "token, at the epoch that was scored; with mask_prompt=false the training loss is over "
-            "all tokens, and not to be held against the others.",
+            "of the mean over seeds; before: the model before fine-tuning. Losses in nats per "
+            "answer token, at the epoch that was scored. With mask_prompt=false the training loss "
+            "is over all tokens, and can't be compared with the others.",
         ),
         Figure("scores", plots.scores(study.arms),
-               "EM and F1 on the test questions: a dot each seed, a bar the mean, a line its 95 "
-               "% t interval over seeds."),
+               "EM and F1 on the test questions: one dot per seed, a bar for the mean, a line for "
+               "its 95 % t interval over seeds."),
         Text(
-            f"Each run is scored on the same {test['questions']:,} questions over "
-            f"{test['paragraphs']:,} paragraphs, by SQuAD v1.1's rules against all gold answers; "
+            f"Each run is scored on the same {test.questions:,} questions over "
+            f"{test.paragraphs:,} paragraphs, by SQuAD v1.1's rules against all gold answers; "
             "answers are greedy. The interval of a single run over paragraphs is in its "
             "results.json."
         ),
@@ -77,15 +81,16 @@ def results(study: Study) -> Section:
 
 
 def dynamics(study: Study) -> Section:
+    """Write the section on losses and scores by epoch."""
     rows = []
     for arm in study.arms:
-        epochs = [run.results["epochs"] for run in arm.runs.values()]
+        epochs = [run.record.epochs for run in arm.runs.values()]
         for number, each in enumerate(zip(*epochs, strict=False), 1):
-            chosen = sum(run.results["best_epoch"] == number for run in arm.runs.values())
+            chosen = sum(run.record.best_epoch == number for run in arm.runs.values())
             rows.append([
                 f"{arm.label}, epoch {number}",
                 *(
-                    f"{fmean(epoch[key] for epoch in each):.{digits}f}"
+                    f"{fmean(getattr(epoch, key) for epoch in each):.{digits}f}"
                     for key, digits in (
                         ("train_loss", 4), ("validation_loss", 4), ("exact_match", 1), ("f1", 1)
                     )
@@ -93,8 +98,8 @@ def dynamics(study: Study) -> Section:
                 f"{chosen} of {len(arm.runs)}",
             ])  # fmt: skip
     trends = [
-        f"{arm.label}: the validation loss rises behind its lowest epoch in {rising} of "
-        f"{len(arm.runs)} runs, while the training loss falls on in {falling} of these."
+        f"{arm.label}: the validation loss rises after its lowest epoch in {rising} of "
+        f"{len(arm.runs)} runs; the training loss still falls in {falling} of these."
         for arm in study.arms
         for rising, falling in (_after_the_best(arm),)
     ]
@@ -109,93 +114,55 @@ def dynamics(study: Study) -> Section:
         Figure("dynamics", plots.dynamics(drawn),
                "Losses, validation EM and F1 by epoch: means over seeds, the range of the seeds "
                "shaded." + (
-                   f" At most {most} configurations of each mode: those with the most seeds, of "
-                   "equals the highest validation F1." if len(drawn) < len(study.arms) else "")),
+                   f" At most {most} configurations of each mode: those with the most seeds, then "
+                   "the highest validation F1." if len(drawn) < len(study.arms) else "")),
         Points(trends),
         Text(
-            "A validation loss that rises while the training loss falls is where a mode learns "
-            "what does not carry over. The training loss is the mean over the epoch's label "
-            "tokens while the weights move and dropout is on; the validation loss is that of fixed "
-            "weights without dropout. So the first may lie above the second without meaning "
-            "anything. Loss and EM need not move together: the loss is of the gold answer, token "
-            "by token, EM of the answer that was generated. Validation scores choose the epoch, "
-            "hence flatter it a little; the test scores do not."
+            "If the validation loss rises while the training loss falls, a mode learns what does "
+            "not generalize. The training loss is the mean over the epoch's label tokens while "
+            "weights change and dropout is on; the validation loss is that of fixed weights "
+            "without dropout. So the first can be above the second without meaning anything. Loss "
+            "and EM need not move together: the loss is of the gold answer, token by token, EM of "
+            "the generated answer. Validation scores choose the epoch, so they are a little too "
+            "good; the test scores are not."
         ),
     ])  # fmt: skip
 
 
 def _after_the_best(arm: Arm) -> tuple[int, int]:
-    """In how many runs the validation loss ends above its lowest, and in how many of these the
-    training loss fell from there."""
+    """Count runs whose validation loss ends above its lowest, and those of them whose training loss
+    fell from there."""
     rising = falling = 0
     for run in arm.runs.values():
-        last = run.results["epochs"][-1]
-        lowest = min(run.results["epochs"], key=lambda epoch: epoch["validation_loss"])
-        if last["validation_loss"] > lowest["validation_loss"]:
+        last = run.record.epochs[-1]
+        lowest = min(run.record.epochs, key=lambda epoch: epoch.validation_loss)
+        if last.validation_loss > lowest.validation_loss:
             rising += 1
-            falling += last["train_loss"] < lowest["train_loss"]
+            falling += last.train_loss < lowest.train_loss
     return rising, falling
 
 
-def swept(study: Study) -> Section | None:
-    masked = [arm for arm in study.arms if arm.any.config["mask_prompt"]]
-    blocks: list[Block] = []
-    for key, title in (("lr", "learning rate"), ("rank", "rank")):
-        arms = [arm for arm in masked if arm.any.config.get(key) is not None]
-        by_mode = {
-            mode: {a.any.config[key] for a in arms if a.mode == mode} for mode in ("lora", "full")
-        }
-        moving = [arm for arm in arms if len(by_mode[arm.mode]) > 1]
-        if moving:
-            blocks.append(Figure(
-                f"by_{key}", plots.sweep(moving, key, title),
-                f"F1 on the validation questions by {title}: means over seeds, 95 % t intervals.",
-            ))  # fmt: skip
-        for best in filter(None, map(study.best, by_mode)):
-            values = {arm.any.config[key] for arm in arms if _apart_in(key, arm, best)}
-            if len(values) > 1:
-                chosen = best.any.config[key]
-                edge = (
-                    "; it lies at the edge of the grid, so a better one may lie beyond."
-                    if chosen in (min(values), max(values))
-                    else "."
-                )
-                tried = ", ".join(f"{v:g}" for v in sorted(values))
-                blocks.append(Text(
-                    f"mode={best.mode}: the best {title} on validation is {chosen:g} of "
-                    f"{tried}{edge}"
-                ))  # fmt: skip
-    return Section("Rank and learning rate", blocks) if blocks else None
-
-
-def _apart_in(key: str, arm: Arm, best: Arm) -> bool:
-    """Whether `arm` was chosen among with `best`, and has its configuration but for `key`."""
-    own, others = dict(arm.any.config), dict(best.any.config)
-    own[key] = others[key] = None
-    return arm.mode == best.mode and own == others and len(arm.runs) == len(best.runs)
-
-
 def provenance(study: Study, command: str) -> Section:
+    """Write the section on where each number comes from."""
     rows = []
     for arm in study.arms:
         for seed, run in arm.runs.items():
-            r = run.results
-            e = r["environment"]
-            commit, changed, _ = str(e["commit"]).partition("+")
-            packages = ", ".join(f"{name} {number}" for name, number in e["packages"].items())
+            e = run.record.environment
+            commit, changed, _ = str(e.commit).partition("+")
+            packages = ", ".join(f"{name} {number}" for name, number in e.packages.items())
             dirty = "+changes" if changed else ""
             rows.append([
                 run.folder.name, arm.label, str(seed), commit[:12] + dirty,
-                f"{e['device']}, {e['cores']} cores, {r['config']['trainer']['precision']}",
-                f"{e['machine']}, Python {e['python']}, {packages}",
-                run.trained_on, str(r["cost"]["samples"]),
+                f"{e.device}, {e.cores} cores, {run.record.config.trainer.precision}",
+                f"{e.machine}, Python {e.python}, {packages}",
+                run.trained_on, str(run.record.cost.samples),
             ])  # fmt: skip
-    first = study.arms[0].any.results
-    data = first["data"]
+    first = study.arms[0].any
+    data = first.record.data
     facts = [
-        f"model {study.arms[0].any.model}, weights {first['model']['fingerprint']}",
-        f"data files {data['source'][:16]}; test {data['test']['fingerprint']}, validation "
-        f"{data['validation']['fingerprint']}",
+        f"model {first.model}, weights {first.record.model.fingerprint}",
+        f"data files {data.source[:16]}; test {data.test.fingerprint}, validation "
+        f"{data.validation.fingerprint}",
     ]
     facts += [
         f"{arm.label}: "
@@ -205,9 +172,9 @@ def provenance(study: Study, command: str) -> Section:
     return Section("Provenance", [
         Table(["run", "arm", "seed", "commit", "hardware", "machine and versions",
                "training questions", "seen"], rows,
-              "Training questions: the fingerprint of those drawn for this seed. Seen: how many "
-              "were trained on, over all epochs."),
+              "Training questions: fingerprint of those drawn for this seed. Seen: number of "
+              "questions trained on, over all epochs."),
         Points(facts),
-        Text("This report is made again by:"),
+        Text("This command makes the report again:"),
         Code(command),
     ])  # fmt: skip

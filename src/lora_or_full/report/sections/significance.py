@@ -1,4 +1,4 @@
-"""The tests of LoRA against full fine-tuning: over seeds, over questions, and over both."""
+"""The section on significance: tests over seeds, over paragraphs, and over both."""
 
 from lora_or_full.report import plots
 from lora_or_full.report.formatting import METRICS, NONE, counted, p_value, shown_interval, signed
@@ -7,10 +7,11 @@ from lora_or_full.report.stats import paired, seeds_by_paragraphs
 from lora_or_full.report.stats.comparison import ArmComparison
 from lora_or_full.report.stats.paired import Interval
 
-FEW = 20  # paragraphs, with which a percentile bootstrap's interval is too narrow
+FEW = 20  # paragraphs, with which the interval of a percentile bootstrap is too narrow
 
 
 def significance(found: ArmComparison | None) -> Section | None:
+    """Write the section; None if there is nothing to compare."""
     if found is None:
         return None
     margin = found.margin
@@ -21,7 +22,7 @@ def significance(found: ArmComparison | None) -> Section | None:
         return NONE if p is None else f"{p_value(p)} ({p_value(found.holm[test][metric])})"
 
     for metric, name in METRICS.items():
-        s, q, j = found.over_seeds[metric], found.over_questions[metric], found.joint[metric]
+        s, q, j = found.over_seeds[metric], found.over_paragraphs[metric], found.over_both[metric]
         drawn += [
             (f"{name}, over seeds", s.mean, s.interval),
             (f"{name}, over paragraphs", q.mean, q.interval),
@@ -37,8 +38,9 @@ def significance(found: ArmComparison | None) -> Section | None:
         if j is not None:
             drawn.append((f"{name}, over both", j.mean, j.interval))
             joint_rows.append([
-                name, signed(j.mean), shown_interval(j.interval), both(metric, "joint", j.p),
-                both(metric, "joint equivalence", j.p_equivalent), f"{j.degrees_of_freedom:.1f}",
+                name, signed(j.mean), shown_interval(j.interval), both(metric, "over both", j.p),
+                both(metric, "equivalence over both", j.p_equivalent),
+                f"{j.degrees_of_freedom:.1f}",
                 ", ".join(f"{100 * c:.1f} % with {n}" for n, c in j.coverage.items()),
                 _needed(j.seeds_needed),
             ])  # fmt: skip
@@ -46,53 +48,54 @@ def significance(found: ArmComparison | None) -> Section | None:
         [f"seed {seed}", *(signed(found.over_seeds[m].differences[n]) for m in METRICS)]
         for n, seed in enumerate(found.seeds)
     ]
-    few = found.over_questions["f1"].paragraphs < FEW
+    names = (found.adapter.label, found.full.label)
+    few = found.over_paragraphs["f1"].paragraphs < FEW
     blocks: list[Block] = [
         Text(
-            f"Every difference is {found.lora.label} minus {found.full.label}, in percentage "
-            "points, paired by seed and question. Behind each p, in brackets, the one adjusted "
-            "for testing both EM and F1 (Holm)."
+            f"Every difference is {found.adapter.label} minus {found.full.label}, in percentage "
+            "points, paired by seed and question. Each p is followed, in brackets, by the one "
+            "adjusted for testing both EM and F1 (Holm)."
         ),
         Table(["", *METRICS.values()], each, "The difference of each seed."),
-        Figure("differences", plots.differences(drawn, margin),
+        Figure("differences", plots.differences(drawn, margin, names),
                f"Differences with their 95 % intervals; the band is the margin of ±{margin:g}. "
                "(Equivalence at 5 % asks whether the 90 % interval lies within the band.)"),
         Text(
             "Over seeds: would the two methods differ if they were run again with other seeds, on "
-            "these questions?"
+            "the same questions?"
         ),
         Table(["", "mean", "deviation", "95 % t interval", "p, t test", "p, sign flips",
                "smallest p", f"p, equivalent ±{margin:g}", "seeds needed"],
               seeds_rows,
-              f"Two-sided tests. Smallest p: the least that sign flips of "
+              f"Two-sided tests. Smallest p: the smallest that sign flips of "
               f"{counted(len(found.seeds), 'seed')} can give. Equivalent: two one-sided t tests. "
               "Seeds needed: to find a difference of the margin with a power of 80 %."),
         Text(
-            "Over questions: would these very models differ on other paragraphs of this kind? It "
-            "says nothing of other seeds."
+            "Over paragraphs: would these very models differ on other paragraphs of this kind? "
+            "This says nothing about other seeds."
         ),
         Table(["", "mean", "95 % interval", "paragraphs"], question_rows,
               f"Percentile bootstrap, {paired.RESAMPLES:,} resamples of whole paragraphs, "
               "the mean over seeds."
-              + (" So few paragraphs make such an interval too narrow." if few else "")),
-        Table(["", "only LoRA right", "only full right", "p"],
+              + (" With so few paragraphs this interval is too narrow." if few else "")),
+        Table(["", f"only {found.adapter.label} right", f"only {found.full.label} right", "p"],
               [[f"seed {d.seed}", str(d.first_only), str(d.second_only), p_value(d.p)]
-               for d in found.discordant],
-              "McNemar's exact test of EM, each pair of models by itself (not adjusted for being "
-              "several). It takes questions as independent, though those of a paragraph are not "
+               for d in found.mcnemar],
+              "McNemar's exact test of EM for each pair of models (not adjusted for testing "
+              "several). It treats questions as independent, though those of a paragraph are not "
               "quite."),
     ]  # fmt: skip
     if joint_rows:
         blocks += [
-            Text("Over both: other seeds and other paragraphs at once, the question of this "
-                 "report."),
+            Text("Over both: would the methods differ with other seeds on other paragraphs? This "
+                 "is the question of this report."),
             Table(["", "mean", "95 % interval", "p", f"p, equivalent ±{margin:g}",
                    "degrees of freedom", "coverage", "seeds needed"],
                   joint_rows,
-                  "Two-way analysis of variance, seeds × paragraphs. Coverage: how often such "
-                  f"an interval held the truth in {seeds_by_paragraphs.STUDIES:,} simulated studies with "
-                  "the components of variance found here, by number of seeds. Seeds needed: as "
-                  "above, on so many paragraphs."),
+                  "Two-way analysis of variance, seeds × paragraphs. Coverage: how often such an "
+                  f"interval holds the truth in {seeds_by_paragraphs.STUDIES:,} simulated studies "
+                  "with the variance components estimated here, by number of seeds. Seeds needed: "
+                  "as above, on as many paragraphs."),
         ]  # fmt: skip
     return Section("Significance", blocks)
 

@@ -1,4 +1,4 @@
-"""The best LoRA arm and the best full arm, held against each other by every test."""
+"""The best arm with an adapter and the best arm without, compared by every test."""
 
 from dataclasses import dataclass
 
@@ -11,45 +11,68 @@ from lora_or_full.report.study import Arm, Study
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """The best arms of both modes, held against each other over the seeds that both have.
+    """Two arms compared over the seeds that both have.
 
-    `holm` has the p values of each test by metric, adjusted for being of two metrics."""
+    Attributes:
+        adapter: The arm with an adapter; every difference is this arm minus the other.
+        full: The arm of full fine-tuning.
+        margin: Margin of equivalence, percentage points.
+        seeds: The seeds that both arms have.
+        over_seeds: By metric, the tests over seeds.
+        over_paragraphs: By metric, the bootstrap over paragraphs.
+        over_both: By metric, the test over both; None where it can't be done.
+        mcnemar: McNemar's test of each seed.
+        holm: By test and metric, p values adjusted for testing two metrics (Holm, 1979).
+    """
 
-    lora: Arm
+    adapter: Arm
     full: Arm
     margin: float
     seeds: list[int]
     over_seeds: dict[str, PairedSeedTest]
-    over_questions: dict[str, ParagraphBootstrap]
-    joint: dict[str, SeedByParagraphTest | None]
-    discordant: list[McNemarTest]
+    over_paragraphs: dict[str, ParagraphBootstrap]
+    over_both: dict[str, SeedByParagraphTest | None]
+    mcnemar: list[McNemarTest]
     holm: dict[str, dict[str, float]]
 
 
-def contrast(study: Study, margin: float) -> ArmComparison | None:
-    """None if a mode is missing, or the two have no seed in common."""
-    lora, full = study.best("lora"), study.best("full")
-    if lora is None or full is None:
+def compare_arms(study: Study, margin: float) -> ArmComparison | None:
+    """Compare the best arms of a study.
+
+    Args:
+        study: Arms that can be compared.
+        margin: Margin of equivalence, percentage points.
+
+    Returns:
+        None if one of the two modes is missing, or they have no seed in common.
+    """
+    adapter, full = study.compared()
+    if adapter is None or full is None:
         return None
-    seeds = lora.shared_seeds(full)
+    seeds = adapter.shared_seeds(full)
     if not seeds:
         return None
-    paragraphs = [p["paragraph"] for p in lora.any.predictions]
-    apart = {metric: lora.minus(full, metric) for metric in METRICS}
-    over_seeds = {m: paired.over_seeds(d.mean(axis=1), margin) for m, d in apart.items()}
-    joint = {m: seeds_by_paragraphs.joint(d, paragraphs, margin) for m, d in apart.items()}
+    paragraphs = [p["paragraph"] for p in adapter.any.predictions]
+    differences = {metric: adapter.minus(full, metric) for metric in METRICS}
+    over_seeds = {
+        m: paired.paired_seed_test(d.mean(axis=1), margin) for m, d in differences.items()
+    }
+    over_both = {
+        m: seeds_by_paragraphs.seed_by_paragraph_test(d, paragraphs, margin)
+        for m, d in differences.items()
+    }
     return ArmComparison(
-        lora,
+        adapter,
         full,
         margin,
         seeds,
         over_seeds,
-        {m: paired.over_questions(d, paragraphs) for m, d in apart.items()},
-        joint,
+        {m: paired.paragraph_bootstrap(d, paragraphs) for m, d in differences.items()},
+        over_both,
         [
-            paired.discordant(
+            paired.mcnemar_test(
                 seed,
-                lora.runs[seed].scores("exact_match"),
+                adapter.runs[seed].scores("exact_match"),
                 full.runs[seed].scores("exact_match"),
             )
             for seed in seeds
@@ -58,9 +81,9 @@ def contrast(study: Study, margin: float) -> ArmComparison | None:
             "t": _holm({m: s.p_t for m, s in over_seeds.items()}),
             "sign flips": _holm({m: s.p_sign_flip for m, s in over_seeds.items()}),
             "equivalence over seeds": _holm({m: s.p_equivalent for m, s in over_seeds.items()}),
-            "joint": _holm({m: j.p if j else None for m, j in joint.items()}),
-            "joint equivalence": _holm(
-                {m: j.p_equivalent if j else None for m, j in joint.items()}
+            "over both": _holm({m: b.p if b else None for m, b in over_both.items()}),
+            "equivalence over both": _holm(
+                {m: b.p_equivalent if b else None for m, b in over_both.items()}
             ),
         },
     )

@@ -1,6 +1,6 @@
-"""Whether two arms of a study differ: over seeds, and over questions.
+"""Tests whether two arms of a study differ: over seeds, and over paragraphs.
 
-Every difference is of the first arm minus the second, paired: the same seed, the same question.
+Every difference is the first arm minus the second, paired by seed and question.
 """
 
 import math
@@ -22,12 +22,21 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class PairedSeedTest:
-    """Of the differences of whole runs, a seed each: would other seeds of this recipe differ?
+    """Tests over seeds: would other seeds of these recipes differ?
 
-    `p_t` and `p_sign_flip` are two-sided; no sign-flip test of so few seeds can give less than
-    `smallest_p`. `p_equivalent` is of two one-sided t tests against the margin. So many as
-    `seeds_needed` find a difference of the margin with a power of 80 %. None: not with one seed,
-    nor (but for the sign flips) with seeds that do not differ at all."""
+    A value is None with one seed, and, except for the sign flips, if all seeds differ equally.
+
+    Attributes:
+        differences: Of whole runs, one per seed, percentage points.
+        mean: Their mean.
+        deviation: Their standard deviation.
+        interval: 95 % t interval of the mean.
+        p_t: Two-sided p of the paired t test.
+        p_sign_flip: Two-sided p of the sign-flip permutation test.
+        smallest_p: The smallest p that a sign-flip test of so few seeds can give.
+        p_equivalent: p of two one-sided t tests against the margin.
+        seeds_needed: Seeds that find a difference of the margin with a power of 80 %.
+    """
 
     differences: tuple[float, ...]
     mean: float
@@ -42,8 +51,13 @@ class PairedSeedTest:
 
 @dataclass(frozen=True, slots=True)
 class ParagraphBootstrap:
-    """Of these very models, over other paragraphs: the mean difference and its interval (None with
-    one paragraph)."""
+    """Difference of these very models over other paragraphs.
+
+    Attributes:
+        mean: Percentage points.
+        interval: 95 % interval; None with one paragraph.
+        paragraphs: Number of paragraphs.
+    """
 
     mean: float
     interval: Interval | None
@@ -52,7 +66,14 @@ class ParagraphBootstrap:
 
 @dataclass(frozen=True, slots=True)
 class McNemarTest:
-    """McNemar's exact test of two models: questions that only one of them has right."""
+    """McNemar's exact test of two models (McNemar, 1947).
+
+    Attributes:
+        seed: Seed of both models.
+        first_only: Questions that only the first model answers exactly.
+        second_only: Questions that only the second does.
+        p: Two-sided p.
+    """
 
     seed: int
     first_only: int
@@ -60,8 +81,13 @@ class McNemarTest:
     p: float
 
 
-def over_seeds(differences: Sequence[float], margin: float) -> PairedSeedTest:
-    """Compare two arms by the difference (percentage points) of each seed."""
+def paired_seed_test(differences: Sequence[float], margin: float) -> PairedSeedTest:
+    """Compare two arms over seeds.
+
+    Args:
+        differences: Percentage points, one per seed.
+        margin: Margin of equivalence, percentage points.
+    """
     d = np.asarray(differences, dtype=float)
     n, mean = len(d), float(d.mean())
     smallest = 2.0 ** (1 - n)
@@ -86,9 +112,13 @@ def over_seeds(differences: Sequence[float], margin: float) -> PairedSeedTest:
 
 
 def sign_flip(d: Array) -> float:
-    """The share of all ways to flip the signs of `d` whose mean is as far from zero; two-sided.
+    """Two-sided p of the sign-flip permutation test.
 
-    Of more than 14 seeds, not all ways but as many drawn ones as 14 seeds have."""
+    With more than 14 seeds it draws as many sign flips as 14 seeds have, instead of all.
+
+    Args:
+        d: Differences (seeds).
+    """
     if not d.any():
         return 1.0
     test = stats.permutation_test(
@@ -103,21 +133,26 @@ def sign_flip(d: Array) -> float:
 
 
 def equivalence(mean: float, error: float, degrees_of_freedom: float, margin: float) -> float:
-    """The p of two one-sided t tests that a difference lies within ±`margin` (Schuirmann 1987)."""
+    """Give p of two one-sided t tests that a difference lies within ±margin (Schuirmann, 1987)."""
     t = stats.t(degrees_of_freedom)
     return float(max(t.sf((mean + margin) / error), t.cdf((mean - margin) / error)))
 
 
 def seeds_needed(difference: float, spread: Callable[[int], tuple[float, float]]) -> int | None:
-    """The seeds with which a t test at 5 % finds `difference` with a power of 80 %.
+    """Give the seeds with which a t test at 5 % finds a difference with a power of 80 %.
 
-    `spread` gives the standard error and the degrees of freedom of so many. None: not even
-    MOST_SEEDS do."""
+    Args:
+        difference: Percentage points.
+        spread: Standard error and degrees of freedom of a number of seeds.
+
+    Returns:
+        None if not even MOST_SEEDS suffice.
+    """
 
     def suffices(seeds: int) -> bool:
         error, freedom = spread(seeds)
         shift = difference / error
-        if shift > 30:  # beyond doubt, and beyond what the distribution below is computed for
+        if shift > 30:  # certain, and beyond what the distribution below is computed for
             return True
         limit = stats.t.ppf((1 + LEVEL) / 2, freedom)
         power = stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift)
@@ -134,10 +169,12 @@ def seeds_needed(difference: float, spread: Callable[[int], tuple[float, float]]
     return high
 
 
-def over_questions(differences: Array, paragraphs: Sequence[Hashable]) -> ParagraphBootstrap:
-    """Compare by `differences` (seeds, questions): a percentile bootstrap that draws paragraphs.
+def paragraph_bootstrap(differences: Array, paragraphs: Sequence[Hashable]) -> ParagraphBootstrap:
+    """Compare two arms by a percentile bootstrap of whole paragraphs (Efron, 1979).
 
-    The mean of a draw is that of its questions.
+    Args:
+        differences: Percentage points (seeds, questions).
+        paragraphs: Paragraph of each question.
     """
     sums, counts = by_paragraph(differences.mean(axis=0)[None], paragraphs)
     if len(counts) < 2:
@@ -157,8 +194,8 @@ def over_questions(differences: Array, paragraphs: Sequence[Hashable]) -> Paragr
     return ParagraphBootstrap(float(differences.mean()), (float(low), float(high)), len(counts))
 
 
-def discordant(seed: int, first: Array, second: Array) -> McNemarTest:
-    """McNemar's test, as the exact binomial one, of what two models have right (questions)."""
+def mcnemar_test(seed: int, first: Array, second: Array) -> McNemarTest:
+    """Compare the exact matches (questions) of two models by McNemar's exact binomial test."""
     only_first = int(((first > 0) & (second == 0)).sum())
     only_second = int(((second > 0) & (first == 0)).sum())
     both = only_first + only_second
@@ -167,7 +204,7 @@ def discordant(seed: int, first: Array, second: Array) -> McNemarTest:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values, adjusted for being several (Holm 1979)."""
+    """Adjust p values for testing several hypotheses (Holm, 1979)."""
     adjusted, so_far = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         so_far = max(so_far, (len(p_values) - rank) * p_values[index])
@@ -176,7 +213,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None, Interval | None]:
-    """Mean, standard deviation and t interval of a value of each seed; None with one."""
+    """Give mean, standard deviation and 95 % t interval over seeds; None with one seed."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None, None
@@ -186,7 +223,15 @@ def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None, Inter
 
 
 def by_paragraph(values: Array, paragraphs: Sequence[Hashable]) -> tuple[Array, Array]:
-    """The sums (seeds, paragraphs) of `values` (seeds, questions), and the questions of each."""
+    """Sum values by paragraph.
+
+    Args:
+        values: (seeds, questions).
+        paragraphs: Paragraph of each question.
+
+    Returns:
+        Sums (seeds, paragraphs), and the number of questions of each paragraph.
+    """
     numbers = {name: number for number, name in enumerate(dict.fromkeys(paragraphs))}
     of = np.array([numbers[name] for name in paragraphs])
     sums = np.stack([np.bincount(of, weights=row, minlength=len(numbers)) for row in values])

@@ -1,7 +1,7 @@
-"""Whether two arms of a study differ, over other seeds and other paragraphs at once.
+"""Tests whether two arms differ over other seeds and other paragraphs at once.
 
-A two-way analysis of variance of the paired differences, whose interval is tried on simulated
-studies.
+A two-way analysis of variance of the paired differences; simulated studies show the coverage of its
+interval.
 """
 
 import math
@@ -20,14 +20,23 @@ from lora_or_full.report.stats.paired import (
     seeds_needed,
 )
 
-STUDIES = 100_000  # simulated, for the coverage of the interval
+STUDIES = 100_000  # simulated for the coverage; its standard error is then below 0.1 %
 
 
 @dataclass(frozen=True, slots=True)
 class SeedByParagraphTest:
-    """Over other seeds and other paragraphs at once. `coverage` is the share of simulated studies
-    whose interval held the truth, by number of seeds. So many as `seeds_needed` find a difference
-    of the margin with a power of 80 % on so many paragraphs; None: no number of seeds does."""
+    """Test over other seeds and other paragraphs at once.
+
+    Attributes:
+        mean: Difference, percentage points.
+        interval: 95 % interval.
+        p: Two-sided p.
+        p_equivalent: p of two one-sided tests against the margin.
+        degrees_of_freedom: By Satterthwaite (1946).
+        coverage: Share of simulated studies whose interval holds the truth, by number of seeds.
+        seeds_needed: Seeds that find a difference of the margin with a power of 80 % on as many
+            paragraphs; None if no number does.
+    """
 
     mean: float
     interval: Interval
@@ -40,14 +49,14 @@ class SeedByParagraphTest:
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """The variance of a difference that seeds make, paragraphs, and the two together."""
+    """Variance components of a difference: seeds, paragraphs, and the rest."""
 
     seeds: float
     paragraphs: float
     rest: float
 
     def expected(self, seeds: int, paragraphs: int) -> tuple[float, float, float]:
-        """The mean squares to expect of so many seeds and paragraphs."""
+        """Give the expected mean squares with so many seeds and paragraphs."""
         return (
             self.rest + paragraphs * self.seeds,
             self.rest + seeds * self.paragraphs,
@@ -56,8 +65,8 @@ class Components:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """The mean difference, its standard error and degrees of freedom, and what they come from."""
+class AnovaEstimate:
+    """Mean difference, its standard error and degrees of freedom, and the variance components."""
 
     mean: float
     error: float
@@ -68,45 +77,62 @@ class Estimate:
 
     @property
     def interval(self) -> Interval:
-        """Of the mean, by the t distribution."""
+        """95 % interval of the mean by the t distribution."""
         half = float(stats.t.ppf((1 + LEVEL) / 2, self.degrees_of_freedom)) * self.error
         return self.mean - half, self.mean + half
 
 
-def estimate(differences: Array, paragraphs: Sequence[Hashable]) -> Estimate | None:
-    """Of `differences` (seeds, questions), both seeds and paragraphs taken as drawn.
+def anova_estimate(differences: Array, paragraphs: Sequence[Hashable]) -> AnovaEstimate | None:
+    """Estimate a mean difference by a two-way analysis of variance without replication.
 
-    A two-way analysis of variance without replication, its degrees of freedom by Satterthwaite
-    (1946). None with one seed or paragraph, or where nothing varies.
+    Seeds and paragraphs both count as drawn at random; degrees of freedom by Satterthwaite (1946).
+
+    Args:
+        differences: Percentage points (seeds, questions).
+        paragraphs: Paragraph of each question.
+
+    Returns:
+        None with one seed or paragraph, or if nothing varies.
     """
     sums, counts = by_paragraph(differences, paragraphs)
     seeds, places = sums.shape
     if seeds < 2 or places < 2:
         return None
     mean = float(differences.mean())
-    # Each paragraph's part in the mean, paragraphs being of unlike size: (seeds, paragraphs)
+    # Each paragraph's contribution to the mean, as sizes differ: (seeds, paragraphs)
     parts = mean + (sums - mean * counts) * places / counts.sum()
     of_seeds, of_places, rest = mean_squares(parts)
-    error, freedom = (float(v) for v in standard_error(of_seeds, of_places, rest, seeds, places))
+    error, freedom = (
+        float(v) for v in anova_standard_error(of_seeds, of_places, rest, seeds, places)
+    )
     if error < 1e-9:
         return None
     components = Components(
         max(0.0, (of_seeds - rest) / places), max(0.0, (of_places - rest) / seeds), rest
     )
-    return Estimate(mean, error, freedom, components, seeds, places)
+    return AnovaEstimate(mean, error, freedom, components, seeds, places)
 
 
-def joint(
+def seed_by_paragraph_test(
     differences: Array, paragraphs: Sequence[Hashable], margin: float
 ) -> SeedByParagraphTest | None:
-    """Compare by `differences` (seeds, questions); None where there is no estimate."""
-    found = estimate(differences, paragraphs)
+    """Compare two arms over seeds and paragraphs.
+
+    Args:
+        differences: Percentage points (seeds, questions).
+        paragraphs: Paragraph of each question.
+        margin: Margin of equivalence, percentage points.
+
+    Returns:
+        None where `anova_estimate` gives none.
+    """
+    found = anova_estimate(differences, paragraphs)
     if found is None:
         return None
     components, places = found.components, found.paragraphs
 
     def spread(n: int) -> tuple[float, float]:
-        error, freedom = standard_error(*components.expected(n, places), n, places)
+        error, freedom = anova_standard_error(*components.expected(n, places), n, places)
         return float(error), float(freedom)
 
     mean, error, freedom = found.mean, found.error, found.degrees_of_freedom
@@ -116,13 +142,13 @@ def joint(
         float(2 * stats.t.sf(abs(mean) / error, freedom)),
         equivalence(mean, error, freedom, margin),
         freedom,
-        {n: coverage(components, n, places) for n in sorted({3, 6, 10, found.seeds})},
+        {n: simulated_coverage(components, n, places) for n in sorted({3, 6, 10, found.seeds})},
         seeds_needed(margin, spread),
     )
 
 
 def mean_squares(parts: Array) -> tuple[float, float, float]:
-    """Of seeds, of paragraphs and of the rest, of (seeds, paragraphs)."""
+    """Give the mean squares of seeds, paragraphs and the rest, of values (seeds, paragraphs)."""
     s, p = parts.shape
     whole = parts.mean()
     rows, columns = parts.mean(axis=1, keepdims=True), parts.mean(axis=0, keepdims=True)
@@ -134,11 +160,11 @@ def mean_squares(parts: Array) -> tuple[float, float, float]:
     )
 
 
-def standard_error(
+def anova_standard_error(
     of_seeds: float | Array, of_places: float | Array, rest: float | Array, seeds: int, places: int
 ) -> tuple[Array, Array]:
-    """Of the mean, from the mean squares; and its degrees of freedom."""
-    # Less than what seeds or paragraphs alone make can only come of chance.
+    """Give the standard error of the mean and its degrees of freedom, from the mean squares."""
+    # Only by chance is it less than what seeds or paragraphs alone make.
     total = np.maximum(of_seeds + of_places - rest, np.maximum(of_seeds, of_places))
     below = (
         np.square(of_seeds) / (seeds - 1)
@@ -149,11 +175,11 @@ def standard_error(
     return np.sqrt(total / (seeds * places)), np.maximum(freedom, 1.0)
 
 
-def coverage(components: Components, seeds: int, places: int) -> float:
-    """The share of STUDIES, drawn with these components, whose joint interval holds the truth.
+def simulated_coverage(components: Components, seeds: int, places: int) -> float:
+    """Simulate studies, and give the share whose interval holds the truth.
 
-    Of normal seeds, paragraphs and rests the three mean squares and the mean are independent: the
-    first follow chi-squared distributions, the last a normal one, and only they are drawn.
+    With normal effects the three mean squares and the mean are independent. The first follow
+    chi-squared distributions, the last a normal one, so only these four are drawn.
     """
     rng = np.random.default_rng(0)
     expected = components.expected(seeds, places)
@@ -165,6 +191,6 @@ def coverage(components: Components, seeds: int, places: int) -> float:
     of_seeds, of_places, rest = expected
     truth = math.sqrt((of_seeds + of_places - rest) / (seeds * places))
     mean = rng.normal(0.0, truth, STUDIES)
-    error, freedom = standard_error(drawn[0], drawn[1], drawn[2], seeds, places)
+    error, freedom = anova_standard_error(drawn[0], drawn[1], drawn[2], seeds, places)
     half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     return float((np.abs(mean) <= half).mean())
