@@ -27,12 +27,14 @@ from markdown_it.token import Token
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lora_or_full.config.schema import GROUPS, SETTINGS
+from lora_or_full.config.schema import FIELDS, GROUPS
 from lora_or_full.data import squad
 from lora_or_full.training.loggers import COLUMNS
 
 PROJECT = Path(__file__).parents[1]
-DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md")),
+]  # fmt: skip
 PLACES = ("src", "conf", "docs", "tests", "scripts", "bench", "assets", ".ci")
 # A fence of another kind would be text that no test looks at.
 KINDS = {"", "bash", "text", "python", "yaml", "json"}
@@ -164,9 +166,9 @@ def test_every_key_that_is_named_is_one(document: Path) -> None:
 
 def is_key(key: str) -> bool:
     group, _, name = key.partition(".")
-    libraries = {"trainer": L.Trainer, "lora": LoraConfig}
+    libraries = {"trainer": L.Trainer, "adapter": LoraConfig}
     return (
-        key in SETTINGS
+        key in FIELDS
         or key in GROUPS
         or group == "hydra"
         or key.startswith("model.config.")
@@ -230,11 +232,7 @@ SMALL = [
 ]  # fmt: skip
 SCRIPTS: dict[str, list[str]] = {
     "src/run.py": SMALL,
-    "src/report.py": [],
-    "src/ask.py": [],
-    "src/page.py": [],
-    "src/evaluate_run.py": [],
-    "src/export.py": [],
+    "lora-or-full": [],
     "scripts/make_data.py": ["--train-articles=4", "--dev-articles=2", "--output=made/data"],
     "scripts/make_model.py": ["--steps=2", "--output=made/model"],
     "scripts/draw_mask.py": [],
@@ -242,6 +240,7 @@ SCRIPTS: dict[str, list[str]] = {
     "bench/decoding.py": [],
     "bench/same.py": [],
 }
+CLI = [sys.executable, "-m", "lora_or_full.cli.main"]
 SETS_UP = ("pip", "python3", "source", "pytest")
 ELSEWHERE = ("sbatch", "tests/faults/harness.py")  # a cluster's, and a test of its own
 
@@ -299,7 +298,9 @@ def place(
 
 def run_in(place: Path, *words: str | Path) -> str:
     """What a command prints that ends well."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PYTHONPATH": str(place / "src"),
+    }  # fmt: skip
     done = subprocess.run(
         words, cwd=place, env=environment, capture_output=True, text=True, timeout=900,
         input="How many people live in Port Trenia?\n",  # where a command asks for more
@@ -325,6 +326,8 @@ def ready(words: list[str], place: Path) -> list[str]:
     words = [filled(word, place) for word in words]
     words = [name for word in words for name in expanded(word, place)]
     if "--help" in words or any(word.startswith("resume=") for word in words):
+        return words
+    if words[0] == "lora-or-full":
         return words
     if words[1] == "src/run.py":
         words = [fewer(word, words) for word in words] + of_files(words)
@@ -366,8 +369,8 @@ def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
     if script == "tensorboard":
         serves([sys.executable, "-m", "tensorboard.main", *command.words[1:]], place)
         return
-    if script == "src/page.py":
-        serves([sys.executable, *ready(command.words, place)[1:]], place)
+    if command.words[:2] == ["lora-or-full", "page"]:
+        serves(CLI + ready(command.words, place)[1:], place)
         return
     if script == "bench/compare.py":
         # Only that it would start: what it compares with is no dependency of the project.
@@ -386,12 +389,13 @@ def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
             pytest.importorskip(f"hydra_plugins.hydra_{name}_launcher", reason=f"no extra [{name}]")
             if value.endswith("_slurm") and not shutil.which("sbatch"):
                 pytest.skip("no SLURM")
-    printed = run_in(place, sys.executable, *words[1:])
+    start = CLI if script == "lora-or-full" else [sys.executable]
+    printed = run_in(place, *start, *words[1:])
     if script == "src/run.py" and "--help" not in command.words:
         results = re.findall(r"^results: +(.+)$", printed, re.MULTILINE)
         assert results
         assert all((place / file).is_file() for file in results)
-    if script == "src/report.py":
+    if words[:2] == ["lora-or-full", "report"]:
         assert all((place / file).is_file() for file in printed.split())
     lines = {letters(line) for line in printed.splitlines()}
     assert [line for line in command.shows if letters(line) not in lines] == []
