@@ -233,6 +233,12 @@ def settings(gpt2_folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def make_settings(gpt2_folder: Path) -> Callable[[Path], dict[str, Any]]:
+    """`make_settings(folder)` gives the values of `settings`, with their files in `folder`."""
+    return lambda folder: tiny_settings(gpt2_folder, folder)
+
+
+@pytest.fixture(scope="session")
 def finished_runs(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of finished runs, by mode; not to be changed. Their answers are not those of the
     model before training."""

@@ -20,10 +20,7 @@ def is_first_process() -> bool:
 
 
 def check_rendezvous(machines: int) -> None:
-    """Refuse a run on several machines whose processes could not find each other.
-
-    Args:
-        machines: Value of trainer.num_nodes.
+    """Refuse a run on several `machines` (trainer.num_nodes) that could not find each other.
 
     Raises:
         UserError: With the variables to set.

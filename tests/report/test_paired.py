@@ -8,7 +8,7 @@ from scipy import stats
 
 from lora_or_full.report.stats import paired
 from lora_or_full.report.stats.paired import (
-    equivalence,
+    equivalence_p,
     holm,
     mcnemar_test,
     mean_over_seeds,
@@ -75,7 +75,7 @@ def test_equivalence_is_the_larger_of_two_one_sided_t_tests() -> None:
         stats.ttest_1samp(d, 1.0, alternative="less").pvalue,
     )
     error = float(d.std(ddof=1)) / 2
-    assert equivalence(float(d.mean()), error, 3, 1.0) == pytest.approx(expected)
+    assert equivalence_p(float(d.mean()), error, 3, 1.0) == pytest.approx(expected)
 
 
 def test_seeds_needed_are_those_of_a_table_of_power() -> None:
@@ -128,7 +128,7 @@ def test_over_seeds_keeps_its_level_and_its_intervals_cover(seeds: int) -> None:
         rejected += shifted.p_t < 0.05
         flipped += shifted.p_sign_flip < 0.05
         # The truth lies on the margin: to call it equivalent is wrong.
-        equivalent += equivalence(
+        equivalent += equivalence_p(
             float(d.mean()), float(d.std(ddof=1)) / math.sqrt(seeds), seeds - 1, 1.0
         ) < 0.05  # fmt: skip
     assert NARROW[0] <= held / STUDIES <= NARROW[1]

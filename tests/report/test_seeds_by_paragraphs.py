@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_or_full.report.stats.paired import equivalence
+from lora_or_full.report.stats.paired import equivalence_p
 from lora_or_full.report.stats.seeds_by_paragraphs import (
     Components,
     anova_standard_error,
@@ -73,7 +73,7 @@ def test_the_joint_interval_covers_and_its_test_keeps_its_level(
         error, freedom = anova_standard_error(*mean_squares(parts), seeds, paragraphs)
         held += abs(parts.mean()) <= stats.t.ppf(0.975, freedom) * error
         # The truth, zero, lies on the edge of the margin around `one`.
-        equivalent += equivalence(1.0 + parts.mean(), float(error), float(freedom), 1.0) < 0.05
+        equivalent += equivalence_p(1.0 + parts.mean(), float(error), float(freedom), 1.0) < 0.05
     assert held / STUDIES >= LOWEST
     assert equivalent / STUDIES <= 0.07
     assert simulated_coverage(own, seeds, paragraphs) == pytest.approx(held / STUDIES, abs=0.02)

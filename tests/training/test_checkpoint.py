@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from configs import FULL
-from conftest import tiny_settings
 
 import experiment
 from lit_module import LitQuestionAnswering
@@ -30,6 +29,7 @@ from lora_or_full.training.checkpoint import (
 from lora_or_full.training.loggers import MetricsFile
 
 Settings = dict[str, Any]
+MakeSettings = Callable[[Path], Settings]
 Moment = Callable[[Any, str], bool]
 
 
@@ -81,10 +81,12 @@ class Whole(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def whole(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
+def whole(
+    make_settings: MakeSettings, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Whole]:
     """Uninterrupted runs by mode, with the same settings as the fixture `settings`."""
     folder = tmp_path_factory.mktemp("whole")
-    settings, runs = tiny_settings(gpt2_folder, folder), {}
+    settings, runs = make_settings(folder), {}
     for mode, own in (("lora", settings), ("full", settings | FULL)):
         results, steps = saved_steps(own, folder / mode)
         runs[mode] = Whole(results, folder / mode, steps)
@@ -195,10 +197,10 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def interrupted_run(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interrupted_run(make_settings: MakeSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted in its second epoch; not to be changed."""
     folder = tmp_path_factory.mktemp("interrupted")
-    run_until(tiny_settings(gpt2_folder, folder), folder / "run", in_an_epoch)
+    run_until(make_settings(folder), folder / "run", in_an_epoch)
     return folder / "run"
 
 

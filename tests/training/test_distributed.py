@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
@@ -29,22 +30,50 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 
 
-@pytest.fixture
-def words(settings: dict[str, Any], tmp_path: Path) -> list[str]:
-    """The command line that gives the run of the fixture `settings`, changed here for both."""
-    settings["lr"] = 1e-3
-    settings["adapter"]["lora_dropout"] = 0.0  # drawn on each device for itself
-    settings["optimizer"]["eps"] = 1e-4  # what is zero but for rounding shall move nothing
-    settings["trainer"]["max_epochs"] = 8
-    settings["data"] |= {"test_size": None, "validation_size": None}
+@pytest.fixture(scope="module")
+def settings(
+    make_settings: Callable[[Path], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Values of a LoRA run of eight epochs on the tiny model."""
+    values = make_settings(tmp_path_factory.mktemp("data"))
+    values["lr"] = 1e-3
+    values["adapter"]["lora_dropout"] = 0.0  # each device draws its own
+    values["optimizer"]["eps"] = 1e-4  # what is zero but for rounding must move nothing
+    values["trainer"]["max_epochs"] = 8
+    values["data"] |= {"test_size": None, "validation_size": None}
+    return values
+
+
+@pytest.fixture(scope="module")
+def words(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command line that gives the run of `settings`, but for its cache."""
     return [
         "mode=lora", "lr=1e-3", "adapter.lora_dropout=0", "optimizer.eps=1e-4",
         f"model.name={settings['model']['name']}", f"data.path={settings['data']['path']}",
         f"data.test_path={settings['data']['test_path']}", "data.train_size=10",
         "eval_batch_size=2", "max_length=200", "max_new_tokens=4", "trainer.accelerator=cpu",
         "trainer.precision=32-true", "trainer.log_every_n_steps=1", "trainer.max_epochs=8",
-        f"output_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'two'}",
+        f"cache_dir={tmp_path_factory.mktemp('cache')}",
     ]  # fmt: skip
+
+
+class Run(NamedTuple):
+    """A finished run, and what its command printed."""
+
+    folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def two_devices(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on two devices; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "two_devices"
+    done = subprocess.run(
+        [*RUN, *words, *TWO, f"hydra.run.dir={folder}", "trainer.enable_progress_bar=false"],
+        capture_output=True, text=True, timeout=300, env=os.environ | QUIET,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return Run(folder, done.stdout)
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
@@ -54,17 +83,12 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_two_devices_train_and_score_like_one_interrupted_or_not(
-    words: list[str], settings: dict[str, Any], tmp_path: Path
+    words: list[str], settings: dict[str, Any], two_devices: Run, tmp_path: Path
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    (whole, printed), parts = two_devices, tmp_path / "parts"
     environment = os.environ | QUIET
-    done = subprocess.run(
-        [*RUN, *words, *TWO, f"hydra.run.dir={whole}", "trainer.enable_progress_bar=false"],
-        capture_output=True, text=True, timeout=300, env=environment,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("Will run") == done.stdout.count("peak memory") == 1
-    assert "2, which share the 4 questions of a step: the effective batch stays 4" in done.stdout
+    assert printed.count("Will run") == printed.count("peak memory") == 1
+    assert "2, which share the 4 questions of a step: the effective batch stays 4" in printed
     results = json.loads((whole / "results.json").read_text())
     assert results["environment"]["device"] == "2 x cpu"
     assert results["cost"]["samples"] == 80
@@ -166,7 +190,7 @@ def free_port() -> str:
 
 @pytest.mark.slow
 def test_two_machines_compute_the_same_as_two_devices_by_any_launcher(
-    words: list[str], tmp_path: Path
+    words: list[str], two_devices: Run, tmp_path: Path
 ) -> None:
     environment = os.environ | QUIET
     words = [*words, "trainer.enable_progress_bar=false"]
@@ -185,9 +209,7 @@ def test_two_machines_compute_the_same_as_two_devices_by_any_launcher(
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    one = tmp_path / "one"
-    code, _, errors = ended(start([*RUN, *words, *TWO, f"hydra.run.dir={one}"]))
-    assert (code, errors) == (0, "")
+    one = two_devices.folder
 
     # By hand. The second is silent and leaves no file of its own.
     nodes = ["trainer.num_nodes=2", f"hydra.run.dir={tmp_path / 'hand'}"]
@@ -249,7 +271,9 @@ def test_a_sweep_of_runs_on_two_devices_works_in_a_worker_of_slurm_too(
     }  # fmt: skip
     words = [word for word in words if not word.startswith(("mode=", "adapter.", "trainer.max"))]
     few = ["data.test_size=4", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
-    asked = ["-m", "mode=lora,full", "study=both", *words, *few, *TWO]
+    asked = [
+        "-m", "mode=lora,full", "study=both", f"output_dir={tmp_path / 'runs'}", *words, *few, *TWO,
+    ]  # fmt: skip
     done = subprocess.run(
         [*RUN, *asked], capture_output=True, text=True, timeout=300,
         env=os.environ | QUIET | slurm,

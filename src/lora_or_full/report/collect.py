@@ -23,25 +23,22 @@ READ = (store.RESULTS, "predictions.jsonl", "contexts.json")
 def collect(folders: Sequence[Path]) -> Study:
     """Collect the runs in some folders (of runs, of sweeps, or that hold them) into a study."""
     runs, left_out = [], _never_started(folders)
-    for folder in dict.fromkeys(_run_folders(folders)):
-        found = _read(folder)
-        if isinstance(found, Run):
-            runs.append(found)
-        else:
-            left_out.append(f"{folder}: {found}")
-    runs, unlike = _alike(runs)
-    arms, twice = _arms(runs)
-    return Study(arms, left_out + unlike + twice)
-
-
-def _run_folders(folders: Iterable[Path]) -> list[Path]:
-    return [
+    found = [
         folder
         for top in folders
         for folder in sorted(
             {file.parent for name in ("config.yaml", "status.json") for file in top.rglob(name)}
         )
     ]
+    for folder in dict.fromkeys(found):
+        try:
+            runs.append(_read(folder))
+        except UserError as error:
+            # The line begins with the folder.
+            left_out.append(f"{folder}: {str(error).replace(f'{folder}{os.sep}', '')}")
+    runs, unlike = _alike(runs)
+    arms, twice = _arms(runs)
+    return Study(arms, left_out + unlike + twice)
 
 
 def _never_started(folders: Iterable[Path]) -> list[str]:
@@ -56,49 +53,45 @@ def _never_started(folders: Iterable[Path]) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             missing.append(f"{file}: it can't be read ({type(error).__name__})")
             continue
-        names_there = [status.parent.name for status in file.parent.glob("*/status.json")]
         # A number after its name tells a run from one of the same name.
         found = Counter(
-            name if name in planned else re.sub(r"-\d+$", "", name) for name in names_there
+            name if name in planned else re.sub(r"-\d+$", "", name)
+            for name in (status.parent.name for status in file.parent.glob("*/status.json"))
         )
         missing += [
             f"{file.parent / name}: it was planned, but never started"
-            for name, count in (planned - found).items()
-            for _ in range(count)
+            for name in (planned - found).elements()
         ]
     return missing
 
 
-def _read(folder: Path) -> Run | str:
-    """The run in a folder, or why it can't be used."""
+def _read(folder: Path) -> Run:
+    """The run in a folder; a UserError says why it can't be used."""
     status = store.status(folder)
     if not (folder / store.RESULTS).is_file():
         if status.get("state") == "failed":
-            return f"failed ({status.get('error', 'no reason is recorded')})"
-        return f"not finished (status: {status.get('state', 'none')})"
+            raise UserError(f"failed ({status.get('error', 'no reason is recorded')})")
+        raise UserError(f"not finished (status: {status.get('state', 'none')})")
     try:
-        if damaged := store.damaged_files(folder, READ):
-            return f"damaged: {', '.join(damaged)} (resume={folder} repeats the run)"
-        run = Run(folder, read_record(folder, RunRecord), read_answers(folder))
-        check_scores(folder, run.record, run.answers)
-    except UserError as error:
-        return str(error).replace(f"{folder}{os.sep}", "")  # the line begins with the folder
+        damaged = store.damaged_files(folder, READ)
     except OSError as error:
-        return f"its files can't be read ({type(error).__name__}: {error})"
+        raise UserError(f"its files can't be read ({type(error).__name__}: {error})") from None
+    if damaged:
+        raise UserError(f"damaged: {', '.join(damaged)} (resume={folder} repeats the run)")
+    run = Run(folder, read_record(folder, RunRecord), *read_answers(folder))
+    check_scores(folder, run.record, run.predictions)
     return run
 
 
 def _alike(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The largest set of runs that can be compared, and why others are left out."""
-    sets = Counter(tuple(run.comparable.values()) for run in runs)
-    if not sets:
-        return [], []
-    common, count = sets.most_common(1)[0]
+    sets = Counter(tuple(run.comparable.items()) for run in runs)
+    common, count = next(iter(sets.most_common(1)), ((), 0))
     kept, left_out = [], []
     for run in runs:
         unlike = [
             f"{name} {value}, not {wanted}"
-            for (name, value), wanted in zip(run.comparable.items(), common, strict=True)
+            for (name, value), (_, wanted) in zip(run.comparable.items(), common, strict=True)
             if value != wanted
         ]
         if unlike:
@@ -112,55 +105,52 @@ def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     """Runs by configuration; of two with the same seed, the one that finished last counts."""
     grouped: dict[str, dict[int, Run]] = {}
     left_out = []
-    for run in sorted(runs, key=lambda r: -(r.folder / "results.json").stat().st_mtime):
+    for run in sorted(runs, key=lambda r: -(r.folder / store.RESULTS).stat().st_mtime):
         seeds = grouped.setdefault(json.dumps(run.config, sort_keys=True), {})
-        if run.seed in seeds:
-            other = seeds[run.seed]
-            unlike = [
-                name
-                for name, of in (
-                    ("commit", lambda r: r.record.environment.commit),
-                    ("training questions", lambda r: r.trained_on),
-                )
-                if of(run) != of(other)
-            ]
+        later = seeds.setdefault(run.record.config.seed, run)
+        if later is not run:
+            facts = zip(_code_and_data(run).items(), _code_and_data(later).items(), strict=True)
+            unlike = [name for (name, value), (_, other) in facts if value != other]
             what = f", but of another {' and '.join(unlike)}" if unlike else ""
-            left_out.append(f"{run.folder}: the same run as {other.folder}{what}; the later counts")
-        else:
-            seeds[run.seed] = run
-    arms = [dict(sorted(seeds.items())) for seeds in grouped.values()]
-    arms.sort(key=lambda seeds: _order(next(iter(seeds.values()))))
-    labels = [_label(seeds, arms) for seeds in arms]
-    for number, label in enumerate(labels):  # two values may look alike
-        if label in labels[:number]:
-            labels[number] = f"{label}, configuration {number + 1}"
-    return [Arm(label, seeds) for label, seeds in zip(labels, arms, strict=True)], left_out
+            left_out.append(f"{run.folder}: the same run as {later.folder}{what}; the later counts")
+    arms = [Arm("", dict(sorted(seeds.items()))) for seeds in grouped.values()]
+    arms.sort(key=_order)
+    labelled: dict[str, Arm] = {}
+    for number, arm in enumerate(arms, 1):
+        label = _label(arm, arms)
+        if label in labelled:  # two values may look alike
+            label = f"{label}, configuration {number}"
+        labelled[label] = Arm(label, arm.runs)
+    return list(labelled.values()), left_out
 
 
-def _order(run: Run) -> tuple[Any, ...]:
-    config = run.config
-    full = run.record.config.adapter is None
-    return (full, run.mode, config.get("rank") or 0, config["lr"], json.dumps(config))
+def _code_and_data(run: Run) -> dict[str, str | None]:
+    record = run.record
+    return {
+        "commit": record.environment.commit,
+        "training questions": record.data.train.fingerprint,
+    }
 
 
-def _label(seeds: dict[int, Run], arms: Sequence[dict[int, Run]]) -> str:
+def _order(arm: Arm) -> tuple[Any, ...]:
+    config = arm.any.config
+    return not arm.has_adapter, arm.mode, config.get("rank", 0), config["lr"], json.dumps(config)
+
+
+def _label(arm: Arm, arms: Sequence[Arm]) -> str:
     """The mode's label, swept rate and rank, and what most other arms of the mode do not share."""
-    own = next(iter(seeds.values()))
-    peers = [run for other in arms if (run := next(iter(other.values()))).mode == own.mode]
+    config = arm.any.config
+    peers = [other.any.config for other in arms if other.mode == arm.mode]
 
     def tells(key: str) -> bool:
-        alike = sum(peer.config.get(key) == own.config[key] for peer in peers)
+        alike = sum(peer.get(key) == config[key] for peer in peers)
         if key in ("lr", "rank"):
             return alike < len(peers)
         # All arms of a mode may leave prompts unmasked; then the other mode is what matters.
-        return 2 * alike <= len(peers) or (key == "mask_prompt" and not own.config[key])
+        return 2 * alike <= len(peers) or (key == "mask_prompt" and not config[key])
 
-    keys = [key for key in own.config if tells(key)]
-    parts = [
-        own.record.config.label,
-        *(_short(f"{key} {shown(own.config[key])}", LONGEST) for key in keys),
-    ]
-    return _short(", ".join(parts), LONGEST_LABEL)
+    differ = [_short(f"{key} {shown(config[key])}", LONGEST) for key in config if tells(key)]
+    return _short(", ".join([arm.any.record.config.label, *differ]), LONGEST_LABEL)
 
 
 def _short(text: str, longest: int) -> str:

@@ -13,12 +13,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 
 
 def environment(device: str, commit: str | None) -> dict[str, Any]:
-    """Describe where a number comes from.
-
-    Args:
-        device: Name of the device that computed it.
-        commit: The project's commit at the start of the run.
-    """
+    """Describe device, machine and software, with the commit at the start of the run."""
     return {
         "device": device,
         "machine": platform.platform(),
@@ -48,7 +43,6 @@ def code() -> str | None:
 
 
 def _git(*words: str) -> str:
-    # --git-dir: a repository further up is another project's, in whose environment this one is
-    # installed.
+    # --git-dir: of an installed package, a repository further up is another project's.
     command = ["git", "-C", str(PROJECT), "--git-dir=.git", "--work-tree=.", *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -73,25 +73,16 @@ def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_checksums(folder: Path, files: Mapping[str, Path]) -> None:
-    """Write the SHA-256 of each file to SHA256SUMS.
-
-    Args:
-        folder: Folder of SHA256SUMS.
-        files: Paths by the names under which `damaged_files` looks for them in `folder`.
-    """
+    """Write the SHA-256 of `files`, by their names in `folder`, to SHA256SUMS."""
     sums = [f"{_sha256(file)}  {name}\n" for name, file in files.items()]
     write_text(folder / CHECKSUMS, "".join(sums))
 
 
 def damaged_files(folder: Path, among: str | tuple[str, ...] = "") -> list[str]:
-    """List the files that are missing or differ from their checksum.
-
-    Args:
-        folder: Folder with SHA256SUMS; without that file nothing counts as damaged.
-        among: Only names that begin with one of these are checked.
+    """List the files, of names that begin with `among`, that are missing or have other checksums.
 
     Returns:
-        Their names; SHA256SUMS alone if it is damaged itself.
+        Their names; SHA256SUMS alone if it is damaged; none if there is no SHA256SUMS.
     """
     if not (folder / CHECKSUMS).is_file():
         return []
@@ -135,13 +126,9 @@ def run_lock(folder: Path) -> FileLock:
 
 
 def set_status(folder: Path, state: str, identity: str | None, **facts: Any) -> None:
-    """Write status.json.
+    """Write status.json: `state` is waiting, running, interrupted, failed or finished.
 
-    Args:
-        folder: Folder of the run.
-        state: One of waiting, running, interrupted, failed, finished.
-        identity: Hash that is equal for equal runs (`fingerprints.run_identity`).
-        facts: Further entries, such as `error`.
+    `identity` is that of `fingerprints.run_identity`, if known; `facts` are further entries.
     """
     write_json(folder / "status.json", {"state": state, "identity": identity, **facts})
 

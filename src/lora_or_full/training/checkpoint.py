@@ -124,7 +124,7 @@ def check_room(folder: Path, trainable: int, exported: int) -> None:
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps last.ckpt (all that is needed to resume), the one before it, and best.safetensors.
+    """Keeps last.ckpt (all that is needed to resume), the previous one, and best.safetensors.
 
     last.ckpt is written at each epoch's end, before the last step of an epoch, every `interval`
     seconds and on a stop signal, always between two optimizer steps. best.safetensors is written
@@ -210,7 +210,7 @@ class RunCheckpoint(Checkpoint):
 
 
 class Journal:
-    """Keeps answers as they come, one batch per line, so that an interrupted test resumes.
+    """Stores answers batch by batch, one line each, so that an interrupted test resumes.
 
     A line starts with the CRC-32 of its rest. From a cut or damaged line on, answers are dropped
     and their questions answered again.

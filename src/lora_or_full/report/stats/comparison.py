@@ -3,37 +3,28 @@
 from dataclasses import dataclass
 
 from lora_or_full.report.formatting import METRICS
-from lora_or_full.report.stats import paired, seeds_by_paragraphs
+from lora_or_full.report.stats import paired
 from lora_or_full.report.stats.paired import McNemarTest, PairedSeedTest, ParagraphBootstrap
-from lora_or_full.report.stats.seeds_by_paragraphs import SeedByParagraphTest
-from lora_or_full.report.study import Arm, Study
+from lora_or_full.report.stats.seeds_by_paragraphs import (
+    SeedByParagraphTest,
+    seed_by_paragraph_test,
+)
+from lora_or_full.report.study import Arm, Study, scores, shared_seeds
 
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """Two arms compared over the seeds that both have.
+    """Two arms compared over the seeds that both have; tests by metric (exact_match, f1)."""
 
-    Attributes:
-        adapter: The arm with an adapter; every difference is this arm minus the other.
-        full: The arm of full fine-tuning.
-        margin: Margin of equivalence, percentage points.
-        seeds: The seeds that both arms have.
-        over_seeds: By metric, the tests over seeds.
-        over_paragraphs: By metric, the bootstrap over paragraphs.
-        over_both: By metric, the test over both; None where it can't be done.
-        mcnemar: McNemar's test of each seed.
-        holm: By test and metric, p values adjusted for testing two metrics (Holm, 1979).
-    """
-
-    adapter: Arm
+    adapter: Arm  # every difference is this arm minus the other
     full: Arm
-    margin: float
+    margin: float  # of equivalence, percentage points
     seeds: list[int]
     over_seeds: dict[str, PairedSeedTest]
     over_paragraphs: dict[str, ParagraphBootstrap]
-    over_both: dict[str, SeedByParagraphTest | None]
-    mcnemar: list[McNemarTest]
-    holm: dict[str, dict[str, float]]
+    over_both: dict[str, SeedByParagraphTest | None]  # None where it can't be done
+    mcnemar: list[McNemarTest]  # one per seed
+    holm: dict[str, dict[str, float]]  # p by test and metric, adjusted for testing two metrics
 
 
 def compare_arms(study: Study, margin: float) -> ArmComparison | None:
@@ -49,7 +40,7 @@ def compare_arms(study: Study, margin: float) -> ArmComparison | None:
     adapter, full = study.compared()
     if adapter is None or full is None:
         return None
-    seeds = adapter.shared_seeds(full)
+    seeds = shared_seeds(adapter, full)
     if not seeds:
         return None
     paragraphs = [p["paragraph"] for p in adapter.any.predictions]
@@ -58,9 +49,19 @@ def compare_arms(study: Study, margin: float) -> ArmComparison | None:
         m: paired.paired_seed_test(d.mean(axis=1), margin) for m, d in differences.items()
     }
     over_both = {
-        m: seeds_by_paragraphs.seed_by_paragraph_test(d, paragraphs, margin)
-        for m, d in differences.items()
+        m: seed_by_paragraph_test(d, paragraphs, margin) for m, d in differences.items()
     }
+    p_values = {
+        "t": {m: test.p_t for m, test in over_seeds.items()},
+        "sign flips": {m: test.p_sign_flip for m, test in over_seeds.items()},
+        "equivalence over seeds": {m: test.p_equivalent for m, test in over_seeds.items()},
+        "over both": {m: test and test.p for m, test in over_both.items()},
+        "equivalence over both": {m: test and test.p_equivalent for m, test in over_both.items()},
+    }
+    mcnemar = []
+    for seed in seeds:
+        own, other = (scores(arm.runs[seed].predictions, "exact_match") for arm in (adapter, full))
+        mcnemar.append(paired.mcnemar_test(seed, own, other))
     return ArmComparison(
         adapter,
         full,
@@ -69,23 +70,8 @@ def compare_arms(study: Study, margin: float) -> ArmComparison | None:
         over_seeds,
         {m: paired.paragraph_bootstrap(d, paragraphs) for m, d in differences.items()},
         over_both,
-        [
-            paired.mcnemar_test(
-                seed,
-                adapter.runs[seed].scores("exact_match"),
-                full.runs[seed].scores("exact_match"),
-            )
-            for seed in seeds
-        ],
-        {
-            "t": _holm({m: s.p_t for m, s in over_seeds.items()}),
-            "sign flips": _holm({m: s.p_sign_flip for m, s in over_seeds.items()}),
-            "equivalence over seeds": _holm({m: s.p_equivalent for m, s in over_seeds.items()}),
-            "over both": _holm({m: b.p if b else None for m, b in over_both.items()}),
-            "equivalence over both": _holm(
-                {m: b.p_equivalent if b else None for m, b in over_both.items()}
-            ),
-        },
+        mcnemar,
+        {test: _holm(by_metric) for test, by_metric in p_values.items()},
     )
 
 

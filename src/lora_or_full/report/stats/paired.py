@@ -1,8 +1,10 @@
 """Tests whether two arms of a study differ: over seeds, and over paragraphs.
 
-Every difference is the first arm minus the second, paired by seed and question.
+Every difference is the first arm minus the second, paired by seed and question, in percentage
+points.
 """
 
+import bisect
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -25,114 +27,83 @@ class PairedSeedTest:
     """Tests over seeds: would other seeds of these recipes differ?
 
     A value is None with one seed, and, except for the sign flips, if all seeds differ equally.
-
-    Attributes:
-        differences: Of whole runs, one per seed, percentage points.
-        mean: Their mean.
-        deviation: Their standard deviation.
-        interval: 95 % t interval of the mean.
-        p_t: Two-sided p of the paired t test.
-        p_sign_flip: Two-sided p of the sign-flip permutation test.
-        smallest_p: The smallest p that a sign-flip test of so few seeds can give.
-        p_equivalent: p of two one-sided t tests against the margin.
-        seeds_needed: Seeds that find a difference of the margin with a power of 80 %.
     """
 
-    differences: tuple[float, ...]
+    differences: tuple[float, ...]  # of whole runs, one per seed
     mean: float
-    deviation: float | None
-    interval: Interval | None
-    p_t: float | None
-    p_sign_flip: float | None
-    smallest_p: float
-    p_equivalent: float | None
-    seeds_needed: int | None
+    smallest_p: float  # the smallest that the sign flips of so few seeds can give
+    deviation: float | None = None  # standard deviation
+    interval: Interval | None = None  # 95 % t interval of the mean
+    p_t: float | None = None  # two-sided p of the paired t test
+    p_sign_flip: float | None = None  # two-sided p of the sign-flip permutation test
+    p_equivalent: float | None = None  # p of two one-sided t tests against the margin
+    seeds_needed: int | None = None  # to find a difference of the margin with a power of 80 %
 
 
 @dataclass(frozen=True, slots=True)
 class ParagraphBootstrap:
-    """Difference of these very models over other paragraphs.
-
-    Attributes:
-        mean: Percentage points.
-        interval: 95 % interval; None with one paragraph.
-        paragraphs: Number of paragraphs.
-    """
+    """Difference of these very models over other paragraphs."""
 
     mean: float
-    interval: Interval | None
+    interval: Interval | None  # None with one paragraph
     paragraphs: int
 
 
 @dataclass(frozen=True, slots=True)
 class McNemarTest:
-    """McNemar's exact test of two models (McNemar, 1947).
-
-    Attributes:
-        seed: Seed of both models.
-        first_only: Questions that only the first model answers exactly.
-        second_only: Questions that only the second does.
-        p: Two-sided p.
-    """
+    """McNemar's exact test of two models (McNemar, 1947)."""
 
     seed: int
-    first_only: int
+    first_only: int  # questions that only the first model answers exactly
     second_only: int
-    p: float
+    p: float  # two-sided
 
 
 def paired_seed_test(differences: Sequence[float], margin: float) -> PairedSeedTest:
     """Compare two arms over seeds.
 
     Args:
-        differences: Percentage points, one per seed.
-        margin: Margin of equivalence, percentage points.
+        differences: One per seed.
+        margin: Margin of equivalence.
     """
     d = np.asarray(differences, dtype=float)
     n, mean = len(d), float(d.mean())
     smallest = 2.0 ** (1 - n)
     if n < 2:
-        return PairedSeedTest(tuple(d), mean, None, None, None, None, smallest, None, None)
+        return PairedSeedTest(tuple(d), mean, smallest)
     deviation = float(d.std(ddof=1))
     if deviation < 1e-9:
-        return PairedSeedTest(tuple(d), mean, 0.0, None, None, sign_flip(d), smallest, None, None)
+        return PairedSeedTest(tuple(d), mean, smallest, 0.0, p_sign_flip=sign_flip_p(d))
     test = stats.ttest_1samp(d, 0.0)
     low, high = test.confidence_interval(LEVEL)
     return PairedSeedTest(
         tuple(d),
         mean,
+        smallest,
         deviation,
         (float(low), float(high)),
         float(test.pvalue),
-        sign_flip(d),
-        smallest,
-        equivalence(mean, deviation / math.sqrt(n), n - 1, margin),
+        sign_flip_p(d),
+        equivalence_p(mean, deviation / math.sqrt(n), n - 1, margin),
         seeds_needed(margin, lambda seeds: (deviation / math.sqrt(seeds), seeds - 1)),
     )
 
 
-def sign_flip(d: Array) -> float:
-    """Two-sided p of the sign-flip permutation test.
+def sign_flip_p(d: Array) -> float:
+    """Give the two-sided p of the sign-flip permutation test of differences (seeds).
 
     With more than 14 seeds it draws as many sign flips as 14 seeds have, instead of all.
-
-    Args:
-        d: Differences (seeds).
     """
     if not d.any():
         return 1.0
     test = stats.permutation_test(
-        (d,),
-        lambda x, axis: np.mean(x, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=2**14,
+        (d,), np.mean, permutation_type="samples", vectorized=True, n_resamples=2**14,
         rng=np.random.default_rng(0),
-    )
+    )  # fmt: skip
     return float(min(1.0, test.pvalue))
 
 
-def equivalence(mean: float, error: float, degrees_of_freedom: float, margin: float) -> float:
+def equivalence_p(mean: float, error: float, degrees_of_freedom: float, margin: float) -> float:
     """Give p of two one-sided t tests that a difference lies within ±margin (Schuirmann, 1987)."""
     t = stats.t(degrees_of_freedom)
     return float(max(t.sf((mean + margin) / error), t.cdf((mean - margin) / error)))
@@ -151,34 +122,27 @@ def seeds_needed(difference: float, spread: Callable[[int], tuple[float, float]]
 
     def suffices(seeds: int) -> bool:
         error, freedom = spread(seeds)
-        shift = difference / error
-        if shift > 30:  # certain, and beyond what the distribution below is computed for
-            return True
-        limit = stats.t.ppf((1 + LEVEL) / 2, freedom)
+        limit, shift = stats.t.ppf((1 + LEVEL) / 2, freedom), difference / error
         power = stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift)
-        return bool(power >= POWER)
+        # scipy gives NaN where the power is next to 1.
+        return not power < POWER
 
-    if not suffices(MOST_SEEDS):
-        return None
-    low, high = 1, 2
-    while not suffices(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if suffices(middle) else (middle, high)
-    return high
+    numbers = range(2, MOST_SEEDS + 1)
+    first = bisect.bisect_left(numbers, True, key=suffices)
+    return numbers[first] if first < len(numbers) else None
 
 
 def paragraph_bootstrap(differences: Array, paragraphs: Sequence[Hashable]) -> ParagraphBootstrap:
     """Compare two arms by a percentile bootstrap of whole paragraphs (Efron, 1979).
 
     Args:
-        differences: Percentage points (seeds, questions).
+        differences: (seeds, questions).
         paragraphs: Paragraph of each question.
     """
     sums, counts = by_paragraph(differences.mean(axis=0)[None], paragraphs)
+    mean = float(differences.mean())
     if len(counts) < 2:
-        return ParagraphBootstrap(float(differences.mean()), None, len(counts))
+        return ParagraphBootstrap(mean, None, len(counts))
     result = stats.bootstrap(
         (sums[0], counts),
         lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
@@ -191,7 +155,7 @@ def paragraph_bootstrap(differences: Array, paragraphs: Sequence[Hashable]) -> P
         rng=np.random.default_rng(0),
     )
     low, high = result.confidence_interval
-    return ParagraphBootstrap(float(differences.mean()), (float(low), float(high)), len(counts))
+    return ParagraphBootstrap(mean, (float(low), float(high)), len(counts))
 
 
 def mcnemar_test(seed: int, first: Array, second: Array) -> McNemarTest:
@@ -223,11 +187,7 @@ def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None, Inter
 
 
 def by_paragraph(values: Array, paragraphs: Sequence[Hashable]) -> tuple[Array, Array]:
-    """Sum values by paragraph.
-
-    Args:
-        values: (seeds, questions).
-        paragraphs: Paragraph of each question.
+    """Sum values (seeds, questions) by the paragraph of each question.
 
     Returns:
         Sums (seeds, paragraphs), and the number of questions of each paragraph.
@@ -235,5 +195,4 @@ def by_paragraph(values: Array, paragraphs: Sequence[Hashable]) -> tuple[Array, 
     numbers = {name: number for number, name in enumerate(dict.fromkeys(paragraphs))}
     of = np.array([numbers[name] for name in paragraphs])
     sums = np.stack([np.bincount(of, weights=row, minlength=len(numbers)) for row in values])
-    counts = np.bincount(of, minlength=len(numbers))
-    return sums.astype(np.float64), counts.astype(np.float64)
+    return sums.astype(np.float64), np.bincount(of, minlength=len(numbers)).astype(np.float64)
