@@ -1,4 +1,7 @@
-"""Questions from files in SQuAD v1.1's format: its JSON, or parquet with the hub's columns."""
+"""Questions from files in SQuAD v1.1's format: its JSON, or parquet with the hub's columns.
+
+Format: Rajpurkar et al., 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text".
+"""
 
 import hashlib
 import json
@@ -6,24 +9,94 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from pyarrow.parquet import ParquetFile
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from lora_or_full.errors import UserError, first_line, listed
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell it, but no tokenizer can read it
+COLUMNS = ["id", "title", "context", "question", "answers"]  # of a table
+
+
+def _whole_characters(text: str) -> str:
+    if half := HALF_CHARACTER.search(text):
+        raise ValueError(f"holds {half[0]!r}, which is no character")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"holds {text!r} as a text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+AnswerText = Annotated[Text, AfterValidator(_not_blank)]
+
+
+class _Format(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Answer(_Format):
+    text: AnswerText
+    answer_start: int
+
+
+class _Qa(_Format):
+    id: Text
+    question: Text
+    answers: list[_Answer]
+
+
+class _Paragraph(_Format):
+    context: Text
+    qas: list[_Qa]
+
+
+class _Article(_Format):
+    title: Text
+    paragraphs: list[_Paragraph]
+
+
+class _Document(_Format):
+    data: list[_Article]
+
+
+class _Answers(_Format):
+    text: list[AnswerText]
+    answer_start: list[int]
+
+
+class _Row(_Format):
+    id: Text
+    title: Text
+    context: Text
+    question: Text
+    answers: _Answers
+
+
+_ROW = TypeAdapter(_Row)
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question over a paragraph. No text has white space at its ends.
+    """A question about a paragraph. No text has white space at its ends.
 
-    `starts` are the offsets of `answers` in `context`, in characters.
+    Attributes:
+        id: Unique in its data set.
+        title: Title of the article.
+        context: The paragraph.
+        question: The question.
+        answers: Gold answers; the first is trained on.
+        starts: Offsets of the answers in `context`, in characters; -1 for one that is not there.
     """
 
     id: str
@@ -36,22 +109,22 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A question as a file has it, and `where` it stands there."""
+    """A question as a file has it, and its position there."""
 
     where: str
-    id: Any
-    title: Any
-    context: Any
-    question: Any
-    answers: Any
-    starts: Any
+    id: str
+    title: str
+    context: str
+    question: str
+    answers: list[str]
+    starts: list[int]
 
 
 def read_files(paths: Iterable[Path]) -> list[Entry]:
-    """All questions of some files, each .json in SQuAD's format or .parquet.
+    """Read all questions of some files, each .json in SQuAD's format or .parquet.
 
     Raises:
-        UserError: a file is missing, or not of these formats.
+        UserError: A file is missing, or not in these formats.
     """
     entries: list[Entry] = []
     for path in paths:
@@ -67,10 +140,10 @@ def read_files(paths: Iterable[Path]) -> list[Entry]:
 
 
 def read_folder(folder: Path) -> dict[str, list[Entry]]:
-    """The splits of a data set in the hub's layout.
+    """Read the splits of a data set in the hub's layout.
 
     Raises:
-        UserError: the folder holds none, or not one with SQuAD's columns.
+        UserError: The folder holds none, or not one with SQuAD's columns.
     """
     try:
         # Without its cache, which takes a file of the same time as before for the same file.
@@ -88,15 +161,19 @@ def read_folder(folder: Path) -> dict[str, list[Entry]]:
 def check(
     entries: list[Entry], unanswerable: str, misaligned: str
 ) -> tuple[list[Question], dict[str, int]]:
-    """The questions of `entries`, and how many were dropped or repaired.
+    """Check questions as a whole, and strip white space.
 
-    `unanswerable`: 'refuse' or 'drop' questions without an answer (SQuAD v2.0), or 'keep' them,
-    with none.
-    `misaligned`: 'refuse' answers that don't stand at their offset, or 'repair' the offset by
-    search; an answer that stands nowhere keeps its text and gets the offset -1.
+    Args:
+        entries: Questions as files have them.
+        unanswerable: 'refuse' or 'drop' questions without an answer (SQuAD v2.0), or 'keep' them.
+        misaligned: 'refuse' answers that are not at their offset, or 'repair' the offset by search;
+            an answer that is not in the context keeps its text and gets the offset -1.
+
+    Returns:
+        The questions, and how many were dropped or repaired.
 
     Raises:
-        UserError: a field is missing or of the wrong type, an id occurs twice, or what is refused.
+        UserError: An id occurs twice, or what is refused.
     """
     questions: list[Question] = []
     seen: Counter[str] = Counter()
@@ -104,7 +181,6 @@ def check(
     wrong: list[str] = []
     without_answer: list[str] = []
     for entry in entries:
-        _check_types(entry)
         seen[entry.id] += 1
         if not entry.answers:
             without_answer.append(entry.where)
@@ -141,7 +217,7 @@ def check(
 
 
 def fingerprint(questions: Iterable[Question]) -> str:
-    """A hash of all that `questions` hold, in their order."""
+    """Hash all that questions hold, in their order."""
     digest = hashlib.sha256()
     for q in questions:
         digest.update(json.dumps([getattr(q, field) for field in q.__slots__]).encode())
@@ -153,46 +229,40 @@ def _json_entries(path: Path) -> Iterator[Entry]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: UTF-8, JSON, huge numbers
         raise UserError(f"{path} can't be read as JSON: {first_line(error)}") from None
-    for i, article in enumerate(_field(content, "data", list, f"{path.name}: ")):
-        at = f"{path.name}: data[{i}]"
-        title = _field(article, "title", str, at + ".")
-        for j, paragraph in enumerate(_field(article, "paragraphs", list, at + ".")):
-            spot = f"{at}.paragraphs[{j}]"
-            context = _field(paragraph, "context", str, spot + ".")
-            for k, qa in enumerate(_field(paragraph, "qas", list, spot + ".")):
-                where = f"{spot}.qas[{k}]"
-                answers = _field(qa, "answers", list, where + ".")
+    try:
+        document = _Document.model_validate(content)
+    except ValidationError as error:
+        raise _not_squad(f"{path.name}: ", error) from None
+    for i, article in enumerate(document.data):
+        for j, paragraph in enumerate(article.paragraphs):
+            for k, qa in enumerate(paragraph.qas):
                 yield Entry(
-                    where,
-                    _field(qa, "id", str, where + "."),
-                    title,
-                    context,
-                    _field(qa, "question", str, where + "."),
-                    [
-                        _field(a, "text", str, f"{where}.answers[{n}].")
-                        for n, a in enumerate(answers)
-                    ],
-                    [
-                        _field(a, "answer_start", int, f"{where}.answers[{n}].")
-                        for n, a in enumerate(answers)
-                    ],
+                    f"{path.name}: data[{i}].paragraphs[{j}].qas[{k}]",
+                    qa.id,
+                    article.title,
+                    paragraph.context,
+                    qa.question,
+                    [answer.text for answer in qa.answers],
+                    [answer.answer_start for answer in qa.answers],
                 )
 
 
-def _field(holder: Any, name: str, kind: type, where: str) -> Any:
-    if not isinstance(holder, dict) or name not in holder:
-        has = (
-            f"it has {listed(holder) or 'nothing'}"
-            if isinstance(holder, dict)
-            else (f"what stands there is a {type(holder).__name__}")
-        )
-        raise UserError(f"Not SQuAD's format: {where}{name} is missing ({has}).")
-    value = holder[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(
-            f"Not SQuAD's format: {where}{name} is a {type(value).__name__}, not a {kind.__name__}."
-        )
-    return value
+def _not_squad(where: str, error: ValidationError) -> UserError:
+    """Say where a file leaves SQuAD's format, and how; of many faults the first."""
+    fault = error.errors(include_url=False)[0]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+    path = (where + path.removeprefix(".")) if where.endswith(" ") else where + path
+    return UserError(f"Not SQuAD's format: {path.rstrip(' :')} {_fault(fault)}.")
+
+
+def _fault(fault: ErrorDetails) -> str:
+    value, kind = fault["input"], fault["type"]
+    if kind == "missing":
+        return f"is missing (it has {listed(value) or 'nothing'})"
+    if kind == "value_error":
+        return str(fault["ctx"]["error"])
+    known = {"string_type": "a str", "int_type": "a int", "list_type": "a list"}
+    return f"is a {type(value).__name__}, not {known.get(kind, 'an object')}"
 
 
 def _parquet(path: Path) -> Dataset:
@@ -204,19 +274,27 @@ def _parquet(path: Path) -> Dataset:
 
 
 def _table_entries(table: Dataset, name: str) -> Iterator[Entry]:
-    columns = ["id", "title", "context", "question", "answers"]
-    if missing := [column for column in columns if column not in table.column_names]:
+    if missing := [column for column in COLUMNS if column not in table.column_names]:
         raise UserError(
             f"Not SQuAD's format: {name} has no column {', '.join(missing)} "
             f"(it has {listed(table.column_names)})."
         )
-    for n, row in enumerate(_rows(table.select_columns(columns), name)):
+    for n, values in enumerate(_rows(table.select_columns(COLUMNS), name)):
         where = f"{name}[{n}]"
-        answers = row["answers"]
-        if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
+        answers = values["answers"]
+        if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= answers.keys():
             raise UserError(f"Not SQuAD's format: {where}.answers has no text and answer_start.")
-        texts, starts = answers["text"], answers["answer_start"]
-        yield Entry(where, row["id"], row["title"], row["context"], row["question"], texts, starts)
+        try:
+            row = _ROW.validate_python(values)
+        except ValidationError as error:
+            raise _not_squad(where, error) from None
+        texts, starts = row.answers.text, row.answers.answer_start
+        if len(texts) != len(starts):
+            raise UserError(
+                f"Not SQuAD's format: {where}.answers has {len(texts)} texts but {len(starts)} "
+                "offsets."
+            )
+        yield Entry(where, row.id, row.title, row.context, row.question, texts, starts)
 
 
 def _rows(table: Dataset, name: str) -> Iterator[dict[str, Any]]:
@@ -228,37 +306,8 @@ def _rows(table: Dataset, name: str) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def _check_types(entry: Entry) -> None:
-    for name in ("id", "title", "context", "question"):
-        value = getattr(entry, name)
-        if not isinstance(value, str):
-            raise UserError(
-                f"Not SQuAD's format: {entry.where}.{name} is a {type(value).__name__}, not a str."
-            )
-        if half := HALF_CHARACTER.search(value):
-            raise UserError(f"{entry.where}.{name} holds {half[0]!r}, which is no character.")
-    for name, value in (("text", entry.answers), ("answer_start", entry.starts)):
-        if not isinstance(value, list):
-            raise UserError(
-                f"Not SQuAD's format: {entry.where}.answers.{name} is a {type(value).__name__}, "
-                "not a list."
-            )
-    if len(entry.answers) != len(entry.starts):
-        raise UserError(
-            f"Not SQuAD's format: {entry.where}.answers has {len(entry.answers)} texts but "
-            f"{len(entry.starts)} offsets."
-        )
-    for text, start in zip(entry.answers, entry.starts, strict=True):
-        if not isinstance(text, str) or not text.strip() or HALF_CHARACTER.search(text):
-            raise UserError(f"Not SQuAD's format: {entry.where}.answers holds {text!r} as a text.")
-        if not isinstance(start, int) or isinstance(start, bool):
-            raise UserError(
-                f"Not SQuAD's format: {entry.where}.answers holds {start!r} as an answer_start."
-            )
-
-
 def _nearest(context: str, text: str, start: int) -> int:
-    """The offset of the `text` in `context` that is nearest to `start`; -1 if there is none."""
+    """The offset of `text` in `context` nearest to `start`; -1 if there is none."""
     before = context.rfind(text, 0, max(0, start) + len(text))
     after = context.find(text, max(0, start))
     found = [offset for offset in (before, after) if offset >= 0]
