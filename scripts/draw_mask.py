@@ -52,7 +52,7 @@ def draw() -> str:
     """The drawing as SVG: a row for each token that looks, a column for each that is seen."""
     names, made = sequence()
     # What fills a block up for the processor's sake is left out: nobody looks at it.
-    kept = (made.branch_of != PADDING_SEGMENT).nonzero().squeeze(1).tolist()
+    kept = (made.segment_of != PADDING_SEGMENT).nonzero().squeeze(1).tolist()
     place_of = {token: place for place, token in enumerate(kept)}
     with plt.rc_context(plots.STYLE | {"axes.grid": False, "font.size": 7}):
         figure, axis = plt.subplots(figsize=(8, 7.4), layout="constrained")
@@ -62,7 +62,7 @@ def draw() -> str:
                 cells = [token for token in seen if token in place_of]
                 axis.broken_barh(
                     [(place_of[token], 1) for token in cells], (place_of[row], 1),
-                    facecolors=[OF_BRANCH[made.branch_of[token]] for token in cells],
+                    facecolors=[OF_BRANCH[made.segment_of[token]] for token in cells],
                     edgecolor="white", linewidth=0.5,
                 )  # fmt: skip
         for place, token in enumerate(kept[:-1]):

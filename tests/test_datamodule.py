@@ -76,7 +76,7 @@ def _answers(module: SquadDataModule, sequences: Sequences | None) -> list[str]:
     assert sequences is not None
     labels, rows = sequences.labels, [0]
     if isinstance(sequences, Packed):
-        labels, rows = labels[0], sequences.block_of * 1000 + sequences.branch_of
+        labels, rows = labels[0], sequences.block_of * 1000 + sequences.segment_of
         labels = torch.stack(
             [labels.masked_fill(rows != row, IGNORED) for row in rows.unique_consecutive()]
         )

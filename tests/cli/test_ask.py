@@ -258,7 +258,7 @@ def test_an_adapter_of_another_base_or_kind_is_refused(
     deeper.transformer.h = deeper.transformer.h[:1]
     deeper.config.n_layer = 1
     deeper.save_pretrained(shallow)
-    with pytest.raises(UserError, match="have no place"):
+    with pytest.raises(UserError, match="have no place in it"):
         load(adapter, str(shallow))
     tuned = get_peft_model(
         AutoModelForCausalLM.from_pretrained(gpt2_folder),

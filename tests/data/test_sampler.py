@@ -138,7 +138,7 @@ def test_a_ragged_last_step_leaves_parts_without_a_row() -> None:
 
 def shares(steps: StepSampler, number: int = 0) -> list[list[int]]:
     """How many rows of each of its paragraphs a step holds, for each step of an epoch."""
-    dealt, parts = epoch(steps, number), steps.parts
+    dealt, parts = epoch(steps, number), steps.micro_batches
     assert steps.paragraphs is not None
     return [
         sorted(

@@ -123,7 +123,7 @@ def test_damaged_rows_are_made_anew_and_it_is_said(
         file.write_bytes(content[:-9] if damage == "end" else content[:-9] + b"x" + content[-8:])
     table, _ = tokenized.cached(place, lambda: (built, {}))
     assert list(table) == list(built)
-    assert f"{place} is damaged; it is made anew" in capsys.readouterr().err
+    assert f"{place} is damaged; it is rebuilt" in capsys.readouterr().err
     tokenized.cached(place, lambda: pytest.fail("made again"))
 
 

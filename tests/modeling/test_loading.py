@@ -284,7 +284,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "no causal language model"),
-        ('{"model_type": "bloom"}', "'bloom' can't be served.*max_position_embeddings"),
+        ('{"model_type": "bloom"}', "'bloom' is not supported.*max_position_embeddings"),
         ('{"model_type": "of-nobody"}', "no causal language model"),
     ],
 )

@@ -60,7 +60,7 @@ def test_each_question_sees_its_context_and_itself_and_goes_on_behind_its_contex
     assert sequence.input_ids.tolist() == [[1, 2, 3, 4, 7, 8, 3, 0, 9, 5, 6, 0]]
     assert sequence.position_ids.tolist() == [[0, 1, 2, 3, 2, 2, 3, 0, 0, 1, 2, 0]]
     assert sequence.labels.tolist() == [[no, no, no, 4, no, no, 3, no, no, 5, 6, no]]
-    assert sequence.branch_of.tolist() == [
+    assert sequence.segment_of.tolist() == [
         0,
         0,
         1,
@@ -102,7 +102,7 @@ def test_what_all_questions_over_a_context_begin_with_stands_once(
     # Not the third, 7: the first question's label is predicted there.
     assert sequence.input_ids.tolist() == [[1, 2, 5, 6, 7, 8, 7, 9, 8]]
     assert sequence.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 6]]
-    assert sequence.branch_of.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+    assert sequence.segment_of.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
     assert sequence.labels.tolist() == [[no, no, no, no, no, 8, no, no, 8]]
     other = packed([[1, 2]] * 2, branches, [[no, no, no, 8], [no, no, 7, no, 8]], 100)
     assert other.input_ids.tolist() == [[1, 2, 5, 6, 7, 8, 6, 7, 9, 8]]
@@ -123,7 +123,7 @@ def test_every_row_stands_whole_in_one_block_and_its_labels_stand_once(length: i
             ids, targets, positions, owners = (
                 tensor[..., block.start : block.stop].flatten()
                 for tensor in (
-                    sequence.input_ids, sequence.labels, sequence.position_ids, sequence.branch_of,
+                    sequence.input_ids, sequence.labels, sequence.position_ids, sequence.segment_of,
                 )
             )  # fmt: skip
             assert (sequence.block_of[block.start : block.stop] == number).all()
@@ -150,7 +150,7 @@ def test_a_block_holds_no_more_than_asked_for_and_else_the_context_is_repeated()
     sequence = packed(contexts, branches, branches, length=16)
     sizes = []
     for block in sequence.blocks:
-        owners = sequence.branch_of[block.start : block.stop]
+        owners = sequence.segment_of[block.start : block.stop]
         sizes.append([int((owners == n).sum()) for n in range(int(owners.max()) + 1)])
     # 10 + 3 + 3 tokens fit; the fourth row begins anew; one of 30 never fits, and stands alone.
     assert sizes == [[10, 3, 3], [4, 4, 2], [10, 5, 1], [10, 30]]
@@ -174,7 +174,7 @@ def test_blocks_are_filled_up_by_what_has_no_label_and_what_nothing_sees(
     sequence = packed(*drawn(random.Random(0), 30), length=45)
     filled = 0
     for block in sequence.blocks:
-        filling = sequence.branch_of[block.start : block.stop] == PADDING_SEGMENT
+        filling = sequence.segment_of[block.start : block.stop] == PADDING_SEGMENT
         filled += int(filling.sum())
         assert (block.stop - block.start) % 16 == 0
         assert filling.sum() < 16
@@ -303,7 +303,7 @@ def test_what_fills_a_sequence_up_changes_nothing(
     model = own_model(request.getfixturevalue(kind), kind, "full")
     sequence = sequences(*questions(), True, 50)
     assert isinstance(sequence, Packed)
-    filling = sequence.branch_of == PADDING_SEGMENT
+    filling = sequence.segment_of == PADDING_SEGMENT
     other = sequence._replace(input_ids=sequence.input_ids.masked_fill(filling, 99))
     with torch.no_grad():
         one, two = (model(**s.model_inputs()).logits[0] for s in (sequence, other))
@@ -346,7 +346,7 @@ def test_products_of_matrices_attend_as_the_fused_kernel(groups: int) -> None:
 def calls_of(sequence: Packed) -> int:
     """One for what attends apart in a block, and one for the rest, where there are such."""
     sizes = [block.stop - block.start for block in sequence.blocks]
-    return sum((b.apart > 0) + (b.apart < n) for b, n in zip(sequence.blocks, sizes, strict=True))
+    return sum((b.causal_rows > 0) + (b.causal_rows < n) for b, n in zip(sequence.blocks, sizes, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

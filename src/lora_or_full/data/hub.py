@@ -1,4 +1,4 @@
-"""From a name to a folder: a local folder, or a model or data set of the Hugging Face hub."""
+"""Finds the folder of a model or data set: local, or downloaded from the Hugging Face hub."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.runs import store
 
-TIMEOUT = 5  # seconds until a hub counts as out of reach
+TIMEOUT = 5  # seconds until the hub counts as unreachable
 WANTED = {
     "model": ["*.json", "*.safetensors", "*.txt", "*.model"],
     "dataset": ["*.parquet", "*.json", "*.jsonl", "README.md"],
@@ -31,16 +31,20 @@ BUILT_IN = "python src/run.py experiment=demo"
 
 
 def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
-    """The folder of the `repo_type` ('model' or 'dataset') called `name`.
+    """Find the folder of a model or data set, and download it if need be.
 
-    `name` is a local folder or a hub id. What was fetched whole before is taken without asking the
-    hub again; a note of it stands in `cache_dir`, since the hub's own cache does not tell a whole
-    download from an interrupted one.
+    A complete download is noted in `cache_dir` and not requested again: the hub's own cache does
+    not tell a complete download from an interrupted one.
+
+    Args:
+        name: A local folder or a hub id.
+        repo_type: 'model' or 'dataset'.
+        cache_dir: Folder of the notes.
 
     Raises:
-        UserError: the name is neither, the hub has no such id, or it is out of reach.
+        UserError: The name is neither, the hub has no such id, or it is unreachable.
     """
-    # Not by a Path, which raises on names that are too long and on homes that are not there.
+    # Not by Path, which raises on names that are too long and on missing homes.
     if os.path.isdir(local := os.path.expanduser(name)):
         return Path(local).resolve()
     key = "model.name" if repo_type == "model" else "data.path"
@@ -82,7 +86,7 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
 
 
 def _noted(note: Path) -> Path | None:
-    """The folder of a note; None where there is none that can be read."""
+    """The folder of a note; None if there is no readable one."""
     try:
         return Path(json.loads(note.read_text(encoding="utf-8"))["folder"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -90,8 +94,10 @@ def _noted(note: Path) -> Path | None:
 
 
 def reachable() -> bool:
-    """Whether the hub answers, and may be asked: without this first look, one that is out of reach
-    takes half a minute of retries to say so."""
+    """Tell whether the hub answers and may be used.
+
+    Without this check the client retries an unreachable hub for half a minute.
+    """
     if constants.HF_HUB_OFFLINE:
         return False
     try:

@@ -1,10 +1,10 @@
-"""The one prompt text and its labels, for training, evaluation and asking.
+"""The prompt and its labels, for training, evaluation and asking.
 
     Context: <context>\\nQuestion: <question>\\nAnswer: <answer><end of text>
 
 Each part is tokenized by itself and the ids are joined. For GPT-2 this equals tokenizing the whole,
-because every part but the first begins where its tokenizer splits anyway, and because no text keeps
-white space at its ends. A part can thus be shortened or shared without touching the others.
+because its tokenizer splits at the start of every part, and no text has white space at its ends. So
+a part can be shortened or shared without changing the others.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-CHUNK = 1000  # texts that are tokenized at once: what a tokenizer gives takes much memory
-IGNORED = -100  # the label that torch's cross entropy leaves out
+CHUNK = 1000  # texts tokenized at once: a tokenizer's output takes much memory
+IGNORED = -100  # label that torch's cross entropy ignores
 
 
 class PromptTokens(NamedTuple):
-    """Token ids of a prompt: what stands before the context, the context, what stands after."""
+    """Token ids of a prompt: the prefix, the context, and what follows it."""
 
     prefix: list[int]
     context: list[int]
@@ -30,7 +30,7 @@ class PromptTokens(NamedTuple):
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with nothing added; '<|endoftext|>' in a text is only its letters."""
+    """Tokenize texts without special tokens; '<|endoftext|>' in a text is only its letters."""
     ids: list[list[int]] = []
     for start in range(0, len(texts), CHUNK):
         ids += tokenizer(
@@ -44,31 +44,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
 
 
 def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What a prompt begins with: the start token, if the tokenizer adds one, and 'Context:'."""
+    """Give the prompt prefix: the start token, if the tokenizer adds one, and 'Context:'."""
     starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return [tokenizer.bos_token_id] * starts + encode(tokenizer, ["Context:"])[0]
 
 
 def context_text(context: str) -> str:
-    """The context as it stands behind 'Context:'."""
+    """Give the context as it follows 'Context:'."""
     return f" {context.strip()}"
 
 
 def question_text(question: str) -> str:
-    """The question as it stands behind the context, up to and with 'Answer:'."""
+    """Give the question as it follows the context, up to and including 'Answer:'."""
     return f"\nQuestion: {question.strip()}\nAnswer:"
 
 
 def answer_text(answer: str) -> str:
-    """The answer as it stands behind 'Answer:'; the end-of-text token follows it."""
+    """Give the answer as it follows 'Answer:'; the end-of-text token comes after it."""
     return f" {answer.strip()}"
 
 
 def window(length: int, room: int, gold: tuple[int, int] | None = None) -> slice:
-    """Which `room` of a context's `length` tokens are kept.
+    """Choose which tokens of a context are kept.
 
-    The first ones; but where the tokens `gold` (first, one past the last) are known and would be
-    lost, a window around them. Evaluation knows no gold.
+    Args:
+        length: Tokens of the context.
+        room: Tokens that fit.
+        gold: First and one past the last token of a gold answer; known in training only.
+
+    Returns:
+        The first tokens, or a window around the gold answer if it would be lost.
     """
     if length <= room:
         return slice(0, length)
@@ -80,10 +85,13 @@ def window(length: int, room: int, gold: tuple[int, int] | None = None) -> slice
 
 
 def labels(prompt: Sequence[int], answer: Sequence[int], mask_prompt: bool) -> list[int]:
-    """The label of each position of prompt + answer; the answer ends with the end-of-text token.
+    """Give the label of each position of prompt and answer.
 
-    With `mask_prompt` only the answer's tokens carry loss. Without it every token does but the
-    first, which nothing predicts.
+    Args:
+        prompt: Token ids.
+        answer: Token ids, the end-of-text token last.
+        mask_prompt: Whether only the answer carries loss; otherwise every token does but the first,
+            which nothing predicts.
     """
     before = [IGNORED] * len(prompt) if mask_prompt else [IGNORED, *prompt[1:]]
     return before + list(answer)

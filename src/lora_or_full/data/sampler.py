@@ -1,4 +1,4 @@
-"""Which questions make an optimizer step, in an order that any run can take up again."""
+"""Which questions make an optimizer step, in an order that a run can resume."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,20 @@ from torch.utils.data import DataLoader, Sampler
 
 
 class StepSampler(Sampler[tuple[list[int], int]]):
-    """The parts of each optimizer step: row numbers, and the label count of the whole step.
+    """Samples micro-batches: row numbers, and the label count of the whole step.
 
-    A step is `batch_size` rows of a shuffle that (seed, epoch) fixes, dealt to `devices` in `parts`
-    each, of which these are those of device number `device`; in the last step of an epoch a part
-    may be left without a row. With `paragraphs` (each row's) a step holds the rows of as few
-    paragraphs as can be. It knows its `position`, so that an interrupted epoch can go on where it
-    was. `labels` holds each row's number of label tokens.
+    A step is `batch_size` rows of a shuffle that seed and epoch fix. It is dealt to the devices in
+    micro-batches; in the last step of an epoch one may be empty. `epoch` and `position` say where
+    an interrupted epoch continues.
+
+    Args:
+        labels: Number of label tokens of each row.
+        paragraphs: Paragraph of each row, to put few of them into each step; None to shuffle rows.
+        batch_size: Rows per step.
+        micro_batches: Micro-batches per step and device.
+        seed: Seed of the order.
+        devices: Number of devices.
+        device: Number of this device, from 0.
     """
 
     def __init__(
@@ -21,26 +28,26 @@ class StepSampler(Sampler[tuple[list[int], int]]):
         labels: Sequence[int],
         paragraphs: Sequence[int] | None,
         batch_size: int,
-        parts: int,
+        micro_batches: int,
         seed: int,
         devices: int,
         device: int,
     ) -> None:
         self.labels, self.paragraphs = labels, paragraphs
-        self.batch_size, self.parts, self.seed = batch_size, parts, seed
+        self.batch_size, self.micro_batches, self.seed = batch_size, micro_batches, seed
         self.devices, self.device = devices, device
         self.epoch = self.position = 0
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size) * self.parts
+        return -(-len(self.labels) // self.batch_size) * self.micro_batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch; another one than before begins at its start."""
+        """Start an epoch, unless it is the current one (Lightning calls this before each)."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
     def __iter__(self) -> Iterator[tuple[list[int], int]]:
-        # A generator of its own: torch's global one stands elsewhere in LoRA than in full.
+        # Its own generator: torch's global one differs between modes after initialization.
         rng = random.Random(f"{self.seed} {self.epoch}")
         order = list(range(len(self.labels)))
         rng.shuffle(order)
@@ -48,15 +55,16 @@ class StepSampler(Sampler[tuple[list[int], int]]):
             order = _together(order, self.paragraphs, min(self.batch_size, len(order)), rng)
         for number in range(self.position % len(self), len(self)):
             self.position = number + 1
-            step, part = divmod(number, self.parts)
+            step, own = divmod(number, self.micro_batches)
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            share, shares = self.device * self.parts + part, self.devices * self.parts
+            share = self.device * self.micro_batches + own
+            shares = self.devices * self.micro_batches
             first, stop = (len(rows) * n // shares for n in (share, share + 1))
             yield rows[first:stop], sum(self.labels[row] for row in rows)
 
 
 class ResumableLoader(DataLoader):
-    """A loader over a StepSampler that Lightning saves and restores in the middle of an epoch."""
+    """A loader that Lightning can save and restore in the middle of an epoch."""
 
     sampler: StepSampler
 
@@ -72,10 +80,10 @@ class ResumableLoader(DataLoader):
 def _together(
     order: list[int], paragraphs: Sequence[int], size: int, rng: random.Random
 ) -> list[int]:
-    """The shuffled rows of `order`, so arranged that `size` of them in turn are of few paragraphs.
+    """Arrange shuffled rows so that each step of `size` rows has few paragraphs.
 
-    What fills a step alone does; the rests fill steps together where they fit (best fit); what is
-    left over then is cut into steps as it comes. The steps are shuffled.
+    A paragraph that fills steps alone does. Remainders fill steps together where they fit (best
+    fit); the rest is cut into steps in order. The steps are shuffled.
     """
     rows_of: dict[int, list[int]] = {}
     for row in order:

@@ -1,4 +1,4 @@
-"""Which questions are trained on, validated on and tested on."""
+"""Which questions are for training, validation and test."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from lora_or_full.errors import UserError
 
 FILES = (".json", ".parquet")
 NAMES = ("train", "validation", "test")
-MOST_FILES, MOST_BYTES = 1000, 20 * 10**9  # of a data set's folder; a home folder holds more
+MOST_FILES, MOST_BYTES = 1000, 20 * 10**9  # of a data set's folder; a home folder has more
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,14 @@ class Splits:
     cache_dir: Path
 
     def fingerprint(self) -> str:
-        """A hash of all files that the questions come from: their content, and in a folder their
-        names, which tell the splits.
+        """Hash the content of all files, and in a folder their names, which say the splits.
 
         Raises:
-            UserError: a file or the hub's data set can't be had.
+            UserError: A file or the hub's data set is not available.
         """
         digest = hashlib.sha256()
         for path in (self.data.path, self.data.test_path):
-            digest.update(b"|")  # the same files, parted otherwise, are other data
+            digest.update(b"|")  # the same files in other roles are other data
             for name, file in self._files(path):
                 digest.update(os.fsencode(name))
                 try:
@@ -61,7 +60,7 @@ class Splits:
         return digest.hexdigest()[:16]
 
     def key(self, name: str) -> dict[str, object]:
-        """All but the content of the files that decides what is in the split `name`."""
+        """Give everything but the files' content that decides what is in a split."""
         common = (
             self.data.split_by,
             self.data.split_seed,
@@ -78,10 +77,10 @@ class Splits:
         }
 
     def read(self) -> tuple[dict[str, list[Question]], dict[str, int]]:
-        """The questions of 'train', 'validation' and 'test', and counts over all that was read.
+        """Read the questions of 'train', 'validation' and 'test', and counts over all files.
 
         Raises:
-            UserError: the data can't be had, is not what it should be, or leaves a split empty.
+            UserError: The data is not available, is not in SQuAD's format, or leaves a split empty.
         """
         entries, test_entries = self._load(self.data.path)
         if self.data.test_path is not None:
@@ -110,7 +109,7 @@ class Splits:
         tested = {question.title for question in test}
         counts["articles_shared_with_test"] = len(tested & {q.title for q in [*train, *validation]})
         draw = _draw_paragraphs if self.data.draw_by == "paragraph" else _draw
-        # Another question about a paragraph that is read already takes a fraction of the time.
+        # One more question about a paragraph that is read anyway takes a fraction of the time.
         splits = {
             "train": draw(train, self.data.train_size, random.Random(self.seed)),
             "validation": _draw_paragraphs(
@@ -155,16 +154,16 @@ def _items(path: str | Sequence[str] | None) -> list[str]:
 
 
 def _local(item: str) -> Path:
-    return Path(os.path.expanduser(item))  # a Path's own raises on a home that is not there
+    return Path(os.path.expanduser(item))  # Path's own raises if there is no such home
 
 
 def _in_folder(folder: Path) -> list[tuple[str, Path]]:
-    """The files of a data set's folder by the names they have in it, without what is hidden.
+    """The files of a data set's folder by name, without hidden ones.
 
-    Of any format: README.md names the splits, and not only parquet is loaded.
+    All formats count: README.md names the splits, and not only parquet is loaded.
 
     Raises:
-        UserError: they are more than a data set has; known before any of them is read.
+        UserError: There are more than a data set has; raised before any of them is read.
     """
     found: list[tuple[str, Path]] = []
     size = 0
@@ -186,7 +185,7 @@ def _in_folder(folder: Path) -> list[tuple[str, Path]]:
 def _hold_out(
     questions: list[Question], fraction: float, rng: random.Random, name: str
 ) -> tuple[list[Question], list[Question]]:
-    """The questions of most articles, and those of a `fraction` of the articles, at least one."""
+    """Split off the questions of a fraction of the articles, at least one."""
     titles = sorted({question.title for question in questions})
     held = set(rng.sample(titles, min(len(titles), max(1, round(fraction * len(titles))))))
     rest = [question for question in questions if question.title not in held]
@@ -199,7 +198,7 @@ def _hold_out(
 
 
 def _draw(questions: list[Question], size: int | None, rng: random.Random) -> list[Question]:
-    """`size` questions at random, in the order they came; all if there are not more."""
+    """Draw questions at random, and keep their order; all if there are not more."""
     if size is None or size >= len(questions):
         return questions
     return [questions[number] for number in sorted(rng.sample(range(len(questions)), size))]
@@ -208,7 +207,7 @@ def _draw(questions: list[Question], size: int | None, rng: random.Random) -> li
 def _draw_paragraphs(
     questions: list[Question], size: int | None, rng: random.Random
 ) -> list[Question]:
-    """`size` questions of random paragraphs, all of each but the last, in the order they came."""
+    """Draw questions of random paragraphs, all of each but the last, and keep their order."""
     contexts = list(dict.fromkeys(question.context for question in questions))
     rank = {context: place for place, context in enumerate(rng.sample(contexts, len(contexts)))}
     drawn = sorted(range(len(questions)), key=lambda n: rank[questions[n].context])[:size]

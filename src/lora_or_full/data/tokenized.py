@@ -1,4 +1,4 @@
-"""The questions of a split as tokens: made in one pass, kept in a cache, a row at a time."""
+"""The questions of a split as token ids: made in one pass, and cached."""
 
 import json
 import shutil
@@ -15,15 +15,15 @@ from lora_or_full.data import prompt
 from lora_or_full.data.squad import Question
 from lora_or_full.runs import store
 
-FORMAT = 3  # part of the cache's key: raise it when what a row holds changes
+FORMAT = 3  # part of the cache's key: raise it when the content of a row changes
 TokenizedQuestion = dict[str, Any]
 
 
 class TokenizedQuestions(torch.utils.data.Dataset[TokenizedQuestion]):
-    """Tokenized questions, and their contexts once each; both stay on disk until asked for.
+    """Tokenized questions, and each of their contexts once; both stay on disk until they are read.
 
     A row has id, title, paragraph (the number of its context), context, question, answers, the
-    token ids context_ids (as much as fits), question_ids and answer_ids (with end of text), the
+    token ids context_ids (as many as fit), question_ids and answer_ids (with end of text), the
     counts prompt_tokens and answer_tokens, and context_cut.
     """
 
@@ -43,7 +43,7 @@ class TokenizedQuestions(torch.utils.data.Dataset[TokenizedQuestion]):
         }
 
     def column(self, name: str) -> list[Any]:
-        """One value of every row, such as prompt_tokens or answer_tokens."""
+        """Give one value of every row, such as prompt_tokens."""
         return self.questions.data.column(name).to_pylist()
 
 
@@ -54,11 +54,17 @@ def make(
     length: int,
     training: bool,
 ) -> TokenizedQuestions:
-    """The rows of `questions`, with contexts shortened so that the prompt behind `head`, in
-    training with its answer, has at most `length` tokens.
+    """Tokenize questions, and shorten contexts that do not fit.
 
-    In training a question without room for any context is left out, and a long context is cut
-    around the answers of as many of its questions as one window holds, so that they can share it.
+    In training a question without room for any context is dropped, and a long context is cut around
+    the answers of as many of its questions as one window holds, so that they can share it.
+
+    Args:
+        questions: Questions of a split.
+        tokenizer: The model's tokenizer.
+        prefix: Token ids of the prompt prefix.
+        length: Largest number of tokens of a prompt, in training with its answer.
+        training: Whether the gold answers may be looked at.
     """
     contexts = list(dict.fromkeys(q.context for q in questions))
     numbers = {context: number for number, context in enumerate(contexts)}
@@ -113,13 +119,13 @@ def make(
 def cached(
     place: Path, build: Callable[[], tuple[TokenizedQuestions, dict[str, Any]]]
 ) -> tuple[TokenizedQuestions, dict[str, Any]]:
-    """Rows and facts of them: loaded from `place`, or built and put there, whole or not at all.
+    """Rows and facts of them: loaded from a cache folder, or built and cached.
 
-    What was damaged there since is built anew.
+    A damaged cache is rebuilt.
     """
     disable_progress_bars()
     if place.exists() and not store.is_intact(place):
-        print(f"Warning: {place} is damaged; it is made anew.", file=sys.stderr)
+        print(f"Warning: {place} is damaged; it is rebuilt.", file=sys.stderr)
         shutil.rmtree(place)
     if not place.exists():
         rows, facts = build()
@@ -133,7 +139,7 @@ def cached(
             store.write_checksums(made, {file.relative_to(made).as_posix(): file for file in files})
             made.rename(place)
         except OSError:
-            if not place.exists():  # else another process was faster
+            if not place.exists():  # otherwise another process was faster
                 raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -146,7 +152,7 @@ def cached(
 def _offsets(
     tokenizer: PreTrainedTokenizerBase, contexts: list[str]
 ) -> list[list[tuple[int, int]]]:
-    """Where each token of each context begins and ends in `prompt.context_text` of it."""
+    """Start and end of each token in `prompt.context_text` of each context."""
     if not contexts:
         return []
     return tokenizer(
@@ -159,8 +165,11 @@ def _offsets(
 
 
 def _windows(length: int, rooms: list[int], golds: list[tuple[int, int]]) -> list[slice]:
-    """The window of a context of `length` tokens that each question keeps: one for as many as it
-    holds the `golds` of (first token, one past the last), as wide as the least of their `rooms`."""
+    """Choose the window of a context of `length` tokens that each question keeps.
+
+    One window serves as many questions as it holds the `golds` of (first and one past the last
+    token of a gold answer); it is as wide as the smallest of their `rooms`.
+    """
     groups: list[list[int]] = []
     for number in sorted(range(len(golds)), key=lambda n: golds[n]):
         group = [*groups[-1], number] if groups else [number]
@@ -179,9 +188,8 @@ def _windows(length: int, rooms: list[int], golds: list[tuple[int, int]]) -> lis
 
 
 def _tokens_of(start: int, stop: int, offsets: list[tuple[int, int]]) -> tuple[int, int]:
-    """The first token of the characters `start` to `stop` of a context, and one past the last; the
-    place between two, if the tokenizer drops these characters."""
-    start, stop = start + 1, stop + 1  # behind the space that context_text begins with
+    """First and one past the last token of some characters; equal if the tokenizer drops them."""
+    start, stop = start + 1, stop + 1  # after the space that context_text begins with
     touched = [n for n, (first, end) in enumerate(offsets) if first < stop and end > start]
     before = sum(end <= start for _, end in offsets)
     return (touched[0], touched[-1] + 1) if touched else (before, before)

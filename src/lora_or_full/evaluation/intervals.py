@@ -1,20 +1,27 @@
-"""How sure a mean over questions is, when questions come in paragraphs."""
+"""Intervals of a mean over questions that are clustered in paragraphs."""
 
 import math
 from collections.abc import Hashable, Sequence
 
-Z95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
+Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean, summed exactly."""
+    """Average values, summed exactly."""
     return math.fsum(values) / len(values)
 
 
 def standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """Of the mean of `values` when whole `clusters` (paragraphs) were sampled, not single values.
+    """Give the standard error of a mean when whole clusters were sampled, not single values.
 
-    The linearised ratio estimator with k / (k - 1) (Cochran 1977, chapter 9A); infinite with one.
+    The linearized ratio estimator with k / (k - 1) (Cochran, 1977, chapter 9A).
+
+    Args:
+        values: One per question.
+        clusters: Paragraph of each question.
+
+    Returns:
+        The standard error; infinite with one cluster.
     """
     centre, sums = mean(values), dict.fromkeys(clusters, 0.0)
     for value, cluster in zip(values, clusters, strict=True):
@@ -26,9 +33,9 @@ def standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> flo
 
 
 def share_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
-    """A 95 % interval (percent) for the mean of values that are 0 or 100, such as exact match.
+    """Give a 95 % interval (percent) for the mean of values that are 0 or 100, such as EM.
 
-    Wilson's score interval (1927) with the number of values that would be as sure if independent.
+    Wilson's score interval (1927) with the effective number of independent values.
     """
     p = mean(values) / 100
     error = standard_error(values, clusters) / 100
@@ -41,6 +48,6 @@ def share_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tup
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
-    """A 95 % normal interval for the mean of values from 0 to 100, such as F1."""
+    """Give a 95 % normal interval for the mean of values from 0 to 100, such as F1."""
     half = Z95 * standard_error(values, clusters)
     return max(0.0, mean(values) - half), min(100.0, mean(values) + half)

@@ -1,4 +1,4 @@
-"""Where a text stands in a context."""
+"""Spans of a text in a context."""
 
 import re
 from collections.abc import Iterable
@@ -7,9 +7,9 @@ Span = tuple[int, int]  # its first character, and one past its last
 
 
 def spans(text: str, context: str) -> list[Span]:
-    """Each place of `text` in `context`, as words of their own: "10" is not meant in "1910".
+    """Find a text in a context as whole words: "10" is not in "1910".
 
-    Only if there is none, upper and lower case count alike, and so does all white space.
+    If there is no exact match, case and kinds of white space are ignored.
     """
     words = text.split()
     if not words:
@@ -22,11 +22,13 @@ def spans(text: str, context: str) -> list[Span]:
     return []
 
 
-def pieces(context: str, places: Iterable[Span]) -> list[tuple[str, bool]]:
-    """The context in parts, and whether each is one of `places`; of two that overlap the
-    earlier counts."""
+def pieces(context: str, marked: Iterable[Span]) -> list[tuple[str, bool]]:
+    """Split a context into pieces, each with whether it is one of the spans.
+
+    Of two overlapping spans the earlier counts.
+    """
     found, at = [], 0
-    for start, stop in sorted(places, key=lambda place: (place[0], -place[1])):
+    for start, stop in sorted(marked, key=lambda span: (span[0], -span[1])):
         if start < at:
             continue
         found += [(context[at:start], False), (context[start:stop], True)]
@@ -35,7 +37,9 @@ def pieces(context: str, places: Iterable[Span]) -> list[tuple[str, bool]]:
 
 
 def _edge(character: str, lookaround: str) -> str:
-    """The pattern for the end of a word. Scripts without upper and lower case write words together
-    or join small ones to them, so that a word may begin or end anywhere."""
+    """The pattern for the edge of a word.
+
+    Scripts without case write words together, so that a word may begin or end anywhere.
+    """
     cased = character.upper() != character.lower()
     return rf"{lookaround}\w)" if cased or character.isdigit() else ""

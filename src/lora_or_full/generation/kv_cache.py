@@ -1,7 +1,7 @@
-"""Prompts that a model reads at once (prefill), and the tokens that go on behind each.
+"""Caches for decoding: prompts that a model reads at once (prefill), and tokens appended to each.
 
-Where the model can share a context (`shares_context`), it is read once for all its questions, and
-what goes on behind them grows side by side in one sequence; else each prompt is a row of its own.
+If the model can share a context (`shares_context`), it is read once for all its questions, and
+their answers grow side by side in one sequence; otherwise each prompt is a row of its own.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,13 @@ Model = PreTrainedModel | PeftModel
 
 
 def shares_context(model: Model, length: int) -> bool:
-    """Whether `model` (float32, eval mode) answers over a shared context as over one of its own:
-    tried on two prompts and two tokens behind each, `length` tokens or all that the model reads."""
+    """Try whether a shared context gives the same logits as separate ones.
+
+    Args:
+        model: In float32 and eval mode.
+        length: Tokens of the two trial prompts, each with two more tokens; at most as many as the
+            model can read.
+    """
     length = max(2, min(length, model.config.max_position_embeddings) - 2)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (length,), generator=draw).tolist()
@@ -42,23 +47,29 @@ def shares_context(model: Model, length: int) -> bool:
             _trial(PaddedCache(model, prompts)),
         )
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
-        return False  # it does not take these arguments, or can't compute with them
+        return False  # it does not accept these arguments, or can't compute with them
     return bool((shared - alone).abs().max() < 1e-3 * alone.std())
 
 
 @torch.no_grad()
 def _trial(backend: "SharedPrefixCache | PaddedCache") -> torch.Tensor:
-    """The logits (3, 2, vocabulary) behind two prompts, and behind one and two tokens more."""
+    """The logits (3, 2, vocabulary) after two prompts, and after one and two more tokens."""
     both = torch.arange(2)
     return torch.stack([backend.prefill()[0], backend.step(both, both), backend.step(both, both)])
 
 
 class SharedPrefixCache:
-    """Prompts as blocks of one sequence; new tokens see what theirs may see.
+    """A DecodingBackend for prompts that share contexts, as blocks of one sequence.
 
-    In the cache each block has a place of its own, with room for `room` new tokens a prompt: what
-    its tokens see lies together, and is not copied to be read. Prompts of the same context stand
-    together. Gold answers are read behind their prompts, but new tokens do not see them.
+    Each block has its own region of the cache, with room for new tokens, so that what its tokens
+    attend to is contiguous and never copied.
+
+    Args:
+        model: In eval mode.
+        prompts: Those of the same context adjacent.
+        packed_length: Tokens of a block.
+        room: New tokens per prompt.
+        golds: Token ids of a gold answer per prompt; new tokens do not attend to them.
     """
 
     def __init__(
@@ -71,9 +82,9 @@ class SharedPrefixCache:
     ) -> None:
         self.model = model
         self.golds = golds or [[]] * len(prompts)
-        read = [gold[:-1] for gold in self.golds]  # behind a last token nothing is predicted
-        # A label says which prompt a question's last token is of; from there the labels of the
-        # gold answer go up by the number of prompts.
+        read = [gold[:-1] for gold in self.golds]  # nothing is predicted after the last token
+        # The label of a question's last token is the number of its prompt; along the gold answer it
+        # grows by the number of prompts.
         marks = [
             [IGNORED] * (len(p.question) - 1)
             + [row + place * len(prompts) for place in range(len(gold) + 1)]
@@ -90,46 +101,49 @@ class SharedPrefixCache:
         self.marks = sequence.labels[0, marked]
         ends, answered = marked[: len(prompts)], marked[len(prompts) :]
         self.inputs = sequence.model_inputs(marked)
-        # Of each row: its block, its branch, the position behind it, and where in the cache its new
-        # tokens lie.
-        self.block, self.branch = sequence.block_of[ends], sequence.branch_of[ends]
+        # Per row: its block, its segment, the next position, and the cache slots of its new tokens.
+        self.block, self.segment = sequence.block_of[ends], sequence.segment_of[ends]
         self.positions = sequence.position_ids[0, ends] + 1
         self.attended: list[list[int]] = [[] for _ in prompts]
-        # Of each block: where in the cache it begins, its prompts' tokens end, and all do.
+        # Per block: the cache slots where it starts, where its prompts end, and where it ends.
         sizes = torch.tensor([block.stop - block.start for block in sequence.blocks])
         rooms = room * torch.bincount(self.block.cpu(), minlength=len(sizes))
         self.starts: list[int] = ((sizes + rooms).cumsum(0) - sizes - rooms).tolist()
         self.read = [start + size for start, size in zip(self.starts, sizes.tolist(), strict=True)]
         self.used = list(self.read)
         shift = torch.tensor(self.starts) - torch.tensor([b.start for b in sequence.blocks])
-        places = torch.arange(len(sequence.block_of)) + shift[sequence.block_of.cpu()]  # (T,)
+        slots = torch.arange(len(sequence.block_of)) + shift[sequence.block_of.cpu()]  # (T,)
         size = int((sizes + rooms).sum())
-        self.branch_of = torch.full((size,), PADDING_SEGMENT, device=model.device)
-        self.branch_of[places] = sequence.branch_of
-        self.branch_of[places[answered.cpu()]] = PADDING_SEGMENT  # new tokens must not see them
+        self.segment_of = torch.full((size,), PADDING_SEGMENT, device=model.device)
+        self.segment_of[slots] = sequence.segment_of
+        self.segment_of[slots[answered.cpu()]] = PADDING_SEGMENT  # hidden from new tokens
         layers = model.config.get_text_config().num_hidden_layers
         self.layers = [PreallocatedLayer(size) for _ in range(layers)]
-        self._write_to(places)
+        self._write_to(slots)
 
     def prefill(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits behind each prompt (prompts, vocabulary), and the log-probability of each gold
-        answer (prompts), of none 0."""
+        """Read all prompts.
+
+        Returns:
+            The next logits (prompts, vocabulary), and the log-probability of each gold answer
+            (prompts), 0 without one.
+        """
         self.cache = Cache(layers=[*self.layers])
         output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
         logits, count = output.logits[0], len(self.golds)  # (marks, vocabulary)
-        rows, places = self.marks % count, self.marks // count
-        return logits[:count], _of_golds(logits, rows, places, self.golds)
+        rows, offsets = self.marks % count, self.marks // count
+        return logits[:count], _of_golds(logits, rows, offsets, self.golds)
 
     def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
-        self.block, self.branch = self.block[kept], self.branch[kept]
+        """Append a token (A) to each of the kept rows (A); give the next logits (A, vocabulary)."""
+        self.block, self.segment = self.block[kept], self.segment[kept]
         self.positions = self.positions[kept]
         before, self.attended = [self.attended[row] for row in kept.tolist()], []
         blocks: list[Block] = []
         numbers, counts = self.block.unique_consecutive(return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             first, begin, read = len(self.attended), self.starts[number], self.read[number]
-            seen = may_attend(self.branch[first : first + count], self.branch_of[begin:read])
+            seen = may_attend(self.segment[first : first + count], self.segment_of[begin:read])
             new = torch.zeros(count, self.used[number] + count - read, dtype=torch.bool)
             for row in range(count):
                 self.attended.append([*before[first + row], self.used[number] + row])
@@ -137,7 +151,7 @@ class SharedPrefixCache:
             self.used[number] += count
             mask = torch.cat([seen, new.to(seen.device)], dim=1)  # (count, seen)
             blocks.append(Block(first, len(self.attended), mask, slice(begin, self.used[number])))
-        self._write_to(torch.tensor([backend[-1] for backend in self.attended]))
+        self._write_to(torch.tensor([slots[-1] for slots in self.attended]))
         output = self.model(
             **block_inputs(tokens[None], self.positions[None], blocks),
             past_key_values=self.cache,
@@ -146,27 +160,28 @@ class SharedPrefixCache:
         self.positions = self.positions + 1
         return output.logits[0]
 
-    def _write_to(self, places: torch.Tensor) -> None:
-        """Where in the cache the tokens that are read next go."""
+    def _write_to(self, slots: torch.Tensor) -> None:
+        """Set the cache slots of the next tokens."""
         for layer in self.layers:
-            layer.places = places.to(self.model.device)
+            layer.slots = slots.to(self.model.device)
 
 
 class PreallocatedLayer(DynamicLayer):
-    """The keys and values of a layer, `size` places of them, written at `places`.
+    """Keys and values of a layer with `size` slots, written at `slots`.
 
-    transformers' growing layer copies all that there is at each token, which took half of the time;
-    its static one can't hold keys and values of unlike precision, as rotary positions make them.
+    transformers' growing layer copies everything at each token, which took half of the decoding
+    time. Its static one can't hold keys and values of different precision, which rotary positions
+    make.
     """
 
-    places: torch.Tensor
+    slots: torch.Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Reserve the room; memory is taken when it is written."""
+        """Reserve the slots; memory is used only when they are written."""
         self.keys, self.values = (
             states.new_empty(*states.shape[:2], self.size, states.shape[3])
             for states in (key_states, value_states)
@@ -176,20 +191,23 @@ class PreallocatedLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write keys and values (1, heads, new, width); gives all places (1, heads, size, width),
-        but the first ones, which see nothing older, as they came."""
+        """Write keys and values (1, heads, new, width).
+
+        Returns:
+            All slots (1, heads, size, width); of the first call only the new keys and values.
+        """
         first = not self.is_initialized
         if first:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        self.keys.index_copy_(2, self.places, key_states)
-        self.values.index_copy_(2, self.places, value_states)
+        self.keys.index_copy_(2, self.slots, key_states)
+        self.values.index_copy_(2, self.slots, value_states)
         return (key_states, value_states) if first else (self.keys, self.values)
 
 
 class PaddedCache:
-    """Prompts as rows padded on the left, with positions counted from their first real token."""
+    """A DecodingBackend with one row per prompt, padded on the left."""
 
     def __init__(
         self,
@@ -206,8 +224,12 @@ class PaddedCache:
         self.mask = (columns >= longest - lengths[:, None]).long()  # (B, T)
 
     def prefill(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits behind each prompt (B, vocabulary), and the log-probability of each gold
-        answer (B), of none 0."""
+        """Read all prompts.
+
+        Returns:
+            The next logits (B, vocabulary), and the log-probability of each gold answer (B), 0
+            without one.
+        """
         output = self.model(
             input_ids=self.ids,
             attention_mask=self.mask,
@@ -219,22 +241,22 @@ class PaddedCache:
         return output.logits[:, -1], self._of_golds()
 
     def _of_golds(self) -> torch.Tensor:
-        """What `start` gives of the gold answers, in rows of their own, padded on the right."""
+        """Log-probabilities of the gold answers, computed in rows padded on the right."""
         if not any(self.golds):
             return torch.zeros(len(self.golds))
         pairs = list(zip(self.prompts, self.golds, strict=True))
         rows = padded([p.prompt + gold[:-1] for p, gold in pairs], [[] for _ in pairs])
         rows = rows.to(self.model.device)
         ends = torch.tensor([len(p.prompt) - 1 for p, _ in pairs])
-        places = torch.arange(rows.input_ids.shape[1]) - ends[:, None]  # (B, T): in the answer
-        answers = (places >= 0) & (places < torch.tensor(list(map(len, self.golds)))[:, None])
+        offsets = torch.arange(rows.input_ids.shape[1]) - ends[:, None]  # (B, T): in the answer
+        answers = (offsets >= 0) & (offsets < torch.tensor(list(map(len, self.golds)))[:, None])
         columns = answers.any(dim=0).nonzero().squeeze(1)  # (K,)
         logits = self.model(**rows.model_inputs(columns.to(self.model.device))).logits  # (B, K, V)
         row, column = answers[:, columns].nonzero(as_tuple=True)
-        return _of_golds(logits[row, column], row, places[row, columns[column]], self.golds)
+        return _of_golds(logits[row, column], row, offsets[row, columns[column]], self.golds)
 
     def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits behind one token more each (A) of the rows `kept` (A) of before."""
+        """Append a token (A) to each of the kept rows (A); give the next logits (A, vocabulary)."""
         if len(kept) < len(self.mask):
             self.cache.batch_select_indices(kept)
         self.mask = torch.cat([self.mask[kept], torch.ones_like(tokens)[:, None]], dim=1)
@@ -249,12 +271,21 @@ class PaddedCache:
 
 
 def _of_golds(
-    logits: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, golds: Sequence[list[int]]
+    logits: torch.Tensor, rows: torch.Tensor, offsets: torch.Tensor, golds: Sequence[list[int]]
 ) -> torch.Tensor:
-    """The log-probability of each of `golds` (B), of none 0. `logits` (N, vocabulary) are those
-    which predict what stands at each of `places` (N) in the gold of each of `rows` (N)."""
+    """Sum the log-probability of each gold answer.
+
+    Args:
+        logits: (N, vocabulary).
+        rows: Row whose gold answer each of the logits predicts (N).
+        offsets: Index of the predicted token in that answer (N).
+        golds: Token ids of the gold answers (B).
+
+    Returns:
+        Log-probabilities (B); 0 without an answer.
+    """
     total = torch.zeros(len(golds), dtype=torch.float32, device=logits.device)
-    pairs = enumerate(zip(rows.tolist(), places.tolist(), strict=True))
+    pairs = enumerate(zip(rows.tolist(), offsets.tolist(), strict=True))
     held = [(n, row, golds[row][place]) for n, (row, place) in pairs if place < len(golds[row])]
     if not held:
         return total

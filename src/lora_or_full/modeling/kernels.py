@@ -1,4 +1,4 @@
-"""The same functions by faster kernels, for any model that is built of torch's usual layers."""
+"""Faster kernels for the same functions, for any model of torch's usual layers."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-NEEDED = "needed"  # the argument of a model that names the columns (K) whose logits are needed
+NEEDED = "needed"  # argument of a model: the columns (K) whose logits are needed
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def speed_up(model: PreTrainedModel) -> None:
-    """Let `model` compute what it computes in less time and memory."""
+    """Replace kernels of a model by faster ones that compute the same."""
     for layer in list(model.modules()):
         for name, child in layer.named_children():
             if isinstance(child, NewGELUActivation):  # the tanh form: one kernel in place of seven
@@ -22,15 +22,15 @@ def speed_up(model: PreTrainedModel) -> None:
     if onednn_is_faster():
         for layer in model.modules():
             if type(layer) in OF_ONEDNN:
-                layer.__class__ = OF_ONEDNN[type(layer)]  # the layer stays the one that others hold
+                layer.__class__ = OF_ONEDNN[type(layer)]  # others hold this very layer
     _compute_what_is_needed(model)
 
 
 def speed_up_full(model: PreTrainedModel) -> None:
-    """The same where every weight is trained.
+    """Speed up a model whose every weight is trained.
 
-    Where the head's weights are the embedding's, the gradient of the few tokens that were read is
-    added to the head's in place, not first written out for the whole vocabulary.
+    If head and embedding share weights, the embedding's gradient, of the few tokens that were read,
+    is added to the head's in place instead of being written out for the whole vocabulary.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, nn.Embedding) and head is not None:
@@ -38,16 +38,16 @@ def speed_up_full(model: PreTrainedModel) -> None:
 
 
 def speed_up_dropout(model: nn.Module) -> None:
-    """Let the dropouts in `model` draw their masks in a third of the time on a CPU."""
+    """Let dropout layers draw their masks in a third of the time (measured on a CPU)."""
     for layer in model.modules():
         if type(layer) is nn.Dropout:
             layer.__class__ = _Dropout
 
 
 def _compute_what_is_needed(model: PreTrainedModel) -> None:
-    """Let the last layer's MLP compute only the columns that are NEEDED, where a call names them.
+    """Let the last layer's MLP compute only the NEEDED columns, if a call names them.
 
-    Behind it no token looks at another, so nobody reads the other columns: they get zeros.
+    No token attends to another after it, so the other columns are not read: they get zeros.
     """
     with_mlp = [
         (layer, child)
@@ -81,9 +81,9 @@ def _compute_what_is_needed(model: PreTrainedModel) -> None:
 
 
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies matrices in float32 faster than MKL, torch's choice on x86.
+    """Tell whether oneDNN multiplies float32 matrices faster than MKL, torch's choice on x86.
 
-    On processors that are not Intel's, MKL does not use AVX-512: oneDNN takes half of the time.
+    On AMD processors MKL does not use AVX-512: oneDNN takes half the time (measured).
     """
     return (
         torch.backends.mkl.is_available()
@@ -95,9 +95,9 @@ def onednn_is_faster() -> bool:
 
 
 class _Dropout(nn.Dropout):
-    """Four masks of each random number, where torch takes a number each.
+    """Dropout that takes four masks from each random number, where torch takes one.
 
-    A share of p, rounded to a 65,536th, is zero; the rest is scaled by exactly what that asks for.
+    p is rounded to a multiple of 1/65,536, and the scale is exact for it.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ class _Dropout(nn.Dropout):
 
 
 class _Product(torch.autograd.Function):
-    """x (M, in) times a weight (out, in), or (in, out) where it is `transposed`, plus a bias."""
+    """x (M, in) times a weight (out, in), or (in, out) if `transposed`, plus a bias."""
 
     @staticmethod
     def forward(
@@ -138,7 +138,7 @@ class _Product(torch.autograd.Function):
 def multiply(
     left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """left (M, in) times right (out, in) transposed, by oneDNN."""
+    """Multiply left (M, in) by right (out, in) transposed, by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
 
 

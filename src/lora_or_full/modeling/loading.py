@@ -1,4 +1,4 @@
-"""A causal language model from its folder, and LoRA or another adapter on it."""
+"""Loads a causal language model from its folder, and puts adapters on it."""
 
 import inspect
 import warnings
@@ -31,16 +31,16 @@ from lora_or_full.errors import UserError, first_line
 from lora_or_full.modeling.kernels import speed_up, speed_up_dropout
 from lora_or_full.modeling.prefix_packing import ATTENTION
 
-# What a folder holds is read as data: code in it is refused, and nobody is asked to trust it.
+# Files are read as data: code in a folder is refused, and nobody has to trust it.
 AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # the layers that PEFT's LoRA can sit on
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # layers that can get LoRA
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`.
+    """Load the tokenizer in a folder.
 
     Raises:
-        UserError: there is none, it is not a fast one, or it has no end-of-text token.
+        UserError: There is none, it is not a fast one, or it has no end-of-text token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **AS_DATA)
@@ -52,18 +52,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrainedModel:
-    """The model in `folder` in float32, in eval mode, with fused kernels where they compute the
-    same function.
+    """Load a model in float32 and eval mode, with faster kernels that compute the same.
 
-    `name` is what an adapter's file names as its base model. `config` replaces values of the
-    model's configuration (such as attn_pdrop).
+    Args:
+        folder: Local folder of the model.
+        name: What an adapter's file names as its base model.
+        config: Values of the model's own configuration to replace, such as attn_pdrop.
 
     Raises:
-        UserError: the folder holds no causal language model that can be served here, its weights
-            are not safetensors, or `config` does not fit it.
+        UserError: The folder holds no supported causal language model, its weights are not
+            safetensors, or `config` does not fit it.
     """
     settings = _configuration(folder)
-    known = settings.to_dict() | settings.attribute_map  # the second: other names for the same
+    known = settings.to_dict() | settings.attribute_map  # attribute_map: other names for the same
     for key, value in config.items():
         if key not in known:
             raise UserError(
@@ -72,7 +73,7 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
             )
         try:
             setattr(settings, key, value)
-        except Exception as error:  # its own checks, of kinds of their own
+        except Exception as error:  # its own checks raise many kinds
             raise UserError(f"model.config.{key}={value}: {first_line(error)}") from None
     loaded: Any  # transformers types it as a model, which with output_loading_info it is not
     try:
@@ -92,7 +93,7 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
             f"{folder} lacks {len(missing)} weights of its model, the first: {missing[0]}. They "
             "would be random. Check model.name and model.config."
         )
-    _check_served(model)
+    _check_supported(model)
     model.config.name_or_path = model.name_or_path = name
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
@@ -101,15 +102,15 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
 
 
 def max_positions(folder: Path) -> int:
-    """How many tokens the model in `folder` can read at once.
+    """Give the number of tokens that the model in a folder can read at once.
 
     Raises:
-        UserError: its configuration can't be read or does not say.
+        UserError: Its configuration can't be read, or does not say.
     """
     config = _configuration(folder)
     if not isinstance(getattr(config, "max_position_embeddings", None), int):
         raise UserError(
-            f"The model type {config.model_type!r} can't be served: its configuration has no "
+            f"The model type {config.model_type!r} is not supported: its configuration has no "
             "max_position_embeddings. GPT-2 and Llama types are tested."
         )
     return config.max_position_embeddings
@@ -160,10 +161,10 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with the adapter in `folder` (of PEFT's format), both in eval mode.
+    """Load an adapter in PEFT's format onto a model, both in eval mode.
 
     Raises:
-        UserError: there is none, it is of another base model, or of a kind that adds tokens.
+        UserError: There is none, it is of another base model, or of a type that adds tokens.
     """
     settings, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if missing := [file.name for file in (settings, weights) if not file.is_file()]:
@@ -173,9 +174,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         if config.is_prompt_learning:
             raise UserError(
                 f"{folder} is an adapter of type {config.peft_type.value}, which adds tokens to a "
-                "prompt. LoRA and others that change weights can be served."
+                "prompt. LoRA and other types that change weights are supported."
             )
-        with warnings.catch_warnings(action="ignore"):  # of what is missing, which is refused below
+        with warnings.catch_warnings(action="ignore"):  # missing weights, which are refused below
             adapted = PeftModel.from_pretrained(model, str(folder), config=config)
         with safe_open(weights, "pt") as file:
             saved = set(file.keys())
@@ -183,20 +184,20 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise _other_base(folder, model, first_line(error)) from None
     expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     surplus = {name for name in saved - expected if adapted.base_model.prefix in name}
-    if lacking := expected - saved:
-        raise _other_base(folder, model, f"it lacks {len(lacking)} weights")
+    if missing_weights := expected - saved:
+        raise _other_base(folder, model, f"it lacks {len(missing_weights)} weights")
     if surplus:
-        raise _other_base(folder, model, f"{len(surplus)} of its weights have no place there")
+        raise _other_base(folder, model, f"{len(surplus)} of its weights have no place in it")
     return adapted.eval()
 
 
 def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
-    """Keep the frozen weights of the matrix products in `dtype`.
+    """Store the frozen weights of matrix products in a lower precision.
 
-    Under autocast to `dtype` the results stay the same, bit for bit, since the products round these
-    weights anyway. Embeddings and norms, which autocast leaves in float32, stay as they are: a
-    head that shares its weights with the embedding gets weights of its own. Nothing then needs the
-    model's file any more, which loading has mapped into memory.
+    Under autocast to `dtype` results stay the same, bit for bit, since the products round these
+    weights anyway. Embeddings and norms, which autocast leaves in float32, are unchanged: a head
+    that shares its weights with the embedding gets its own. The model's file, which loading has
+    mapped into memory, is not needed afterwards.
     """
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, Conv1D)):
@@ -209,8 +210,8 @@ def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def _check_served(model: PreTrainedModel) -> None:
-    """Refuse a model type whose answer depends on the padding of its batch, by trying it."""
+def _check_supported(model: PreTrainedModel) -> None:
+    """Refuse a model type whose answers depend on the padding of a batch, by trying it."""
     ids = torch.arange(1, 7).unsqueeze(0) % model.config.vocab_size  # (1, 6)
     padded = torch.cat([ids[:, :1].repeat(1, 2), ids], dim=1)  # (1, 8)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
@@ -227,8 +228,8 @@ def _check_served(model: PreTrainedModel) -> None:
         same = False
     if not same:
         raise UserError(
-            f"The model type {model.config.model_type!r} can't be served: in a padded batch it "
-            "answers otherwise than alone. GPT-2 and Llama types are tested."
+            f"The model type {model.config.model_type!r} is not supported: in a padded batch it "
+            "answers differently than alone. GPT-2 and Llama types are tested."
         )
 
 

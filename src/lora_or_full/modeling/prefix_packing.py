@@ -1,9 +1,10 @@
-"""Several questions over one context in one sequence: the context once, then each question.
+"""Prefix packing: several questions over one context in one sequence, the context only once.
 
-A context and its questions make a block. The positions of each question go on behind its context,
-and a token sees, of its own block alone, the context and its own question up to itself: each is
-computed just as in a sequence of its own, the context once instead of once a question. Blocks
-follow one another in one sequence, with next to no padding.
+A context and its questions make a block. The positions of each question continue after its context.
+A token attends to the context and to its own question up to itself, in its own block only. So each
+question is computed as in a sequence of its own, but the context once per block instead of once per
+question. Blocks follow one another in one sequence, with almost no padding. (Derived here;
+Hydragen, Juravsky et al., 2024, arXiv 2402.05099, shares prefixes in decoding.)
 """
 
 from collections.abc import Sequence
@@ -18,66 +19,72 @@ from transformers.masking_utils import sdpa_mask
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.modeling.kernels import NEEDED
 
-PADDING_SEGMENT = -1  # the branch number of what fills a block up
-CONTEXT_SEGMENT = 0  # the branch number of a context's tokens; its questions are 1, 2, ...
-# Sequences are filled up to a multiple: oneDNN keeps code and memory for each length that it meets,
-# which for bfloat16 cost an eighth of the time and a gigabyte. On a processor without AVX-512, MKL
-# multiplies, which does not, and what fills up would cost a thirtieth.
+PADDING_SEGMENT = -1  # segment of the padding of a block
+CONTEXT_SEGMENT = 0  # segment of a context; its questions are 1, 2, ...
+# Blocks are padded to a multiple: oneDNN keeps code and memory for each length that it meets, which
+# for bfloat16 took an eighth of the time and a gigabyte (measured on two cores with AVX-512).
+# Without AVX-512 MKL multiplies, which does not, and padding would take a thirtieth of the time.
 PAD_MULTIPLE = 1 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
-# Up to this many tokens products of matrices attend faster in bfloat16 on a CPU than the fused
-# kernel, which there computes at the speed of float32; beyond it they take too much memory.
+# Up to this many tokens attention by matrix products is faster in bfloat16 on a CPU than the fused
+# kernel, which computes at the speed of float32 there; beyond it they need too much memory.
 MATMUL_ATTENTION_LIMIT = 512
 
 
 class Block(NamedTuple):
-    """The tokens `start` to `stop` of what the model reads (R), and which of them each may see.
+    """A block of R tokens, and what they attend to.
 
-    With a cache, `keys` says where in it lies what they may see (C). Each of the first `apart`
-    tokens may_attend all of the block that comes before it, which needs no mask."""
+    Attributes:
+        start: First token in the sequence.
+        stop: One past the last token.
+        mask: Whether each token may attend to each key (R, C); without a cache C = R.
+        keys: With a cache, the slots of the C keys.
+        causal_rows: The first so many tokens attend to all earlier ones, which needs no mask.
+    """
 
     start: int
     stop: int
     mask: torch.Tensor  # (R, C), bool; without a cache (R, R)
     keys: slice | None = None
-    apart: int = 0
+    causal_rows: int = 0
 
 
 class Padded(NamedTuple):
-    """Token ids and labels (B, T): a row a question, padded on the right."""
+    """Token ids and labels (B, T): one row per question, padded on the right."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
 
     def to(self, device: torch.device) -> "Padded":
-        """The same on a device."""
+        """Move to a device."""
         return Padded(self.input_ids.to(device), self.labels.to(device))
 
     def model_inputs(self, columns: torch.Tensor | None = None) -> dict[str, Any]:
-        """What the model is called with for the logits of `columns` (K) or of all.
+        """Give the arguments of the model for the logits of `columns` (K), or of all.
 
-        No mask, since no real token looks to its right."""
+        They need no mask: no real token attends to its right.
+        """
         wanted = {} if columns is None else {"logits_to_keep": columns}
         return wanted | {"input_ids": self.input_ids}
 
 
 class Packed(NamedTuple):
-    """Token ids, labels and positions (1, T) of blocks, and block and branch of each token (T)."""
+    """Token ids, labels and positions (1, T) of blocks, and block and segment of each token (T)."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor
     block_of: torch.Tensor
-    branch_of: torch.Tensor
+    segment_of: torch.Tensor
     blocks: list[Block]
 
     def to(self, device: torch.device) -> "Packed":
-        """The same on a device."""
+        """Move to a device."""
         blocks = [block._replace(mask=block.mask.to(device)) for block in self.blocks]
-        ids, labels, positions, block_of, branch_of = (t.to(device) for t in self[:5])
-        return Packed(ids, labels, positions, block_of, branch_of, blocks)
+        ids, labels, positions, block_of, segment_of = (t.to(device) for t in self[:5])
+        return Packed(ids, labels, positions, block_of, segment_of, blocks)
 
     def model_inputs(self, columns: torch.Tensor | None = None) -> dict[str, Any]:
-        """What the model is called with for the logits of `columns` (K) or of all."""
+        """Give the arguments of the model for the logits of `columns` (K), or of all."""
         return block_inputs(self.input_ids, self.position_ids, self.blocks, columns)
 
 
@@ -90,20 +97,26 @@ def block_inputs(
     blocks: list[Block],
     columns: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """What a model is called with to read ids and positions (1, T) that lie in `blocks`, for the
-    logits of `columns` (K) or of all."""
+    """Give the arguments of the model for a packed sequence.
+
+    Args:
+        input_ids: (1, T).
+        position_ids: (1, T).
+        blocks: The blocks of the sequence.
+        columns: Tokens whose logits are needed (K); None for all.
+    """
     wanted = {} if columns is None else {"logits_to_keep": columns, NEEDED: columns}
     return wanted | {
         "input_ids": input_ids,
         "position_ids": position_ids,
         "blocks": blocks,
-        # Of four dimensions, so that transformers makes none: `blocks` says who may_attend whom.
+        # Four dimensions, so that transformers builds no mask of its own: `blocks` has it.
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
     }
 
 
 def padded(ids: Sequence[list[int]], labels: Sequence[list[int]]) -> Padded:
-    """A row for each question."""
+    """Pad token ids and labels to one row per question."""
     longest = max(map(len, ids))
     return Padded(
         torch.tensor([row + [0] * (longest - len(row)) for row in ids], dtype=torch.long),
@@ -117,17 +130,23 @@ def packed(
     labels: Sequence[list[int]],
     length: int,
 ) -> Packed:
-    """One sequence of all `branches` (a question each, with or without its answer) and their
-    `labels`, equal `contexts` shared, and the words that all questions over one begin with.
+    """Pack questions into one sequence, equal contexts only once.
 
-    A block holds at most `length` tokens, or one branch; more branches repeat the context. They
-    keep their order where contexts come in a row.
+    The tokens that all questions over a context begin with are shared too. Questions keep their
+    order where equal contexts are adjacent.
+
+    Args:
+        contexts: Token ids of the context of each question.
+        branches: Token ids of each question, with or without its answer.
+        labels: Labels of `branches`.
+        length: Largest number of tokens of a block, unless a single question has more; further
+            questions repeat the context.
     """
     ids: list[int] = []
     targets: list[int] = []
     positions: list[int] = []
     block_of: list[int] = []
-    branch_of: list[int] = []
+    segment_of: list[int] = []
     blocks: list[Block] = []
     for number, rows in enumerate(group_by_prefix(contexts, branches, length)):
         opening = common_prefix([branches[row] for row in rows], [labels[row] for row in rows])
@@ -135,45 +154,54 @@ def packed(
         ids += context
         targets += [IGNORED] * len(context)
         positions += range(len(context))
-        branch_of += [CONTEXT_SEGMENT] * len(context)
+        segment_of += [CONTEXT_SEGMENT] * len(context)
         for branch, row in enumerate(rows, CONTEXT_SEGMENT + 1):
             own = branches[row][len(opening) :]
             ids += own
             targets += labels[row][len(opening) :]
             positions += range(len(context), len(context) + len(own))
-            branch_of += [branch] * len(own)
+            segment_of += [branch] * len(own)
         filling = -(len(ids) - start) % PAD_MULTIPLE
         ids += [0] * filling
         targets += [IGNORED] * filling
         positions += [0] * filling
-        branch_of += [PADDING_SEGMENT] * filling
+        segment_of += [PADDING_SEGMENT] * filling
         block_of += [number] * (len(ids) - start)
-        owners = torch.tensor(branch_of[start:])
-        alone = len(rows) == 1  # what fills up may see anything: nobody looks at it
-        apart = len(owners) if alone else len(context) // PAD_MULTIPLE * PAD_MULTIPLE
-        blocks.append(Block(start, len(ids), may_attend(owners, owners).tril(), apart=apart))
+        owners = torch.tensor(segment_of[start:])
+        alone = len(rows) == 1  # padding may attend to anything: nothing attends to it
+        causal_rows = len(owners) if alone else len(context) // PAD_MULTIPLE * PAD_MULTIPLE
+        blocks.append(
+            Block(start, len(ids), may_attend(owners, owners).tril(), causal_rows=causal_rows)
+        )
     return Packed(
         torch.tensor([ids]),
         torch.tensor([targets]),
         torch.tensor([positions]),
         torch.tensor(block_of),
-        torch.tensor(branch_of),
+        torch.tensor(segment_of),
         blocks,
     )
 
 
 def may_attend(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Whether a token of each branch in `rows` (R) may see one of each in `columns` (C), if that
-    comes before it: a bool (R, C)."""
+    """Give whether tokens may attend to earlier ones, by their segments.
+
+    Args:
+        rows: Segments of the tokens (R).
+        columns: Segments of the earlier tokens (C).
+
+    Returns:
+        A bool (R, C).
+    """
     return (columns == CONTEXT_SEGMENT) | (rows[:, None] == columns)
 
 
 def group_by_prefix(
     contexts: Sequence[list[int]], branches: Sequence[list[int]], length: int
 ) -> list[list[int]]:
-    """The rows of each block."""
+    """Group examples by identical context, at most `length` tokens each."""
     blocks: list[list[int]] = []
-    last: dict[tuple[int, ...], tuple[int, int]] = {}  # of a context: its open block, and its size
+    last: dict[tuple[int, ...], tuple[int, int]] = {}  # per context: its open block, and its size
     for row, (context, branch) in enumerate(zip(contexts, branches, strict=True)):
         key = tuple(context)
         block, size = last.get(key, (None, 0))
@@ -186,8 +214,8 @@ def group_by_prefix(
 
 
 def common_prefix(branches: Sequence[list[int]], labels: Sequence[list[int]]) -> list[int]:
-    """The tokens that all `branches` begin with, without those at which a label is predicted."""
-    tokens = zip(*branches, strict=False)  # of each place, as far as the shortest goes
+    """Give the tokens that all `branches` begin with, up to the first that predicts a label."""
+    tokens = zip(*branches, strict=False)  # per position, up to the shortest
     predicted = zip(*(own[1:] for own in labels), strict=False)
     shared = []
     for here, targets in zip(tokens, predicted, strict=False):
@@ -206,9 +234,19 @@ def attention(
     blocks: Sequence[Block] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' fused attention, or block by block where there are `blocks`.
+    """Attend by transformers' fused kernel, or block by block.
 
-    query (B, heads, T, width), key and value (B, key heads, T, width); gives (B, T, heads, width).
+    Args:
+        module: The attention layer.
+        query: (B, heads, T, width).
+        key: (B, key heads, T, width).
+        value: (B, key heads, T, width).
+        attention_mask: Mask without blocks.
+        blocks: Blocks of the sequence; None for the fused kernel.
+        kwargs: Further arguments of transformers.
+
+    Returns:
+        (B, T, heads, width), and no weights.
     """
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -221,15 +259,17 @@ def attention(
         if blocks[0].keys is None
         else ((key[:, :, block.keys], value[:, :, block.keys]) for block in blocks)
     )
-    for (*_, mask, _, apart), size, q, (k, v) in zip(blocks, sizes, queries, seen, strict=True):
-        if apart:
-            own = (part if apart == size else part[:, :, :apart] for part in (q, k, v))
+    for (*_, mask, _, causal_rows), size, q, (k, v) in zip(
+        blocks, sizes, queries, seen, strict=True
+    ):
+        if causal_rows:
+            own = (part if causal_rows == size else part[:, :, :causal_rows] for part in (q, k, v))
             q_own, k_own, v_own = own
-            triangle = mask[:apart, :apart]
+            triangle = mask[:causal_rows, :causal_rows]
             parts.append(_attend(module, q_own, k_own, v_own, triangle, True, **kwargs))
-        if apart < size:
-            rest = q[:, :, apart:] if apart else q
-            parts.append(_attend(module, rest, k, v, mask[apart:], False, **kwargs))
+        if causal_rows < size:
+            rest = q[:, :, causal_rows:] if causal_rows else q
+            parts.append(_attend(module, rest, k, v, mask[causal_rows:], False, **kwargs))
     return torch.cat(parts, dim=1), None
 
 
@@ -242,10 +282,11 @@ def _attend(
     causal: bool,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """What rows (R) attend to in columns (C) by `mask` (R, C): (B, R, heads, width).
+    """Attend from rows (R) to columns (C) by a mask (R, C): (B, R, heads, width).
 
-    `causal` says that the mask is the triangle, of which the fused kernel computes only half."""
-    # Positions by rotation may leave queries and keys, but not values, in float32.
+    With `causal` the mask is the triangle, of which the fused kernel computes only half.
+    """
+    # Rotary positions may leave queries and keys, but not values, in float32.
     low = value.device.type == "cpu" and value.dtype == torch.bfloat16
     if low and value.shape[2] <= MATMUL_ATTENTION_LIMIT and not kwargs.get("dropout"):
         return _products(query, key, value, mask, kwargs["scaling"])
@@ -256,7 +297,7 @@ def _attend(
 def _products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """The same as products of matrices, in the precision of `value`."""
+    """Attend by matrix products, in the precision of `value`."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = (query * scaling) @ key.transpose(2, 3)  # (B, heads, R, C)
