@@ -250,8 +250,8 @@ def sequences(
         return padded(ids, labels)
     contexts = [part.prefix + part.context for part in prompts]
     branches = [part.question + answer for part, answer in zip(prompts, answers, strict=True)]
-    behind = [own[-len(branch) :] for own, branch in zip(labels, branches, strict=True)]
-    return packed(contexts, branches, behind, packed_length)
+    targets = [own[-len(branch) :] for own, branch in zip(labels, branches, strict=True)]
+    return packed(contexts, branches, targets, packed_length)
 
 
 class _MicroBatches(torch.utils.data.Dataset):

@@ -66,7 +66,7 @@ def test_each_run_shows_its_answer_in_the_context(client: Any) -> None:
     text = asked(client, "Ada, said Ada.", "Ada?")
     assert text.count("<mark>Ada</mark>, said <mark>Ada</mark>.") == 2
     assert text.count("62.5 %") == text.count("25.0 %") == 2
-    assert text.count("stands in the context 2 times") == 2
+    assert text.count("is in the context 2 times") == 2
     assert text.count("(no answer)") == 2
     assert text.index(">lora</h2>") < text.index(">full</h2>")
     assert "<title>Ada / Ada –" in text

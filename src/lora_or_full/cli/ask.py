@@ -194,7 +194,7 @@ def show(runs: "list[Predictor]", sessions: "list[ContextSession]", question: st
 
 
 def lines(replies: "list[Reply]", context: str) -> list[str]:
-    """An answer in words, its place, and the alternatives."""
+    """Lines that show an answer, its position, and the alternatives."""
     answer, *others = replies
     end = "" if answer.ended else "; cut off, since it did not end"
     found = [named(answer), f"  probability {answer.probability:.1%}{end}"]

@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> None:
         print(push(output, args.push))
 
 
-def export(place: Path, output: Path, merge: bool, base: str | None, name: str) -> None:
+def export(run_folder: Path, output: Path, merge: bool, base: str | None, name: str) -> None:
     """Write what a run has trained, and its card, atomically.
 
     Args:
-        place: The run's folder.
+        run_folder: The run's folder.
         output: A new or empty folder.
         merge: Whether to fold the adapter into its base model.
         base: The base model, where the run does not name it.
@@ -72,18 +72,18 @@ def export(place: Path, output: Path, merge: bool, base: str | None, name: str) 
     """
     from lora_or_full.generation.predictor import finished_record, weights_folder  # seconds
 
-    record = finished_record(place)
-    source = weights_folder(place, record)
+    record = finished_record(run_folder)
+    source = weights_folder(run_folder, record)
     if merge and record.exported == "model":
-        raise UserError(f"{place} trained the whole model: there is no adapter to merge.")
+        raise UserError(f"{run_folder} trained the whole model: there is no adapter to merge.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} holds something already: choose another folder.")
-    text = _card(place, name, record, merge)
+    text = _card(run_folder, name, record, merge)
     made = output.with_name(f"{output.name}.partial")
     try:
         shutil.rmtree(made, ignore_errors=True)
         if merge:
-            _save_merged(place, record, base, made)
+            _save_merged(run_folder, record, base, made)
         else:
             shutil.copytree(source, made, ignore=shutil.ignore_patterns("README.md"))
         store.write_text(made / "README.md", text)
@@ -92,11 +92,11 @@ def export(place: Path, output: Path, merge: bool, base: str | None, name: str) 
         raise UserError(f"--output={output} can't be written: {error.strerror}.") from None
 
 
-def check_pushable(place: Path, merge: bool, repo_id: str) -> None:
+def check_pushable(run_folder: Path, merge: bool, repo_id: str) -> None:
     """Refuse what could not be pushed, or be used from the hub.
 
     Args:
-        place: The run's folder.
+        run_folder: The run's folder.
         merge: Whether the adapter will be folded into its base model.
         repo_id: USER/NAME.
 
@@ -112,7 +112,7 @@ def check_pushable(place: Path, merge: bool, repo_id: str) -> None:
         repo_id = ""
     if repo_id.count("/") != 1:
         raise UserError("--push takes USER/NAME: letters, digits, '-', '_' and '.'.")
-    record = finished_record(place)
+    record = finished_record(run_folder)
     name = record.config.model.name
     if record.exported == "adapter" and not merge and not hub_id(name):
         raise UserError(
@@ -154,21 +154,23 @@ def push(folder: Path, repo_id: str) -> str:
         ) from None
 
 
-def _card(place: Path, name: str, record: RunRecord, merge: bool) -> str:
+def _card(run_folder: Path, name: str, record: RunRecord, merge: bool) -> str:
     evaluations = [
         read_record(file.parent, EvaluationRecord)
-        for file in sorted(place.glob("evaluations/*/results.json"))
+        for file in sorted(run_folder.glob("evaluations/*/results.json"))
     ]
-    return card(place.resolve().name, name, record, read_answers(place), evaluations, merge)
+    return card(
+        run_folder.resolve().name, name, record, read_answers(run_folder), evaluations, merge
+    )
 
 
-def _save_merged(place: Path, record: RunRecord, base: str | None, folder: Path) -> None:
+def _save_merged(run_folder: Path, record: RunRecord, base: str | None, folder: Path) -> None:
     from lora_or_full.generation.predictor import base_folder, quiet_transformers
     from lora_or_full.modeling.loading import load_adapter, load_model, load_tokenizer
 
     quiet_transformers()
-    source = place / record.exported
-    base_model = base_folder(place, record, base)
+    source = run_folder / record.exported
+    base_model = base_folder(run_folder, record, base)
     # With the base model's own configuration, not with the dropouts of this run.
     adapted = load_adapter(load_model(base_model, base_model.name, {}), source)
     before = _logits(adapted)

@@ -167,10 +167,10 @@ def _in_folder(folder: Path) -> list[tuple[str, Path]]:
     """
     found: list[tuple[str, Path]] = []
     size = 0
-    for place, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            file = Path(place, name)
+            file = Path(parent, name)
             if not name.startswith(".") and file.is_file():
                 found.append((file.relative_to(folder).as_posix(), file))
                 size += file.stat().st_size
@@ -209,6 +209,6 @@ def _draw_paragraphs(
 ) -> list[Question]:
     """Draw questions of random paragraphs, all of each but the last, and keep their order."""
     contexts = list(dict.fromkeys(question.context for question in questions))
-    rank = {context: place for place, context in enumerate(rng.sample(contexts, len(contexts)))}
+    rank = {context: number for number, context in enumerate(rng.sample(contexts, len(contexts)))}
     drawn = sorted(range(len(questions)), key=lambda n: rank[questions[n].context])[:size]
     return [questions[number] for number in sorted(drawn)]

@@ -209,7 +209,7 @@ def check(
         )
     if wrong and misaligned == "refuse":
         raise UserError(
-            f"{len(wrong)} answers do not stand where answer_start says, the first: {wrong[0]}. "
+            f"{len(wrong)} answers are not where answer_start says, the first: {wrong[0]}. "
             "data.misaligned=repair looks for them in the context."
         )
     counts["unanswerable_dropped"] = len(without_answer) if unanswerable == "drop" else 0

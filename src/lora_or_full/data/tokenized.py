@@ -102,10 +102,10 @@ def make(
         )
         golds.append((q.starts[0], q.starts[0] + len(q.answers[0])))
     offsets = _offsets(tokenizer, [contexts[paragraph] for paragraph in cut])
-    for places, cut_rows in zip(offsets, cut.values(), strict=True):
-        needed = [_tokens_of(*golds[number], places) for number in cut_rows]
+    for spans, cut_rows in zip(offsets, cut.values(), strict=True):
+        needed = [_tokens_of(*golds[number], spans) for number in cut_rows]
         rooms = [rows[number]["stop"] for number in cut_rows]
-        for number, kept in zip(cut_rows, _windows(len(places), rooms, needed), strict=True):
+        for number, kept in zip(cut_rows, _windows(len(spans), rooms, needed), strict=True):
             rows[number]["prompt_tokens"] -= rows[number]["stop"] - (kept.stop - kept.start)
             rows[number] |= {"start": kept.start, "stop": kept.stop}
     return TokenizedQuestions(
@@ -117,19 +117,19 @@ def make(
 
 
 def cached(
-    place: Path, build: Callable[[], tuple[TokenizedQuestions, dict[str, Any]]]
+    folder: Path, build: Callable[[], tuple[TokenizedQuestions, dict[str, Any]]]
 ) -> tuple[TokenizedQuestions, dict[str, Any]]:
     """Rows and facts of them: loaded from a cache folder, or built and cached.
 
     A damaged cache is rebuilt.
     """
     disable_progress_bars()
-    if place.exists() and not store.is_intact(place):
-        print(f"Warning: {place} is damaged; it is rebuilt.", file=sys.stderr)
-        shutil.rmtree(place)
-    if not place.exists():
+    if folder.exists() and not store.is_intact(folder):
+        print(f"Warning: {folder} is damaged; it is rebuilt.", file=sys.stderr)
+        shutil.rmtree(folder)
+    if not folder.exists():
         rows, facts = build()
-        made = store.temporary_path(place)
+        made = store.temporary_path(folder)
         made.mkdir(parents=True)
         try:
             rows.questions.save_to_disk(made / "questions")
@@ -137,16 +137,16 @@ def cached(
             (made / "facts.json").write_text(json.dumps(facts))
             files = [file for file in made.rglob("*") if file.is_file()]
             store.write_checksums(made, {file.relative_to(made).as_posix(): file for file in files})
-            made.rename(place)
+            made.rename(folder)
         except OSError:
-            if not place.exists():  # otherwise another process was faster
+            if not folder.exists():  # otherwise another process was faster
                 raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
-    questions, contexts = (load_from_disk(str(place / name)) for name in ("questions", "contexts"))
+    questions, contexts = (load_from_disk(str(folder / name)) for name in ("questions", "contexts"))
     assert isinstance(questions, Dataset)
     assert isinstance(contexts, Dataset)
-    return TokenizedQuestions(questions, contexts), json.loads((place / "facts.json").read_text())
+    return TokenizedQuestions(questions, contexts), json.loads((folder / "facts.json").read_text())
 
 
 def _offsets(

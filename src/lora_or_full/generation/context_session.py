@@ -45,7 +45,7 @@ class ContextSession:
     def ask(
         self, question: str, stops: list[int], max_new_tokens: int, alternatives: int
     ) -> list[Answer]:
-        """Answer greedily, as `decoding.greedy` does, with alternatives behind the answer.
+        """Answer greedily, as `decoding.greedy` does, followed by alternatives.
 
         Args:
             question: The question.
@@ -99,7 +99,7 @@ class ContextSession:
         return continuation, continuation.read(torch.tensor([ids], device=self.model.device))
 
     def _kept(self, question_ids: list[int]) -> int:
-        """Number of context tokens that there is room for beside a question."""
+        """Number of context tokens that there is room for besides a question."""
         room = self.max_prompt_length - len(self.prefix) - len(question_ids)
         if room < 0:
             raise UserError(
@@ -117,7 +117,7 @@ class ContextSession:
 
 
 class Continuation:
-    """Rows of tokens that grow side by side behind the same context; a DecodingBackend.
+    """Rows of tokens that grow side by side after the same context; a DecodingBackend.
 
     Args:
         model: In eval mode.

@@ -87,7 +87,7 @@ class SharedPrefixCache:
         # grows by the number of prompts.
         marks = [
             [IGNORED] * (len(p.question) - 1)
-            + [row + place * len(prompts) for place in range(len(gold) + 1)]
+            + [row + offset * len(prompts) for offset in range(len(gold) + 1)]
             for row, (p, gold) in enumerate(zip(prompts, read, strict=True))
         ]
         sequence = packed(
@@ -286,7 +286,7 @@ def _of_golds(
     """
     total = torch.zeros(len(golds), dtype=torch.float32, device=logits.device)
     pairs = enumerate(zip(rows.tolist(), offsets.tolist(), strict=True))
-    held = [(n, row, golds[row][place]) for n, (row, place) in pairs if place < len(golds[row])]
+    held = [(n, row, golds[row][offset]) for n, (row, offset) in pairs if offset < len(golds[row])]
     if not held:
         return total
     number, row, token = torch.tensor(held, device=logits.device).T

@@ -42,7 +42,7 @@ class Reply(NamedTuple):
         text: Empty if the model says nothing.
         probability: Product of the probabilities of its tokens, the end included.
         ended: Whether it ended by itself.
-        spans: Where it stands in the context; none if it does not.
+        spans: Its spans in the context; none if it is not there.
     """
 
     text: str
@@ -114,7 +114,7 @@ class Predictor:
             return ContextSession(self.model, self.tokenizer, context, self.max_prompt_length)
 
     def ask(self, session: ContextSession, question: str, alternatives: int) -> list[Reply]:
-        """Answer a question greedily, with alternatives behind the answer.
+        """Answer a question greedily, followed by alternatives.
 
         Args:
             session: A context that was read.

@@ -17,7 +17,7 @@ def speed_up(model: PreTrainedModel) -> None:
     """Replace kernels of a model by faster ones that compute the same."""
     for layer in list(model.modules()):
         for name, child in layer.named_children():
-            if isinstance(child, NewGELUActivation):  # the tanh form: one kernel in place of seven
+            if isinstance(child, NewGELUActivation):  # the tanh form: one kernel instead of seven
                 setattr(layer, name, nn.GELU(approximate="tanh"))
     if onednn_is_faster():
         for layer in model.modules():
