@@ -9,7 +9,6 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,11 +30,13 @@ class Model(Protocol):
     """What a checkpoint needs of the LightningModule."""
 
     epochs: list[dict[str, float]]
-    save_trained: Callable[[Path], None]
 
     @property
     def best_epoch(self) -> dict[str, float]:
         """The finished epoch with the best validation scores."""
+
+    def save_trained(self, file: Path) -> None:
+        """Write the trained weights."""
 
 
 class Interrupted(Exception):  # noqa: N818  # it is no error
