@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lora_or_full.cli import report
 from lora_or_full.config import compose
 from lora_or_full.evaluation.squad_metric import exact_match, f1
 
@@ -100,9 +101,8 @@ def record_of(mode: str, seed: int, predictions: list[dict[str, Any]]) -> dict[s
     }  # fmt: skip
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """Writes a finished run of (mode, seed) into `study/`; `change` may alter its record."""
+def maker(place: Path) -> MakeRun:
+    """Writes a finished run of (mode, seed) into a folder; `change` may alter its record."""
 
     def make(
         mode: str,
@@ -111,7 +111,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         change: Callable[[dict[str, Any]], None] = lambda record: None,
         name: str | None = None,
     ) -> Path:
-        folder = tmp_path / "study" / (name or f"{mode}_{seed}")
+        folder = place / (name or f"{mode}_{seed}")
         folder.mkdir(parents=True)
         predictions = answers(seed + (1000 if mode == "lora" else 0), share)
         record = record_of(mode, seed, predictions)
@@ -126,3 +126,21 @@ def make_run(tmp_path: Path) -> MakeRun:
         return folder
 
     return make
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Writes finished runs into `study/`."""
+    return maker(tmp_path / "study")
+
+
+@pytest.fixture(scope="session")
+def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three seeds of both modes in `study/`, and their report in `out/`."""
+    place = tmp_path_factory.mktemp("whole")
+    make = maker(place / "study")
+    for seed in (1, 2, 3):
+        make("lora", seed, share=0.6)
+        make("full", seed, share=0.8)
+    report.write([place / "study"], place / "out", 1.0)
+    return place

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,21 @@ def test_what_is_broken_failed_or_missing_is_left_out_by_name(
             f, "test", {"exact_match": 1, "f1": math.nan}
         ),
         "epochs.0.train_loss: Field required": lambda f: _result(f, "epochs", [{"epoch": 1}]),
+        "record: Value error, best_epoch names no epoch": lambda f: _result(f, "best_epoch", 3),
+        "record: Value error, epochs are not numbered from 1": lambda f: _record(
+            f, lambda r: r["epochs"].reverse()
+        ),
+        "cost.samples: Input should be less than": lambda f: _record(
+            f, lambda r: r["cost"].update(samples=10**30)
+        ),
+        "config.seed: Input should be a valid integer": lambda f: _record(
+            f, lambda r: r["config"].update(seed="1")
+        ),
+        "results.json can't be read (RecursionError": lambda f: (f / "results.json").write_text(
+            "[" * 10**5
+        ),
+        "predictions.jsonl holds no answer": lambda f: _cut(f, 0),
+        "predictions.jsonl has a question twice": lambda f: _answer(f, id="q001"),
         "predictions.jsonl is not as a run writes it: 0.log_probability": lambda f: _answer(
             f, log_probability=math.nan
         ),
@@ -174,14 +190,17 @@ def _sealed(folder: Path, name: str) -> None:
 
 
 def _without(folder: Path, key: str) -> None:
+    _record(folder, lambda record: record.pop(key))
+
+
+def _record(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     record = json.loads((folder / "results.json").read_text())
-    del record[key]
+    change(record)
     (folder / "results.json").write_text(json.dumps(record))
 
 
 def _result(folder: Path, key: str, value: Any) -> None:
-    record = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(json.dumps(record | {key: value}))
+    _record(folder, lambda record: record.update({key: value}))
 
 
 def _answer(folder: Path, **more: Any) -> None:

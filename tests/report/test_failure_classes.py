@@ -88,7 +88,7 @@ def test_calibration_by_hand() -> None:
         {"log_probability": half, "exact_match": 0.0},
         {"log_probability": sure, "exact_match": 0.0},
         {"log_probability": sure, "exact_match": 100.0},
-        {"log_probability": None, "exact_match": 0.0},  # was not asked
+        {"log_probability": None, "exact_match": 0.0},  # its prompt was too long
     ]
     bins, error = failure_classes.calibration(answers)
     assert [(b.answers, round(b.probability, 6), b.exact_match) for b in bins] == [
@@ -100,7 +100,7 @@ def test_calibration_by_hand() -> None:
 def test_risk_and_coverage_by_hand() -> None:
     answers = [
         {"log_probability": -3.0, "exact_match": 0.0},
-        {"log_probability": None, "exact_match": 0.0},  # was not asked: the last
+        {"log_probability": None, "exact_match": 0.0},  # its prompt was too long: the last
         {"log_probability": -1.0, "exact_match": 100.0},
         {"log_probability": -2.0, "exact_match": 100.0},
         {"log_probability": -2.0, "exact_match": 0.0},  # as sure: their order says nothing

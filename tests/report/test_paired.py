@@ -86,6 +86,14 @@ def test_seeds_needed_are_those_of_a_table_of_power() -> None:
     assert paired_seed_test([-1e-3, 0.0, 1e-3], 1.0).seeds_needed == 2
 
 
+@pytest.mark.parametrize(
+    ("deviation", "seeds"), [(0.08, 2), (0.12, 3), (0.2, 3), (3.7, 110), (12.0, 1133)]
+)
+def test_a_tail_that_scipy_cannot_compute_does_not_count(deviation: float, seeds: int) -> None:
+    # Expected: the power integrated numerically over the chi distribution of the deviation.
+    assert paired_seed_test([-deviation, 0.0, deviation], 1.0).seeds_needed == seeds
+
+
 def test_a_bootstrap_draws_whole_paragraphs() -> None:
     rng = np.random.default_rng(0)
     of_paragraph = rng.normal(size=60)
@@ -116,7 +124,10 @@ def test_paragraphs_weigh_by_their_questions() -> None:
 
 
 @pytest.mark.parametrize("seeds", [3, 6])
-def test_over_seeds_keeps_its_level_and_its_intervals_cover(seeds: int) -> None:
+def test_over_seeds_keeps_its_level_and_its_intervals_cover(
+    seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paired, "seeds_needed", lambda *_: None)  # slow, and not looked at
     rng = np.random.default_rng(seeds)
     held = rejected = flipped = equivalent = 0
     for d in rng.normal(1.0, 0.7, size=(STUDIES, seeds)):

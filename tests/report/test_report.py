@@ -1,10 +1,10 @@
 """The report's command: right numbers, nothing from data as markup, and a word for every gap."""
 
 import csv
+import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,40 +13,71 @@ from typing import Any
 
 import pytest
 
-from lora_or_full.cli import report
+from lora_or_full.cli import main, report
 from lora_or_full.errors import UserError
+from lora_or_full.report import render
+from lora_or_full.report.collect import collect
+from lora_or_full.report.render import Figure, Points, Section, Table, Text
+from lora_or_full.report.sections.conclusion import conclusion
+from lora_or_full.report.sections.configurations import configurations
+from lora_or_full.report.sections.costs import cost
+from lora_or_full.report.sections.overview import dynamics
+from lora_or_full.report.stats.comparison import ArmComparison, compare_arms
 
 PROJECT = Path(__file__).parents[2]
 
 
-def made(tmp_path: Path, **more: Any) -> tuple[str, str, dict[str, Any]]:
-    """Markdown, HTML and numbers of the report on `study/`."""
-    folder = report.write([tmp_path / "study"], tmp_path / "out", **({"margin": 1.0} | more))
-    numbers = json.loads((folder / "report.json").read_text())
-    return (folder / "report.md").read_text(), (folder / "report.html").read_text(), numbers
+def concluded(tmp_path: Path) -> tuple[str, ArmComparison | None]:
+    """The sentences of the first section on `study/`, and the comparison."""
+    study = collect([tmp_path / "study"])
+    found = compare_arms(study, 1.0)
+    return words(conclusion(study, found)), found
 
 
-def whole_study(make_run: Any) -> None:
-    for seed in (1, 2, 3):
-        make_run("lora", seed, share=0.6)
-        make_run("full", seed, share=0.8)
+def words(section: Section) -> str:
+    """All sentences of a section."""
+    return " ".join(
+        " ".join([block.text] if isinstance(block, Text) else block.items)
+        for block in section.blocks
+        if isinstance(block, (Text, Points))
+    )
 
 
-def test_a_whole_study(make_run: Any, tmp_path: Path) -> None:
-    whole_study(make_run)
-    text, page, numbers = made(tmp_path)
+def tables(section: Section | None) -> list[Table]:
+    return [block for block in section.blocks if isinstance(block, Table)] if section else []
+
+
+def figures(section: Section | None) -> list[Figure]:
+    return [block for block in section.blocks if isinstance(block, Figure)] if section else []
+
+
+def swept(lr: float, f1: float = 50.0) -> Any:
+    """Changes a record to a learning rate and the validation F1 of all epochs."""
+
+    def change(record: dict[str, Any]) -> None:
+        record["config"]["lr"] = lr
+        for epoch in record["epochs"]:
+            epoch["f1"] = f1
+
+    return change
+
+
+def test_a_whole_study(whole_study: Path) -> None:
+    out = whole_study / "out"
+    text, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    numbers = json.loads((out / "report.json").read_text())
     for title in (
         "What may be concluded", "Results", "Dynamics", "Ablation: memory, time, size",
         "Significance", "Failure cases", "The recipe", "Efficiency and theory", "Provenance",
     ):  # fmt: skip
         assert f"\n## {title}\n" in text
         assert f"<h2>{title}</h2>" in page
-    figures = {file.name for file in (tmp_path / "out" / "figures").iterdir()}
+    drawn = {file.name for file in (out / "figures").iterdir()}
     named = set(re.findall(r"\(figures/(\w+\.svg)\)", text))
-    assert figures == named
-    assert len(figures) >= 6
-    assert page.count("<svg") == len(figures)
-    rows = list(csv.DictReader((tmp_path / "out" / "report.csv").read_text().splitlines()))
+    assert drawn == named
+    assert len(drawn) >= 6
+    assert page.count("<svg") == len(drawn)
+    rows = list(csv.DictReader((out / "report.csv").read_text().splitlines()))
     assert len(rows) == 6
     compared = numbers["comparison"]
     for metric in ("exact_match", "f1"):
@@ -68,9 +99,8 @@ def test_no_cell_of_the_table_is_a_formula(make_run: Any, tmp_path: Path) -> Non
         make_run("lora", seed, name=f"{start}1+1", change=lambda r: r["environment"].update(
             commit="@SUM(1,1)"))  # fmt: skip
     make_run("lora", 9, change=lambda r: r["epochs"][1].update(validation_loss=0.125))
-    made(tmp_path)
-    with (tmp_path / "out" / "report.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    table = report.runs_csv(collect([tmp_path / "study"]))
+    rows = list(csv.DictReader(io.StringIO(table, newline="")))
     assert len(rows) == 8
     assert not [cell for row in rows for cell in row.values() if cell[:1] in tuple("=+-@\t\r\n")]
     assert {row["run"] for row in rows} > {"'=1+1", "?1+1", "lora_9"}
@@ -82,46 +112,33 @@ def test_no_cell_of_the_table_is_a_formula(make_run: Any, tmp_path: Path) -> Non
     assert int(row["epochs"]) == len(results["epochs"])
 
 
-def test_a_new_report_takes_away_the_pictures_of_the_old_one_alone(
-    make_run: Any, tmp_path: Path
-) -> None:
-    make_run("lora", 1)
-    own = tmp_path / "out" / "figures" / "own.svg"
-    own.parent.mkdir(parents=True)
+def test_a_new_report_takes_away_the_pictures_of_the_old_one_alone(tmp_path: Path) -> None:
+    own = tmp_path / "figures" / "own.svg"
+    own.parent.mkdir()
     own.write_text("<svg/>")
-    made(tmp_path)
-    assert not (own.parent / "differences.svg").exists()
-    make_run("full", 1)
-    made(tmp_path)
-    assert (own.parent / "differences.svg").exists()
-    shutil.rmtree(tmp_path / "study" / "full_1")
-    made(tmp_path)
-    assert not (own.parent / "differences.svg").exists()
+    sections = [Section(name, [Figure(name, "<svg/>", "")]) for name in ("scores", "differences")]
+    for shown in (sections, sections[:1], sections, sections[1:]):
+        render.write(tmp_path, "Title", shown)
+        drawn = {file.stem for file in own.parent.iterdir()}
+        assert drawn == {"own", *(section.title for section in shown)}
     assert own.read_text() == "<svg/>"
 
 
 def test_the_plot_of_the_epochs_has_as_many_lines_as_can_be_told_apart(
     make_run: Any, tmp_path: Path
 ) -> None:
-    def at(lr: float) -> Any:
-        def change(record: dict[str, Any]) -> None:
-            record["config"]["lr"] = lr
-            for epoch in record["epochs"]:
-                epoch["f1"] = 1000 * lr
-
-        return change
-
     make_run("full", 1)
     for number in range(1, 7):
-        make_run("lora", 1, change=at(number / 1000), name=f"lora_{number}")
-        if number < 6:
-            assert ("At most 4 configurations of each mode" in made(tmp_path)[0]) == (number > 4)
-    make_run("lora", 2, change=at(0.001), name="lora_1_2")  # two seeds go before a better F1
-    text, _, _ = made(tmp_path)
-    picture = (tmp_path / "out" / "figures" / "dynamics.svg").read_text()
+        make_run("lora", 1, change=swept(number / 1000, f1=number), name=f"lora_{number}")
+        if number in (4, 5):
+            [figure] = figures(dynamics(collect([tmp_path])))
+            assert ("At most 4 configurations of each mode" in figure.caption) == (number > 4)
+    make_run("lora", 2, change=swept(0.001, f1=1), name="lora_1_2")  # two seeds beat a better F1
+    section = dynamics(collect([tmp_path]))
+    [figure], [table] = figures(section), tables(section)
     for number in range(1, 7):
-        assert f"LoRA, lr {number / 1000:g}, epoch 1" in text
-        assert (f"LoRA, lr {number / 1000:g}<" in picture) == (number in (1, 4, 5, 6))
+        assert f"LoRA, lr {number / 1000:g}, epoch 1" in [row[0] for row in table.rows]
+        assert (f"LoRA, lr {number / 1000:g}<" in figure.svg) == (number in (1, 4, 5, 6))
 
 
 class Tags(HTMLParser):
@@ -137,11 +154,8 @@ class Tags(HTMLParser):
         self.loads += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
 
 
-def test_text_from_data_is_never_markup_and_nothing_is_loaded(
-    make_run: Any, tmp_path: Path
-) -> None:
-    whole_study(make_run)
-    text, page, _ = made(tmp_path)
+def test_text_from_data_is_never_markup_and_nothing_is_loaded(whole_study: Path) -> None:
+    text, page = ((whole_study / "out" / f"report.{kind}").read_text() for kind in ("md", "html"))
     parser = Tags()
     parser.feed(page)
     assert not parser.tags & {"b", "script", "img", "link", "iframe"}
@@ -152,31 +166,24 @@ def test_text_from_data_is_never_markup_and_nothing_is_loaded(
     assert r"\| \*" in text
 
 
-def test_what_differs_besides_the_mode_is_said(make_run: Any, tmp_path: Path) -> None:
+def test_what_differs_besides_the_mode_is_reported(make_run: Any, tmp_path: Path) -> None:
     def other(record: dict[str, Any]) -> None:
         record["config"]["data"]["train_size"] = 20
         record["data"]["train"]["fingerprint"] = "fewer"
+        record["environment"] |= {"cores": 64, "packages": {"torch": "2.0.0"}}
 
     for seed in (1, 2):
         make_run("lora", seed)
         make_run("full", seed, change=other)
-    text = made(tmp_path)[0]
-    assert "differ in more than the mode: in data.train\\_size (40 and 20)" in text
+    text, _ = concluded(tmp_path)
+    assert "differ in more than the mode: in data.train_size (40 and 20)" in text
     assert "were not trained on the same questions (seeds 1, 2)" in text
-
-
-def test_modes_that_ran_elsewhere_are_told(make_run: Any, tmp_path: Path) -> None:
-    def elsewhere(record: dict[str, Any]) -> None:
-        record["environment"] |= {"cores": 64, "packages": {"torch": "2.0.0"}}
-
-    for seed in (1, 2):
-        make_run("lora", seed, change=elsewhere)
-        make_run("full", seed)
-    text, _, _ = made(tmp_path)
     assert "ran under different conditions (cores, packages;" in text
 
 
-def test_a_validation_loss_that_rises_is_told_for_each_mode(make_run: Any, tmp_path: Path) -> None:
+def test_a_validation_loss_that_rises_is_reported_for_each_mode(
+    make_run: Any, tmp_path: Path
+) -> None:
     def rise(record: dict[str, Any]) -> None:
         record["epochs"][1]["validation_loss"] = 9.0
         record["best_epoch"] = 1
@@ -184,51 +191,60 @@ def test_a_validation_loss_that_rises_is_told_for_each_mode(make_run: Any, tmp_p
     for seed in (1, 2):
         make_run("lora", seed)
         make_run("full", seed, change=rise)
-    text = made(tmp_path)[0]
+    text = words(dynamics(collect([tmp_path])))
     says = "the validation loss rises after its lowest epoch in {} of 2 runs"
     assert f"LoRA: {says.format(0)}" in text
     assert f"full: {says.format(2)}; the training loss still falls in 2 of these" in text
 
 
-def test_the_parts_of_memory_add_up_to_the_measured_peak(make_run: Any, tmp_path: Path) -> None:
+def test_the_components_of_memory_add_up_to_the_measured_peak(
+    make_run: Any, tmp_path: Path
+) -> None:
     def more(record: dict[str, Any]) -> None:
         record["cost"]["step"]["activations_bytes"] = 2_000_000_000
 
     make_run("lora", 1, change=more)
-    _, _, numbers = made(tmp_path)
-    [table] = [t for t in numbers["tables"]["Ablation: memory, time, size"] if t["head"][0] == "MB"]
-    assert table["rows"][0][-1] == "900.0"
-    assert table["rows"][0][-2].startswith("-1,")
+    [table] = [t for t in tables(cost(collect([tmp_path]))) if t.head[0] == "MB"]
+    assert table.rows[0][-1] == "900.0"
+    assert table.rows[0][-2].startswith("-1,")
 
 
 def test_one_mode_says_that_there_is_nothing_to_compare(make_run: Any, tmp_path: Path) -> None:
     make_run("lora", 1)
     make_run("lora", 2)
-    text, _, numbers = made(tmp_path)
+    folder = report.write([tmp_path / "study"], tmp_path / "out", 1.0)
+    text = (folder / "report.md").read_text()
     assert "There is nothing to compare" in text
     assert "## Significance" not in text
-    assert numbers["comparison"] is None
+    assert json.loads((folder / "report.json").read_text())["comparison"] is None
+    make_run("full", 3)  # no seed in common
+    text, found = concluded(tmp_path)
+    assert "There is nothing to compare" in text
+    assert found is None
 
 
 def test_one_seed_says_nothing_of_the_methods(make_run: Any, tmp_path: Path) -> None:
     make_run("lora", 1)
     make_run("full", 1)
-    text, _, numbers = made(tmp_path)
+    text, found = concluded(tmp_path)
     assert "nothing can be said about the two methods" in text
-    assert numbers["comparison"]["over_both"] == {"exact_match": None, "f1": None}
+    assert found is not None
+    assert found.over_both == {"exact_match": None, "f1": None}
 
 
 def test_unequal_seeds_are_named_and_left_out_of_the_comparison(
     make_run: Any, tmp_path: Path
 ) -> None:
-    whole_study(make_run)
+    for seed in (1, 2):
+        make_run("lora", seed)
+        make_run("full", seed)
     make_run("lora", 7)
-    text, _, numbers = made(tmp_path)
-    assert numbers["comparison"]["seeds"] == [1, 2, 3]
+    (make_run("full", 9) / "results.json").unlink()
+    text, found = concluded(tmp_path)
+    assert found is not None
+    assert found.seeds == [1, 2]
     assert "LoRA has seeds that the other does not have (7)" in text
-    make_run("full", 9, name="failed")
-    (tmp_path / "study" / "failed" / "results.json").unlink()
-    assert "not finished" in made(tmp_path)[0]
+    assert "full_9: not finished" in text
 
 
 @pytest.mark.parametrize("questions", [1, 4])
@@ -245,31 +261,10 @@ def test_a_single_paragraph_gives_no_interval_over_paragraphs(
             for metric in ("exact_match", "f1"):
                 results["test"][metric] = sum(p[metric] for p in kept) / questions
             (folder / "results.json").write_text(json.dumps(results))
-    text, _, numbers = made(tmp_path)
+    text, found = concluded(tmp_path)
     assert "with one paragraph nothing can be said about other questions" in text
-    assert numbers["comparison"]["over_paragraphs"]["f1"]["interval"] is None
-
-
-def test_a_swept_value_is_written_at_its_place(make_run: Any, tmp_path: Path) -> None:
-    def of(lr: float) -> Any:
-        def change(record: dict[str, Any]) -> None:
-            record["config"]["lr"] = lr
-
-        return change
-
-    for lr in (1e-3, 3e-3):
-        make_run("lora", 1, change=of(lr), name=f"lora_{lr}")
-    made(tmp_path)
-    picture = (tmp_path / "out" / "figures" / "by_lr.svg").read_text()
-    assert ">0.001</text>" in picture
-    assert ">0.003</text>" in picture
-    assert "mathdefault" not in picture
-
-
-def test_no_common_seed(make_run: Any, tmp_path: Path) -> None:
-    make_run("lora", 1)
-    make_run("full", 2)
-    assert "There is nothing to compare" in made(tmp_path)[0]
+    assert found is not None
+    assert found.over_paragraphs["f1"].interval is None
 
 
 def test_masked_prompts_are_compared_with_open_ones_and_never_mixed(
@@ -278,18 +273,20 @@ def test_masked_prompts_are_compared_with_open_ones_and_never_mixed(
     def unmask(record: dict[str, Any]) -> None:
         record["config"]["mask_prompt"] = False
 
-    whole_study(make_run)
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
+        make_run("full", seed)
+        make_run("lora", seed)
         make_run("lora", seed, share=1.0, change=unmask, name=f"open_{seed}")
-    _, _, numbers = made(tmp_path)
-    assert numbers["comparison"]["adapter"] == "LoRA, mask_prompt True"
-    [table] = numbers["tables"]["The other configurations"]
-    [[label, seeds, *_]] = table["rows"]
-    assert (label, seeds) == ("LoRA, mask_prompt False", "3")
+    _, found = concluded(tmp_path)
+    assert found is not None
+    assert found.adapter.label == "LoRA, mask_prompt True"
+    [table] = tables(configurations(collect([tmp_path])))
+    [[label, seeds, *_]] = table.rows
+    assert (label, seeds) == ("LoRA, mask_prompt False", "2")
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_the_best_of_a_mode_is_held_against_its_other_configurations(
+def test_the_best_of_a_mode_is_compared_with_its_other_configurations(
     seeds: int, make_run: Any, tmp_path: Path
 ) -> None:
     def better(record: dict[str, Any]) -> None:
@@ -302,13 +299,13 @@ def test_the_best_of_a_mode_is_held_against_its_other_configurations(
         make_run("lora", seed, share=0.9, change=better, name=f"better_{seed}")
         make_run("full", seed)
     make_run("lora", 7, change=better, name="better_7")  # a seed that the other has not
-    _, _, numbers = made(tmp_path)
-    [table] = numbers["tables"]["The other configurations"]
-    assert table["head"][0] == "LoRA, rank 32, minus"
-    [[label, shared, _, f1, time, memory]] = table["rows"]
+    study = collect([tmp_path])
+    [table] = tables(configurations(study))
+    assert table.head[0] == "LoRA, rank 32, minus"
+    [[label, shared, _, f1, time, memory]] = table.rows
     assert (label, shared, time, memory) == ("LoRA, rank 8", str(seeds), "× 3.00", "× 1.00")
-    arms = numbers["arms"]
-    best, other = (arms[f"LoRA, rank {rank}"]["f1"][:seeds] for rank in (32, 8))
+    scores = {arm.label: arm.test("f1")[:seeds] for arm in study.arms}
+    best, other = (scores[f"LoRA, rank {rank}"] for rank in (32, 8))
     mean = sum(best) / seeds - sum(other) / seeds
     found = [float(n.replace("−", "-")) for n in re.findall(r"[+−][\d.]+", f1)]
     assert found[0] == pytest.approx(mean, abs=0.005)
@@ -318,28 +315,26 @@ def test_the_best_of_a_mode_is_held_against_its_other_configurations(
 def test_a_grid_shows_its_curves_and_says_where_the_best_lies(
     make_run: Any, tmp_path: Path
 ) -> None:
-    for place, lr in enumerate((1e-5, 1e-4, 1e-3)):
-
-        def change(record: dict[str, Any], lr: float = lr, place: int = place) -> None:
-            record["config"]["lr"] = lr
-            for epoch in record["epochs"]:
-                epoch["f1"] = 50.0 + (
-                    place if record["config"]["mode"] == "lora" else -abs(place - 1)
-                )
-
-        for mode in ("lora", "full"):
-            make_run(mode, 1, change=change, name=f"{mode}{place}")
+    for number, lr in enumerate((1e-5, 1e-4, 1e-3)):
+        make_run("lora", 1, change=swept(lr, f1=50.0 + number), name=f"lora{number}")
+        make_run("full", 1, change=swept(lr, f1=50.0 - abs(number - 1)), name=f"full{number}")
 
     def unlike(record: dict[str, Any]) -> None:  # not of the grid, since its batches differ too
         record["config"] |= {"lr": 1e-2, "batch_size": 64}
 
     make_run("lora", 1, change=unlike, name="unlike")
-    text, _, _ = made(tmp_path)
+    section = configurations(collect([tmp_path]))
+    assert section is not None
+    text = words(section)
     assert (
         "mode=lora: the best learning rate on validation is 0.001 of 1e-05, 0.0001, 0.001;" in text
     )
     assert text.count("it lies at the edge of the grid") == 1
-    assert (tmp_path / "out" / "figures" / "by_lr.svg").is_file()
+    [figure] = figures(section)
+    assert figure.name == "by_lr"
+    for tick in ("1e-05", "0.0001", "0.001"):
+        assert f">{tick}</text>" in figure.svg
+    assert "mathdefault" not in figure.svg
 
 
 @pytest.mark.parametrize(
@@ -351,7 +346,7 @@ def test_a_grid_shows_its_curves_and_says_where_the_best_lies(
         (lambda place: place.mkdir(), float("nan"), "--margin=nan"),
     ],
 )
-def test_nothing_to_report_on_is_told(
+def test_nothing_to_report_on_is_refused(
     prepare: Any, margin: float, message: str, tmp_path: Path
 ) -> None:
     prepare(tmp_path / "study")
@@ -360,24 +355,22 @@ def test_nothing_to_report_on_is_told(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_needs_no_torch_and_says_where_the_report_is(
-    make_run: Any, tmp_path: Path
+def test_the_command_needs_no_torch_and_prints_where_the_report_is(
+    whole_study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole_study(make_run)
     code = (
         "import sys; from lora_or_full.cli import main; main.main();"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
     )
+    study = whole_study / "study"
     done = subprocess.run(
-        [sys.executable, "-c", code, "report", str(tmp_path / "study")],
+        [sys.executable, "-c", code, "report", str(study)],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT / "src")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "study" / "report" / "report.html") in done.stdout
-    assert (tmp_path / "study" / "report" / "report.html").is_file()
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_or_full.cli.main", "report", str(tmp_path / "nowhere")],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.startswith("Error: There is no folder")
+    assert str(study / "report" / "report.html") in done.stdout
+    assert (study / "report" / "report.html").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main.main(["report", str(whole_study / "nowhere")])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("Error: There is no folder")

@@ -20,7 +20,7 @@ from lora_or_full.report.formatting import METRICS
 from lora_or_full.report.render import Section, Table
 from lora_or_full.report.sections.overview import all_sections
 from lora_or_full.report.stats.comparison import ArmComparison, compare_arms
-from lora_or_full.report.study import Study
+from lora_or_full.report.study import Arm, Run, Study
 from lora_or_full.runs import store
 
 TITLE = "LoRA against full fine-tuning"
@@ -38,25 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the report, and print its path.
-
-    Raises:
-        UserError: There is no finished run, or an argument is wrong.
-    """
+    """Write the report, and print its path."""
     folder = write(args.runs, args.output or args.runs[0] / "report", args.margin)
     print(f"{folder / 'report.html'}\n{folder / 'report.md'}")
 
 
 def write(runs: list[Path], folder: Path, margin: float) -> Path:
-    """Write the report.
+    """Write the report into a folder, and give the folder.
 
     Args:
         runs: Folders of runs, of sweeps, or that hold them.
         folder: Folder to write.
         margin: Margin of equivalence, percentage points.
-
-    Returns:
-        The folder.
 
     Raises:
         UserError: There is no finished run, or an argument is wrong.
@@ -85,26 +78,28 @@ def write(runs: list[Path], folder: Path, margin: float) -> Path:
 
 def runs_csv(study: Study) -> str:
     """Write CSV with a row per run: its configuration and its results."""
+    rows = [_row(arm, run) for arm in study.arms for run in arm.runs.values()]
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([
-        "run", "arm", "mode", "seed", "lr", "rank", "mask_prompt", "train_questions", "epochs",
-        "trainable", "best_epoch", "validation_loss", "validation_exact_match", "validation_f1",
-        "exact_match", "f1", "train_seconds", "seconds_per_batch", "samples_per_second",
-        "train_peak_bytes", "exported_bytes", "commit",
-    ])  # fmt: skip
-    for arm in study.arms:
-        for seed, run in arm.runs.items():
-            r = run.record
-            writer.writerow(map(_cell, [
-                run.folder.name, arm.label, run.mode, seed, r.config.lr, r.config.rank,
-                r.config.mask_prompt, r.data.train.questions, len(r.epochs),
-                r.parameters.trainable, r.best_epoch, r.best.validation_loss, r.best.exact_match,
-                r.best.f1, r.test.exact_match, r.test.f1, r.cost.train_seconds,
-                r.cost.seconds_per_batch, r.cost.samples_per_second,
-                r.cost.peak_memory_bytes.train, r.cost.exported_bytes, r.environment.commit,
-            ]))  # fmt: skip
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
+
+
+def _row(arm: Arm, run: Run) -> dict[str, Any]:
+    r = run.record
+    return {
+        "run": run.folder.name, "arm": arm.label, "mode": arm.mode, "seed": r.config.seed,
+        "lr": r.config.lr, "rank": r.config.rank, "mask_prompt": r.config.mask_prompt,
+        "train_questions": r.data.train.questions, "epochs": len(r.epochs),
+        "trainable": r.parameters.trainable, "best_epoch": r.best_epoch,
+        "validation_loss": r.best.validation_loss, "validation_exact_match": r.best.exact_match,
+        "validation_f1": r.best.f1, "exact_match": r.test.exact_match, "f1": r.test.f1,
+        "train_seconds": r.cost.train_seconds, "seconds_per_batch": r.cost.seconds_per_batch,
+        "samples_per_second": r.cost.samples_per_second,
+        "train_peak_bytes": r.cost.peak_memory_bytes.train,
+        "exported_bytes": r.cost.exported_bytes, "commit": r.environment.commit,
+    }  # fmt: skip
 
 
 def _cell(value: Any) -> Any:

@@ -109,8 +109,13 @@ def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
         seeds = grouped.setdefault(json.dumps(run.config, sort_keys=True), {})
         later = seeds.setdefault(run.record.config.seed, run)
         if later is not run:
-            facts = zip(_code_and_data(run).items(), _code_and_data(later).items(), strict=True)
-            unlike = [name for (name, value), (_, other) in facts if value != other]
+            unlike = [
+                name
+                for name, value, other in zip(
+                    ("commit", "training questions"), _origin(run), _origin(later), strict=True
+                )
+                if value != other
+            ]
             what = f", but of another {' and '.join(unlike)}" if unlike else ""
             left_out.append(f"{run.folder}: the same run as {later.folder}{what}; the later counts")
     arms = [Arm("", dict(sorted(seeds.items()))) for seeds in grouped.values()]
@@ -124,12 +129,9 @@ def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     return list(labelled.values()), left_out
 
 
-def _code_and_data(run: Run) -> dict[str, str | None]:
-    record = run.record
-    return {
-        "commit": record.environment.commit,
-        "training questions": record.data.train.fingerprint,
-    }
+def _origin(run: Run) -> tuple[str | None, str]:
+    """Commit and training questions."""
+    return run.record.environment.commit, run.record.data.train.fingerprint
 
 
 def _order(arm: Arm) -> tuple[Any, ...]:

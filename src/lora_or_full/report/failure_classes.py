@@ -36,14 +36,14 @@ def failure(prediction: Prediction, context: str) -> str | None:
     if prediction["exact_match"]:
         return None
     said = normalize(prediction["prediction"]).split()
-    golds = [normalize(gold).split() for gold in prediction["answers"]]
+    references = [normalize(text).split() for text in prediction["answers"]]
     if not said:
         return EMPTY
     if not prediction["ended"]:
         return ENDLESS
-    if any(gold and _inside(gold, said) for gold in golds):
+    if any(words and _inside(words, said) for words in references):
         return EXTRA
-    if any(_inside(said, gold) for gold in golds):
+    if any(_inside(said, words) for words in references):
         return PART
     if prediction["context_cut"]:
         return CUT
@@ -64,7 +64,7 @@ def question_word(question: str) -> str:
 
 def answer_words(prediction: Prediction) -> str:
     """Group by the number of words of the shortest gold answer."""
-    words = min(len(gold.split()) for gold in prediction["answers"])
+    words = min(len(text.split()) for text in prediction["answers"])
     return "1" if words <= 1 else "2" if words == 2 else "3 to 5" if words <= 5 else "6 or more"
 
 
@@ -79,21 +79,13 @@ def context_words(context: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A group of questions.
-
-    Attributes:
-        group: Its name.
-        questions: Number of its questions in a run.
-        exact_match: Mean EM, percent.
-        f1: Mean F1, percent.
-        classes: Wrong answers per run, by class.
-    """
+    """A group of questions."""
 
     group: str
-    questions: int
-    exact_match: float
-    f1: float
-    classes: dict[str, float]
+    questions: int  # of a run
+    exact_match: float  # mean, percent
+    f1: float  # mean, percent
+    classes: dict[str, float]  # wrong answers per run, by class
 
 
 def shares(
@@ -136,20 +128,20 @@ def calibration(predictions: Iterable[Prediction]) -> tuple[list[Bin], float]:
     The probability of an answer is the product of its tokens'. A question whose prompt was too long
     has none, and does not count.
     """
-    inside: dict[int, list[tuple[float, float]]] = {}
-    for p in predictions:
-        if p["log_probability"] is None:
-            continue
-        probability = math.exp(min(0.0, p["log_probability"]))
-        number = min(BINS - 1, int(probability * BINS))
-        inside.setdefault(number, []).append((100 * probability, float(p["exact_match"])))
-    bins = [
-        Bin(len(pairs), *(statistics.fmean(column) for column in zip(*pairs, strict=True)))
-        for _, pairs in sorted(inside.items())
+    answered = [
+        (math.exp(min(0.0, p["log_probability"])), p["exact_match"])
+        for p in predictions
+        if p["log_probability"] is not None
     ]
-    total = sum(b.answers for b in bins)
-    error = sum(b.answers * abs(b.probability - b.exact_match) for b in bins) / max(1, total)
-    return bins, error
+    bins = []
+    for number in range(BINS):
+        inside = [pair for pair in answered if min(BINS - 1, int(BINS * pair[0])) == number]
+        if inside:
+            probabilities, matches = zip(*inside, strict=True)
+            probability = 100 * statistics.fmean(probabilities)
+            bins.append(Bin(len(inside), probability, statistics.fmean(matches)))
+    apart = sum(b.answers * abs(b.probability - b.exact_match) for b in bins)
+    return bins, apart / max(1, len(answered))
 
 
 def risk_coverage(predictions: Sequence[Prediction]) -> tuple[list[float], float]:

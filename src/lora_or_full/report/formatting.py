@@ -1,9 +1,10 @@
 """How the report writes numbers."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lora_or_full.report.stats.paired import Interval, mean_over_seeds
+from lora_or_full.report.study import Arm, Run
 
 METRICS = {"exact_match": "EM", "f1": "F1"}
 MB = 1e6
@@ -13,15 +14,14 @@ NONE = "\N{EN DASH}"  # where there is no number
 def spread(values: Sequence[float]) -> str:
     """Write mean ± standard deviation and 95 % interval over seeds."""
     mean, deviation, interval = mean_over_seeds(values)
-    if deviation is None:
+    if deviation is None or interval is None:
         return f"{mean:.1f}"
-    assert interval is not None
     return f"{mean:.1f} ± {deviation:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
 
 
-def mean_of(values: Sequence[float], unit: float, digits: int) -> str:
-    """Write a mean in a unit."""
-    return f"{statistics.fmean(values) / unit:,.{digits}f}"
+def mean_of(arm: Arm, value: Callable[[Run], float], unit: float, digits: int) -> str:
+    """Write the mean over an arm's runs of a value, in a unit."""
+    return f"{statistics.fmean(map(value, arm.runs.values())) / unit:,.{digits}f}"
 
 
 def signed(value: float) -> str:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from lora_or_full.evaluation.spans import pieces
 from lora_or_full.runs.store import write_text
 
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-    lstrip_blocks=True,
+    loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
+    autoescape=select_autoescape(["html.jinja"]),
 )  # fmt: skip
 
 
@@ -98,49 +98,20 @@ def write(folder: Path, title: str, sections: Sequence[Section]) -> None:
         for block in section.blocks:
             if isinstance(block, Figure):
                 write_text(folder / "figures" / f"{block.name}.svg", block.svg)
-    write_text(folder / "report.md", markdown(title, sections))
-    template = TEMPLATES.get_template("report.html.jinja")
-    write_text(folder / "report.html", template.render(title=title, sections=sections))
-
-
-def markdown(title: str, sections: Sequence[Section]) -> str:
-    """Write the report as GitHub's Markdown; text from data can't become markup."""
-    parts = [f"# {_plain(title)}"]
-    for section in sections:
-        parts.append(f"## {_plain(section.title)}")
-        parts += [_block(block) for block in section.blocks]
-    return "\n\n".join(parts) + "\n"
-
-
-def _block(block: Block) -> str:
-    match block:
-        case Text(text):
-            return _plain(text)
-        case Points(items):
-            return "\n".join(f"- {_plain(item)}" for item in items)
-        case Code(text):
-            return "\n".join(f"    {line}" for line in text.splitlines())
-        case Table(head, rows, caption):
-            lines = [_row(head), "|---" + "|---:" * (len(head) - 1) + "|", *map(_row, rows)]
-            return "\n".join(lines) + (f"\n\n{_plain(caption)}" if caption else "")
-        case Figure(name, _, caption):
-            return f"![{_plain(caption)}](figures/{name}.svg)\n\n{_plain(caption)}"
-        case Example():
-            pieces = "".join(
-                f"<b>{_escaped(text)}</b>" if marked else _escaped(text)
-                for text, marked in block.pieces()
-            )
-            lines = [f"**{_plain(block.question)}**", *map(_plain, block.lines)]
-            return "  \n".join(lines) + "\n\n> Context: " + " ".join(pieces.split())
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
+    for name in ("report.md", "report.html"):
+        template = TEMPLATES.get_template(f"{name}.jinja")
+        write_text(folder / name, template.render(title=title, sections=sections))
 
 
 def _plain(text: str) -> str:
-    """Text in one line, with everything escaped that Markdown or HTML would take as markup."""
+    """Text in one line of Markdown, with everything escaped that is taken as markup."""
     return _escaped(" ".join(text.split()))
+
+
+def _marked(pieces: Sequence[tuple[str, bool]]) -> str:
+    """Pieces of a context in one line of Markdown, the marked ones bold."""
+    parts = [f"<b>{_escaped(text)}</b>" if mark else _escaped(text) for text, mark in pieces]
+    return " ".join("".join(parts).split())
 
 
 def _escaped(text: str) -> str:
@@ -148,3 +119,6 @@ def _escaped(text: str) -> str:
     text = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
     # GitHub makes links and mentions of these.
     return re.sub(r"(?i)(www|https?|ftp)(?=[.:])|@(?=\w)", lambda m: f"{m[0]}<!-- -->", text)
+
+
+TEMPLATES.filters |= {"plain": _plain, "marked": _marked}

@@ -104,13 +104,13 @@ class Arm:
     def minus(self, other: "Arm", metric: str) -> NDArray[np.float64]:
         """Give the differences of scores (shared seeds, questions), percentage points."""
         return np.stack([
-            scores(self.runs[seed].predictions, metric)
-            - scores(other.runs[seed].predictions, metric)
+            question_scores(self.runs[seed].predictions, metric)
+            - question_scores(other.runs[seed].predictions, metric)
             for seed in shared_seeds(self, other)
         ])  # fmt: skip
 
 
-def scores(predictions: Sequence[Prediction], metric: str) -> NDArray[np.float64]:
+def question_scores(predictions: Sequence[Prediction], metric: str) -> NDArray[np.float64]:
     """Give the exact_match or f1 (percent) of each question (questions)."""
     return np.array([p[metric] for p in predictions], dtype=np.float64)  # type: ignore[literal-required]
 

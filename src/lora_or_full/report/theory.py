@@ -3,15 +3,14 @@
 A product of a vector with a weight (in, out) counts 2 · in · out operations. For each token and
 each such weight W a step computes: forward W x, backward the gradient of x, and, where W is
 trained, the gradient of W: three products of the same size. LoRA (Hu et al., 2021, arXiv
-2106.09685) trains A (r, in) and B (out, r) in place of W.
+2106.09685) trains A (r, in) and B (out, r) instead of W.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-ADAMW = (
-    16  # operations per weight and step, about: two moments, two corrections, root, decay, update
-)
+# Operations of AdamW per weight and step, about: moments, corrections, root, decay, update.
+ADAMW = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +45,13 @@ class Layer:
 
     def operations(self, lora: bool) -> dict[str, int]:
         """Give operations per token (of the optimizer: per step) in one such layer."""
-        own = 2 * self.lora
-        if lora:
-            return {
-                "forward": 2 * self.full + own,
-                "backward, inputs": 2 * self.full + own,
-                "backward, weights": own,
-                "optimizer, a step": ADAMW * self.lora,
-            }
+        forward = 2 * (self.full + self.lora * lora)
+        trained = self.lora if lora else self.full
         return {
-            "forward": 2 * self.full,
-            "backward, inputs": 2 * self.full,
-            "backward, weights": 2 * self.full,
-            "optimizer, a step": ADAMW * self.full,
+            "forward": forward,
+            "backward, inputs": forward,
+            "backward, weights": 2 * trained,
+            "optimizer, per step": ADAMW * trained,
         }
 
 
@@ -66,10 +59,10 @@ def lora_layers(shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
     """Find the layers with LoRA by names and shapes of trained weights; equal ones count once."""
     found: dict[tuple[str, int, int, int], int] = {}
     for name, shape in shapes.items():
-        place, mark, _ = name.partition(".lora_A.")
+        path, mark, _ = name.partition(".lora_A.")
         other = shapes.get(name.replace(".lora_A.", ".lora_B."))
         if mark and other is not None and len(shape) == len(other) == 2:
-            key = (place.rpartition(".")[2], shape[1], other[0], shape[0])
+            key = (path.rpartition(".")[2], shape[1], other[0], shape[0])
             found[key] = found.get(key, 0) + 1
     return [Layer(name, count, *sizes) for (name, *sizes), count in found.items()]
 

@@ -1,7 +1,7 @@
 """Reads what a finished run has left: its record, its answers, and the contexts of these."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,6 +12,7 @@ from lora_or_full.runs import store
 from lora_or_full.runs.schema import EvaluationRecord, Prediction, RunRecord, Text
 
 Record = TypeVar("Record", RunRecord, EvaluationRecord)
+T = TypeVar("T")
 MOST_PROBLEMS = 3  # that are named
 SAME_MEAN = 1e-6  # percentage points between recorded and recomputed scores
 _PREDICTIONS = TypeAdapter(list[Prediction])
@@ -35,8 +36,7 @@ def read_record(folder: Path, kind: type[Record]) -> Record:
     Raises:
         UserError: The file is missing, unreadable, or not as a run writes it.
     """
-    file = folder / store.RESULTS
-    return _checked(file, lambda: kind.model_validate(_json(file)))
+    return _read(folder / store.RESULTS, lambda text: kind.model_validate(json.loads(text)))
 
 
 def read_answers(folder: Path) -> Answers:
@@ -45,10 +45,15 @@ def read_answers(folder: Path) -> Answers:
     Raises:
         UserError: A file is missing, unreadable, or not as a run writes it.
     """
-    file = folder / "predictions.jsonl"
-    predictions = _checked(file, lambda: _PREDICTIONS.validate_python(_lines(file)))
-    contexts_file = folder / "contexts.json"
-    contexts = _checked(contexts_file, lambda: _CONTEXTS.validate_python(_json(contexts_file)))
+    file, contexts_file = folder / "predictions.jsonl", folder / "contexts.json"
+    # Not splitlines, which also splits at characters that a text may hold.
+    predictions = _read(
+        file,
+        lambda text: _PREDICTIONS.validate_python(
+            [json.loads(line) for line in text.split("\n") if line]
+        ),
+    )
+    contexts = _read(contexts_file, lambda text: _CONTEXTS.validate_python(json.loads(text)))
     if not predictions:
         raise UserError(f"{file} holds no answer.")
     if len({p["id"] for p in predictions}) < len(predictions):
@@ -58,49 +63,37 @@ def read_answers(folder: Path) -> Answers:
     return Answers(sorted(predictions, key=lambda p: p["id"]), contexts)
 
 
-def check_scores(folder: Path, record: RunRecord | EvaluationRecord, answers: Answers) -> None:
+def check_scores(
+    folder: Path, record: RunRecord | EvaluationRecord, predictions: Sequence[Prediction]
+) -> None:
     """Refuse a record whose scores are not those of its answers: one of its files is damaged.
 
     Raises:
         UserError: They differ.
     """
-    count = len(answers.predictions)
-    found = {
-        "exact_match": sum(p["exact_match"] for p in answers.predictions) / count,
-        "f1": sum(p["f1"] for p in answers.predictions) / count,
-    }
-    recorded = {"exact_match": record.test.exact_match, "f1": record.test.f1}
-    for metric, value in found.items():
-        if abs(value - recorded[metric]) > SAME_MEAN:
+    for metric, recorded, values in (
+        ("exact_match", record.test.exact_match, [p["exact_match"] for p in predictions]),
+        ("f1", record.test.f1, [p["f1"] for p in predictions]),
+    ):
+        if abs(sum(values) / len(values) - recorded) > SAME_MEAN:
             raise UserError(
                 f"{folder}: predictions.jsonl does not give the {metric} of its record."
             )
 
 
-def _checked(file: Path, read: Any) -> Any:
-    """The result of reading a file, or a refusal that names its problems."""
+def _read(file: Path, parse: Callable[[str], T]) -> T:
+    """The content of a file, or a refusal that names its problems."""
     try:
-        return read()
+        return parse(file.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise UserError(f"{file} is not as a run writes it: {_problems(error.errors())}") from None
+        errors: Sequence[Any] = error.errors()
+        problems = [
+            f"{'.'.join(map(str, one['loc'])) or 'record'}: {one['msg']}"
+            for one in errors[:MOST_PROBLEMS]
+        ]
+        more = len(errors) - MOST_PROBLEMS
+        also = f" and {more} more" if more > 0 else ""
+        raise UserError(f"{file} is not as a run writes it: {'; '.join(problems)}{also}") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{file} can't be read ({reason}).") from None
-
-
-def _problems(errors: Sequence[Any]) -> str:
-    shown = [
-        f"{'.'.join(map(str, one['loc'])) or 'record'}: {one['msg']}"
-        for one in errors[:MOST_PROBLEMS]
-    ]
-    more = len(errors) - MOST_PROBLEMS
-    return "; ".join(shown) + (f" and {more} more" if more > 0 else "")
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _lines(file: Path) -> list[Any]:
-    # Not splitlines, which also splits at characters that a text may hold.
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

@@ -1,13 +1,11 @@
 """What may be concluded, in words, and what may not."""
 
-from collections.abc import Sequence
-
 from lora_or_full.report.formatting import METRICS, counted, p_with, shown_interval
 from lora_or_full.report.render import Block, Points, Section, Text
 from lora_or_full.report.stats import paired
 from lora_or_full.report.stats.comparison import ArmComparison
 from lora_or_full.report.stats.seeds_by_paragraphs import SeedByParagraphTest
-from lora_or_full.report.study import Arm, Study, shown
+from lora_or_full.report.study import Study, shown
 
 LEVEL = 1 - paired.LEVEL  # of every test
 OF_MODE = ("mode", "lr", "rank", "frozen_dtype", "adapter")  # keys in which modes differ by design
@@ -15,52 +13,44 @@ OF_MODE = ("mode", "lr", "rank", "frozen_dtype", "adapter")  # keys in which mod
 
 def conclusion(study: Study, found: ArmComparison | None) -> Section:
     """Write the section that the report begins with."""
-    blocks: list[Block] = [Text(sentence) for sentence in sentences(study, found)]
+    if found is None:
+        runs = "; ".join(
+            f"{arm.label} (seeds {', '.join(map(str, arm.runs))})" for arm in study.arms
+        )
+        said = [
+            f"There is nothing to compare: the runs are of {runs}. A comparison needs finished "
+            "runs of a mode with an adapter and of full fine-tuning that have a seed in common, "
+            "both with mask_prompt=true. What follows describes these runs; it says nothing about "
+            "LoRA against full fine-tuning."
+        ]
+    else:
+        said = [_subject(found), *_caveats(found), *(_verdict(found, m) for m in METRICS)]
+    blocks: list[Block] = [Text(sentence) for sentence in said]
     if study.left_out:
         blocks += [Text("Left out of every figure below:"), Points(study.left_out)]
     return Section("What may be concluded", blocks)
 
 
-def sentences(study: Study, found: ArmComparison | None) -> list[str]:
-    """Say what may be concluded from the comparison, and what may not."""
-    if found is None:
-        there = "; ".join(
-            f"{arm.label} (seeds {', '.join(map(str, arm.runs))})" for arm in study.arms
-        )
-        return [
-            f"There is nothing to compare: the runs are of {there}. A comparison needs finished "
-            "runs of a mode with an adapter and of full fine-tuning that have a seed in common, "
-            "both with mask_prompt=true. What follows describes these runs; it says nothing about "
-            "LoRA against full fine-tuning."
-        ]
-    said = [
+def _subject(found: ArmComparison) -> str:
+    return (
         f"{found.adapter.label} is compared with {found.full.label} over "
         f"{counted(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))}) and "
         f"{len(found.adapter.any.predictions):,} test questions. If a mode has several "
         "configurations, this is the one with the best validation F1 among those with masked "
         "prompts that have the most seeds."
-    ]
-    said += _caveats(found)
-    for metric, name in METRICS.items():
-        test = found.over_both[metric]
-        said.append(
-            _one_sample(found, metric, name)
-            if test is None
-            else _verdict(found, metric, name, test)
-        )
-    return said
+    )
 
 
 def _caveats(found: ArmComparison) -> list[str]:
     """What differs between the two arms besides the mode."""
-    adapter, full = found.adapter, found.full
+    arms = (found.adapter, found.full)
     said = [
         f"{arm.label} has seeds that the other does not have ({', '.join(map(str, own))}): they "
         "are not in the comparison."
-        for arm in (adapter, full)
+        for arm in arms
         if (own := sorted(arm.runs.keys() - set(found.seeds)))
     ]
-    one, other = adapter.any.config, full.any.config
+    one, other = (arm.any.config for arm in arms)
     differ = [
         f"{key} ({shown(one.get(key))} and {shown(other.get(key))})"
         for key in sorted(one.keys() | other.keys())
@@ -71,18 +61,22 @@ def _caveats(found: ArmComparison) -> list[str]:
             f"Beware: the two differ in more than the mode: in {', '.join(differ)}. A difference "
             "in scores or cost may come from that."
         )
-    if drawn := [
-        seed for seed in found.seeds if adapter.runs[seed].trained_on != full.runs[seed].trained_on
-    ]:
+    records = [[arm.runs[seed].record for seed in found.seeds] for arm in arms]
+    drawn = [
+        str(seed)
+        for seed, own, full in zip(found.seeds, *records, strict=True)
+        if own.data.train.fingerprint != full.data.train.fingerprint
+    ]
+    if drawn:
         said.append(
-            "Beware: the two were not trained on the same questions (seeds "
-            f"{', '.join(map(str, drawn))})."
+            f"Beware: the two were not trained on the same questions (seeds {', '.join(drawn)})."
         )
-    if conditions := [
+    conditions = [
         what
         for what in ("machine", "cores", "packages", "commit")
-        if _met(adapter, found.seeds, what) != _met(full, found.seeds, what)
-    ]:
+        if len({frozenset(str(getattr(r.environment, what)) for r in own) for own in records}) > 1
+    ]
+    if conditions:
         said.append(
             f"Beware: the two ran under different conditions ({', '.join(conditions)}; see "
             "Provenance). Their times can't be compared, and scores may differ a little for it."
@@ -90,62 +84,49 @@ def _caveats(found: ArmComparison) -> list[str]:
     return said
 
 
-def _met(arm: Arm, seeds: Sequence[int], what: str) -> set[str]:
-    """Values of a field in the environments of these runs."""
-    return {str(getattr(arm.runs[seed].record.environment, what)) for seed in seeds}
-
-
-def _points(found: ArmComparison, name: str, mean: float) -> str:
-    """A difference as a sentence: who scores how much lower or higher."""
-    side = "higher" if mean > 0 else "lower"
-    return (
-        f"{found.adapter.label} scores {abs(mean):.2f} {name} points {side} than {found.full.label}"
-    )
-
-
-def _one_sample(found: ArmComparison, metric: str, name: str) -> str:
-    own = found.over_paragraphs[metric]
+def _verdict(found: ArmComparison, metric: str) -> str:
+    """What a metric says about the two methods, or why it says nothing."""
+    name, test, models = METRICS[metric], found.over_both[metric], found.over_paragraphs[metric]
+    side = "higher" if models.mean > 0 else "lower"
+    apart = f"{abs(models.mean):.2f} points {side} than" if round(models.mean, 2) else "as high as"
+    points = f"{found.adapter.label} scores {apart} {found.full.label}"
+    if test is not None:
+        return (
+            f"{name}: {points}, 95 % interval over seeds and paragraphs "
+            f"{shown_interval(test.interval)}. {_tested(found, metric, test)}"
+        )
     why = (
         "with one seed nothing can be said about the two methods"
         if len(found.seeds) < 2
         else "with one paragraph nothing can be said about other questions"
-        if own.paragraphs < 2
+        if models.paragraphs < 2
         else "seeds and paragraphs do not vary, so nothing can be said about chance"
     )
-    interval = "" if own.interval is None else f", 95 % interval {shown_interval(own.interval)}"
-    over = "" if own.interval is None else " over paragraphs"
-    return (
-        f"{name}: {why}. For these very models, {_points(found, name, own.mean)}{interval}{over}."
-    )
+    if models.interval is not None:
+        points += f", 95 % interval {shown_interval(models.interval)} over paragraphs"
+    return f"{name}: {why}. For these very models, {points}."
 
 
-def _verdict(found: ArmComparison, metric: str, name: str, test: SeedByParagraphTest) -> str:
-    margin = found.margin
+def _tested(found: ArmComparison, metric: str, test: SeedByParagraphTest) -> str:
+    """Whether the two methods differ significantly, are equivalent, or neither is shown."""
+    margin = f"±{found.margin:g}"
     p = found.holm["over both"][metric]
     p_equivalent = found.holm["equivalence over both"][metric]
-    lead = (
-        f"{name}: {_points(found, name, test.mean)}, 95 % interval over seeds and paragraphs "
-        f"{shown_interval(test.interval)}."
-    )
     if p < LEVEL:
-        lead += f" The difference is significant ({p_with(p)} after Holm)."
+        said = f"The difference is significant ({p_with(p)} after Holm)."
         if p_equivalent < LEVEL:
-            lead += f" Yet it is within ±{margin:g} points ({p_with(p_equivalent)})."
-        return lead
+            said += f" Yet it is within {margin} points ({p_with(p_equivalent)})."
+        return said
     if p_equivalent < LEVEL:
-        return (
-            f"{lead} The two are equivalent within ±{margin:g} ({p_with(p_equivalent)} after Holm)."
-        )
-    paragraphs = found.over_paragraphs[metric].paragraphs
+        return f"The two are equivalent within {margin} ({p_with(p_equivalent)} after Holm)."
+    find = f"would find a difference of {found.margin:g} with a power of 80 %"
     more = (
-        f"about {counted(test.seeds_needed, 'seed')} would find a difference of {margin:g} with "
-        "a power of 80 %, not adjusted"
+        f"about {counted(test.seeds_needed, 'seed')} {find}, not adjusted"
         if test.seeds_needed is not None
-        else f"not even {paired.MOST_SEEDS:,} seeds would find a difference of {margin:g} with a "
-        "power of 80 %: more paragraphs would help"
+        else f"not even {paired.MOST_SEEDS:,} seeds {find}: more paragraphs would help"
     )
     return (
-        f"{lead} Neither a difference ({p_with(p)} after Holm) nor equivalence within "
-        f"±{margin:g} ({p_with(p_equivalent)}) can be claimed. With the spread found here and "
-        f"{paragraphs:,} test paragraphs, {more}."
+        f"Neither a difference ({p_with(p)} after Holm) nor equivalence within {margin} "
+        f"({p_with(p_equivalent)}) can be claimed. With the spread found here and "
+        f"{found.over_paragraphs[metric].paragraphs:,} test paragraphs, {more}."
     )

@@ -1,82 +1,76 @@
-"""The section on the configurations of each mode: what each key's values gave, and the best one's
-lead over the others."""
+"""The section on the configurations of each mode: what each value gave, and the best one's lead."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from statistics import fmean
 
 from lora_or_full.report import plots
 from lora_or_full.report.formatting import METRICS, NONE, shown_interval, signed
 from lora_or_full.report.render import Block, Figure, Section, Table, Text
-from lora_or_full.report.stats.paired import Array, Interval, paragraph_bootstrap
+from lora_or_full.report.stats.paired import paragraph_bootstrap
 from lora_or_full.report.stats.seeds_by_paragraphs import anova_estimate
-from lora_or_full.report.study import Arm, Study
+from lora_or_full.report.study import Arm, Study, shared_seeds
+from lora_or_full.runs.schema import Cost
 
-SWEPT = (("lr", "learning rate"), ("rank", "rank"))
+SWEPT = {"lr": "learning rate", "rank": "rank"}
 
 
 def configurations(study: Study) -> Section | None:
     """Write the section; None if each mode has one configuration."""
-    blocks: list[Block] = []
-    for mode in study.modes:
-        if (best := study.best(mode)) and (table := _compared_with_others(best, study.arms)):
-            blocks.append(table)
-    masked = [arm for arm in study.arms if arm.any.record.config.mask_prompt]
-    for key, title in SWEPT:
-        blocks += _swept(study, [arm for arm in masked if key in arm.any.config], key, title)
+    best = [arm for arm in map(study.best, study.modes) if arm is not None]
+    blocks: list[Block] = [table for arm in best if (table := _lead(arm, study.arms))]
+    for key, title in SWEPT.items():
+        arms = [arm for arm in study.masked if key in arm.any.config]
+        values = {mode: {a.any.config[key] for a in arms if a.mode == mode} for mode in study.modes}
+        if moving := [arm for arm in arms if len(values[arm.mode]) > 1]:
+            blocks.append(Figure(
+                f"by_{key}", plots.sweep(moving, key, title, plots.colours(study)),
+                f"F1 on the validation questions by {title}: means over seeds, 95 % t intervals.",
+            ))  # fmt: skip
+        blocks += [text for arm in best if (text := _position(arm, arms, key, title))]
     return Section("The other configurations", blocks) if blocks else None
 
 
-def _swept(study: Study, arms: list[Arm], key: str, title: str) -> list[Block]:
-    """Validation F1 by the values of a key, and whether the best value lies at an edge."""
-    values_of = {
-        mode: {arm.any.config[key] for arm in arms if arm.mode == mode} for mode in study.modes
-    }
-    blocks: list[Block] = []
-    if moving := [arm for arm in arms if len(values_of[arm.mode]) > 1]:
-        blocks.append(Figure(
-            f"by_{key}", plots.sweep(moving, key, title),
-            f"F1 on the validation questions by {title}: means over seeds, 95 % t intervals.",
-        ))  # fmt: skip
-    for best in filter(None, map(study.best, study.modes)):
-        values = {arm.any.config[key] for arm in arms if _differs_in(key, arm, best)}
-        if len(values) > 1:
-            chosen = best.any.config[key]
-            edge = (
-                "; it lies at the edge of the grid, so a better one may lie beyond."
-                if chosen in (min(values), max(values))
-                else "."
-            )
-            tried = ", ".join(f"{v:g}" for v in sorted(values))
-            blocks.append(Text(
-                f"mode={best.mode}: the best {title} on validation is {chosen:g} of {tried}{edge}"
-            ))  # fmt: skip
-    return blocks
+def _position(best: Arm, arms: list[Arm], key: str, title: str) -> Text | None:
+    """Where the best value of a key lies among those that differ in nothing else."""
+    chosen = best.any.config.get(key)
+    tried = sorted(
+        arm.any.config[key]
+        for arm in arms
+        if arm.any.config | {key: chosen} == best.any.config and len(arm.runs) == len(best.runs)
+    )
+    if len(tried) < 2:
+        return None
+    edge = "; it lies at the edge of the grid, so a better one may lie beyond."
+    return Text(
+        f"mode={best.mode}: the best {title} on validation is {chosen:g} of "
+        f"{', '.join(f'{value:g}' for value in tried)}"
+        f"{edge if chosen in (tried[0], tried[-1]) else '.'}"
+    )
 
 
-def _differs_in(key: str, arm: Arm, best: Arm) -> bool:
-    """Whether `arm` was compared with `best`, and has its configuration but for `key`."""
-    own, others = dict(arm.any.config), dict(best.any.config)
-    own[key] = others[key] = None
-    return arm.mode == best.mode and own == others and len(arm.runs) == len(best.runs)
-
-
-def _compared_with_others(best: Arm, arms: list[Arm]) -> Table | None:
-    paragraphs = [prediction["paragraph"] for prediction in best.any.predictions]
+def _lead(best: Arm, arms: list[Arm]) -> Table | None:
+    """What the best arm of a mode gains over each other one."""
     rows = []
+    paragraphs = [prediction["paragraph"] for prediction in best.any.predictions]
     for arm in arms:
-        seeds = best.shared_seeds(arm)
-        if arm is not best and arm.mode == best.mode and seeds:
-            own, other = ([a.runs[n].record.cost for n in seeds] for a in (best, arm))
-            rows.append([
-                arm.label,
-                str(len(seeds)),
-                *(_difference(best.minus(arm, metric), paragraphs) for metric in METRICS),
-                _ratio([c.train_seconds for c in own], [c.train_seconds for c in other]),
-                _ratio(
-                    [c.peak_memory_bytes.train for c in own],
-                    [c.peak_memory_bytes.train for c in other],
-                ),
-            ])  # fmt: skip
+        seeds = shared_seeds(best, arm)
+        if arm is best or arm.mode != best.mode or not seeds:
+            continue
+        cells = []
+        for metric in METRICS:
+            differences = best.minus(arm, metric)
+            found = (
+                paragraph_bootstrap(differences, paragraphs)
+                if len(seeds) == 1
+                else anova_estimate(differences, paragraphs)
+            )
+            interval = shown_interval(found.interval if found else None)
+            cells.append(f"{signed(float(differences.mean()))} {interval}")
+        rows.append([
+            arm.label, str(len(seeds)), *cells,
+            _ratio(best, arm, lambda cost: cost.train_seconds),
+            _ratio(best, arm, lambda cost: cost.peak_memory_bytes.train),
+        ])  # fmt: skip
     if not rows:
         return None
     return Table(
@@ -87,18 +81,12 @@ def _compared_with_others(best: Arm, arms: list[Arm]) -> Table | None:
         "over seeds and paragraphs. With one seed the interval is over paragraphs only, and says "
         "nothing about other seeds. Not adjusted for testing several. Time and memory: ratio to "
         "the other.",
-    )  # fmt: skip
+    )
 
 
-def _difference(differences: Array, paragraphs: list[int]) -> str:
-    """The mean of differences (seeds, questions), and its interval."""
-    interval: Interval | None = None
-    if len(differences) == 1:
-        interval = paragraph_bootstrap(differences, paragraphs).interval
-    elif found := anova_estimate(differences, paragraphs):
-        interval = found.interval
-    return f"{signed(float(differences.mean()))} {shown_interval(interval)}"
-
-
-def _ratio(own: Sequence[float], others: Sequence[float]) -> str:
-    return f"× {fmean(own) / fmean(others):.2f}" if any(others) else NONE
+def _ratio(best: Arm, other: Arm, value: Callable[[Cost], float]) -> str:
+    own, its = (
+        fmean(value(arm.runs[seed].record.cost) for seed in shared_seeds(best, other))
+        for arm in (best, other)
+    )
+    return f"× {own / its:.2f}" if its else NONE

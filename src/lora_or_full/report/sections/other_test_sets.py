@@ -11,7 +11,7 @@ from lora_or_full.report.render import Block, Points, Section, Table, Text
 from lora_or_full.report.stats.comparison import ArmComparison
 from lora_or_full.report.stats.paired import mean_over_seeds, paragraph_bootstrap
 from lora_or_full.report.stats.seeds_by_paragraphs import anova_estimate
-from lora_or_full.report.study import Arm, Study, scores
+from lora_or_full.report.study import Arm, Study, question_scores
 from lora_or_full.runs.reader import check_scores, read_answers, read_record
 from lora_or_full.runs.schema import EvaluationRecord, Prediction
 
@@ -108,14 +108,15 @@ def _gap(name: str, adapter: OnTestSet, full: OnTestSet) -> list[list[str]]:
     for metric, shown in METRICS.items() if seeds else ():
         paragraphs = [p["paragraph"] for p in adapter[seeds[0]].predictions]
         differences = np.stack([
-            scores(adapter[s].predictions, metric) - scores(full[s].predictions, metric)
-            for s in seeds
+            question_scores(adapter[seed].predictions, metric)
+            - question_scores(full[seed].predictions, metric)
+            for seed in seeds
         ])  # fmt: skip
         mean, _, interval = mean_over_seeds(list(differences.mean(axis=1)))
         both = anova_estimate(differences, paragraphs)
         rows.append([
             f"{name}, {shown}", str(len(seeds)), signed(mean), shown_interval(interval),
             shown_interval(paragraph_bootstrap(differences, paragraphs).interval),
-            shown_interval(both and both.interval),
+            shown_interval(both.interval if both else None),
         ])  # fmt: skip
     return rows

@@ -14,11 +14,11 @@ def significance(found: ArmComparison | None) -> Section | None:
     """Write the section; None if there is nothing to compare."""
     if found is None:
         return None
-    margin = found.margin
+    margin, names = found.margin, (found.adapter.label, found.full.label)
     drawn: list[tuple[str, float, Interval | None]] = []
-    seeds_rows, question_rows, joint_rows = [], [], []
+    seed_rows, paragraph_rows, joint_rows = [], [], []
 
-    def both(metric: str, test: str, p: float | None) -> str:
+    def adjusted(metric: str, test: str, p: float | None) -> str:
         return NONE if p is None else f"{p_value(p)} ({p_value(found.holm[test][metric])})"
 
     for metric, name in METRICS.items():
@@ -27,19 +27,20 @@ def significance(found: ArmComparison | None) -> Section | None:
             (f"{name}, over seeds", s.mean, s.interval),
             (f"{name}, over paragraphs", q.mean, q.interval),
         ]
-        seeds_rows.append([
+        seed_rows.append([
             name, signed(s.mean), NONE if s.deviation is None else f"{s.deviation:.2f}",
-            shown_interval(s.interval), both(metric, "t", s.p_t),
-            both(metric, "sign flips", s.p_sign_flip), p_value(s.smallest_p),
-            both(metric, "equivalence over seeds", s.p_equivalent),
+            shown_interval(s.interval), adjusted(metric, "t", s.p_t),
+            adjusted(metric, "sign flips", s.p_sign_flip), p_value(s.smallest_p),
+            adjusted(metric, "equivalence over seeds", s.p_equivalent),
             NONE if s.p_t is None else _needed(s.seeds_needed),
         ])  # fmt: skip
-        question_rows.append([name, signed(q.mean), shown_interval(q.interval), str(q.paragraphs)])
+        paragraph_rows.append([name, signed(q.mean), shown_interval(q.interval), str(q.paragraphs)])
         if j is not None:
             drawn.append((f"{name}, over both", j.mean, j.interval))
             joint_rows.append([
-                name, signed(j.mean), shown_interval(j.interval), both(metric, "over both", j.p),
-                both(metric, "equivalence over both", j.p_equivalent),
+                name, signed(j.mean), shown_interval(j.interval),
+                adjusted(metric, "over both", j.p),
+                adjusted(metric, "equivalence over both", j.p_equivalent),
                 f"{j.degrees_of_freedom:.1f}",
                 ", ".join(f"{100 * c:.1f} % with {n}" for n, c in j.coverage.items()),
                 _needed(j.seeds_needed),
@@ -48,37 +49,29 @@ def significance(found: ArmComparison | None) -> Section | None:
         [f"seed {seed}", *(signed(found.over_seeds[m].differences[n]) for m in METRICS)]
         for n, seed in enumerate(found.seeds)
     ]
-    names = (found.adapter.label, found.full.label)
     few = found.over_paragraphs["f1"].paragraphs < FEW
     blocks: list[Block] = [
-        Text(
-            f"Every difference is {found.adapter.label} minus {found.full.label}, in percentage "
-            "points, paired by seed and question. Each p is followed, in brackets, by the one "
-            "adjusted for testing both EM and F1 (Holm)."
-        ),
+        Text(f"Every difference is {names[0]} minus {names[1]}, in percentage points, paired by "
+             "seed and question. Each p is followed, in brackets, by the one adjusted for testing "
+             "both EM and F1 (Holm)."),
         Table(["", *METRICS.values()], each, "The difference of each seed."),
         Figure("differences", plots.differences(drawn, margin, names),
                f"Differences with their 95 % intervals; the band is the margin of ±{margin:g}. "
                "(Equivalence at 5 % asks whether the 90 % interval lies within the band.)"),
-        Text(
-            "Over seeds: would the two methods differ if they were run again with other seeds, on "
-            "the same questions?"
-        ),
+        Text("Over seeds: would the two methods differ if they were run again with other seeds, on "
+             "the same questions?"),
         Table(["", "mean", "deviation", "95 % t interval", "p, t test", "p, sign flips",
                "smallest p", f"p, equivalent ±{margin:g}", "seeds needed"],
-              seeds_rows,
+              seed_rows,
               f"Two-sided tests. Smallest p: the smallest that sign flips of "
               f"{counted(len(found.seeds), 'seed')} can give. Equivalent: two one-sided t tests. "
               "Seeds needed: to find a difference of the margin with a power of 80 %."),
-        Text(
-            "Over paragraphs: would these very models differ on other paragraphs of this kind? "
-            "This says nothing about other seeds."
-        ),
-        Table(["", "mean", "95 % interval", "paragraphs"], question_rows,
-              f"Percentile bootstrap, {paired.RESAMPLES:,} resamples of whole paragraphs, "
-              "the mean over seeds."
-              + (" With so few paragraphs this interval is too narrow." if few else "")),
-        Table(["", f"only {found.adapter.label} right", f"only {found.full.label} right", "p"],
+        Text("Over paragraphs: would these very models differ on other paragraphs of this kind? "
+             "This says nothing about other seeds."),
+        Table(["", "mean", "95 % interval", "paragraphs"], paragraph_rows,
+              f"Percentile bootstrap, {paired.RESAMPLES:,} resamples of whole paragraphs, the mean "
+              f"over seeds.{' With so few paragraphs this interval is too narrow.' * few}"),
+        Table(["", f"only {names[0]} right", f"only {names[1]} right", "p"],
               [[f"seed {d.seed}", str(d.first_only), str(d.second_only), p_value(d.p)]
                for d in found.mcnemar],
               "McNemar's exact test of EM for each pair of models (not adjusted for testing "

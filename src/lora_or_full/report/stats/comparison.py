@@ -9,7 +9,7 @@ from lora_or_full.report.stats.seeds_by_paragraphs import (
     SeedByParagraphTest,
     seed_by_paragraph_test,
 )
-from lora_or_full.report.study import Arm, Study, scores, shared_seeds
+from lora_or_full.report.study import Arm, Study, question_scores, shared_seeds
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,21 @@ def compare_arms(study: Study, margin: float) -> ArmComparison | None:
     over_seeds = {
         m: paired.paired_seed_test(d.mean(axis=1), margin) for m, d in differences.items()
     }
-    over_both = {
-        m: seed_by_paragraph_test(d, paragraphs, margin) for m, d in differences.items()
-    }
-    p_values = {
+    over_both = {m: seed_by_paragraph_test(d, paragraphs, margin) for m, d in differences.items()}
+    p_values: dict[str, dict[str, float | None]] = {
         "t": {m: test.p_t for m, test in over_seeds.items()},
         "sign flips": {m: test.p_sign_flip for m, test in over_seeds.items()},
         "equivalence over seeds": {m: test.p_equivalent for m, test in over_seeds.items()},
-        "over both": {m: test and test.p for m, test in over_both.items()},
-        "equivalence over both": {m: test and test.p_equivalent for m, test in over_both.items()},
+        "over both": {m: test.p if test else None for m, test in over_both.items()},
+        "equivalence over both": {
+            m: test.p_equivalent if test else None for m, test in over_both.items()
+        },
     }
     mcnemar = []
     for seed in seeds:
-        own, other = (scores(arm.runs[seed].predictions, "exact_match") for arm in (adapter, full))
+        own, other = (
+            question_scores(arm.runs[seed].predictions, "exact_match") for arm in (adapter, full)
+        )
         mcnemar.append(paired.mcnemar_test(seed, own, other))
     return ArmComparison(
         adapter,

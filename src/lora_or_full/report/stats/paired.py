@@ -123,9 +123,9 @@ def seeds_needed(difference: float, spread: Callable[[int], tuple[float, float]]
     def suffices(seeds: int) -> bool:
         error, freedom = spread(seeds)
         limit, shift = stats.t.ppf((1 + LEVEL) / 2, freedom), difference / error
-        power = stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift)
-        # scipy gives NaN where the power is next to 1.
-        return not power < POWER
+        # scipy gives NaN for the lower tail where it is far below 1e-9.
+        lower = np.nan_to_num(stats.nct.cdf(-limit, freedom, shift))
+        return bool(stats.nct.sf(limit, freedom, shift) + lower >= POWER)
 
     numbers = range(2, MOST_SEEDS + 1)
     first = bisect.bisect_left(numbers, True, key=suffices)
