@@ -15,7 +15,7 @@ import pytest
 
 from lora_or_full.cli import main, report
 from lora_or_full.errors import UserError
-from lora_or_full.report import render
+from lora_or_full.report import plots, render
 from lora_or_full.report.collect import collect
 from lora_or_full.report.render import Figure, Points, Section, Table, Text
 from lora_or_full.report.sections.conclusion import conclusion
@@ -221,6 +221,30 @@ def test_one_mode_says_that_there_is_nothing_to_compare(make_run: Any, tmp_path:
     text, found = concluded(tmp_path)
     assert "There is nothing to compare" in text
     assert found is None
+
+
+def test_other_adapters_have_names_and_colours_of_their_own(make_run: Any, tmp_path: Path) -> None:
+    def dora(record: dict[str, Any]) -> None:  # with PEFT's own lora_alpha
+        record["config"] |= {"mode": "dora", "label": "DoRA"}
+        record["config"]["adapter"]["use_dora"] = True
+        del record["config"]["adapter"]["lora_alpha"]
+
+    def ia3(record: dict[str, Any]) -> None:
+        record["config"] |= {"mode": "ia3", "label": "IA3", "rank": None, "frozen_dtype": None}
+        record["config"]["adapter"] = {"_target_": "peft.IA3Config", "target_modules": ["c_attn"]}
+        record["shapes"] = {"h.0.attn.c_attn.ia3_l.default": [192, 1]}
+
+    for name, change in (("dora", dora), ("ia3", ia3)):
+        make_run("lora", 1, change=change, name=name)
+    make_run("lora", 1)
+    make_run("full", 1)
+    study = collect([tmp_path])
+    colours = plots.colours(study)
+    assert list(colours) == ["DoRA", "IA3", "LoRA", "full"]
+    assert len(set(colours.values())) == 4
+    assert (colours["DoRA"], colours["full"]) == (plots.BLUE, plots.VERMILION)
+    folder = report.write([tmp_path / "study"], tmp_path / "out", 1.0)
+    assert "DoRA is compared with full over 1 seed" in (folder / "report.md").read_text()
 
 
 def test_one_seed_says_nothing_of_the_methods(make_run: Any, tmp_path: Path) -> None:

@@ -112,8 +112,9 @@ def efficiency(study: Study, found: ArmComparison | None) -> Section | None:
     layers = theory.lora_layers(lora.any.record.shapes) if lora else []
     if lora is None or adapter is None or not layers:
         return None
-    one, alpha = layers[0], adapter.lora_alpha
-    factor = f", alpha = {alpha:g}, r = {one.rank}, so a factor of {alpha / one.rank:g}"
+    one, alpha, factor = layers[0], adapter.lora_alpha, ""
+    if alpha is not None:  # else PEFT's default
+        factor = f", alpha = {alpha:g}, r = {one.rank}, so a factor of {alpha / one.rank:g}"
     if lora.any.record.model.type == "gpt2":
         factor += "; GPT-2 keeps W transposed (in × out), so BA is added transposed"
     blocks: list[Block] = [
