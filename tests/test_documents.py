@@ -351,6 +351,8 @@ def of_files(words: list[str]) -> list[str]:
     own = " ".join(words)
     added = ["lr=1e-4", "rank=8"] if "experiment=grid" in words else []  # one job of each mode
     added += ["mode=lora", "seed=1"] if "experiment=[subset,ablation]" in words else []
+    if "trainer.devices" in own:  # each process measures what auto is, which a busy machine upsets
+        added.append("trainer.precision=32-true")
     if {"model=llama", "model=smollm2"} & set(words):
         added += ["model.name=llama", "max_length=200"]
     elif "model.name=" not in own:
