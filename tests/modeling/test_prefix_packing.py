@@ -346,7 +346,8 @@ def test_products_of_matrices_attend_as_the_fused_kernel(groups: int) -> None:
 def calls_of(sequence: Packed) -> int:
     """One for what attends apart in a block, and one for the rest, where there are such."""
     sizes = [block.stop - block.start for block in sequence.blocks]
-    return sum((b.causal_rows > 0) + (b.causal_rows < n) for b, n in zip(sequence.blocks, sizes, strict=True))
+    pairs = zip(sequence.blocks, sizes, strict=True)
+    return sum((b.causal_rows > 0) + (b.causal_rows < n) for b, n in pairs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
