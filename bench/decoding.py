@@ -38,9 +38,10 @@ from lora_or_full.evaluation.spans import spans
 from lora_or_full.evaluation.squad_metric import exact_match, f1
 from lora_or_full.generation.context_session import Continuation
 from lora_or_full.generation.decoding import text_of
-from lora_or_full.generation.predictor import Predictor, finished_record, load, quiet_transformers
+from lora_or_full.generation.predictor import Predictor, load, quiet_transformers
 from lora_or_full.modeling.precision import autocast_for
 from lora_or_full.report.stats.paired import paragraph_bootstrap
+from lora_or_full.runs.reader import finished_record
 
 BEAM = 5
 WORD = re.compile(r"\w+|[^\w\s]")  # where spans begin

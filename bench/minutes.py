@@ -37,9 +37,10 @@ from lora_or_full.data.splits import Splits
 from lora_or_full.data.squad import Question, fingerprint
 from lora_or_full.errors import UserError, command_line_errors
 from lora_or_full.evaluation.predictions import scores
-from lora_or_full.generation.predictor import finished_record, load, quiet_transformers
+from lora_or_full.generation.predictor import load, quiet_transformers
 from lora_or_full.modeling.precision import device_name
 from lora_or_full.runs import provenance, store
+from lora_or_full.runs.reader import finished_record
 
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}

@@ -1,4 +1,4 @@
-"""The command that asks: equal to the record, alone, side by side, from files; and bad input."""
+"""`lora-or-full ask`: the answers are the recorded ones; several runs, files, wrong input."""
 
 import io
 import json
@@ -34,16 +34,16 @@ def context_file(tmp_path: Path) -> str:
     return str(tmp_path / "context.txt")
 
 
-Said = tuple[int, str, str]
+Output = tuple[int, str, str]
 
 
 @pytest.fixture
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Said]:
-    """The command with some words: its code, output and errors."""
+) -> Callable[..., Output]:
+    """Run the command; gives its exit code, output and errors."""
 
-    def call(*words: str | Path, typed: str = "") -> Said:
+    def call(*words: str | Path, typed: str = "") -> Output:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
         code = 0
         try:
@@ -56,9 +56,9 @@ def command(
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_the_answers_are_those_that_the_run_has_recorded(mode: str, finished_runs: Runs) -> None:
+def test_the_answers_are_those_that_the_run_recorded(mode: str, finished_runs: Runs) -> None:
     predictions, contexts = recorded(finished_runs[mode])
-    assert len({p["log_probability"] for p in predictions}) > 2  # they differ by the context
+    assert len({p["log_probability"] for p in predictions}) > 2  # they depend on the context
     run = load(finished_runs[mode], None)
     many = run.answers([(contexts[str(p["paragraph"])], p["question"]) for p in predictions])
     for p, given in zip(predictions, many, strict=True):
@@ -70,7 +70,7 @@ def test_the_answers_are_those_that_the_run_has_recorded(mode: str, finished_run
 
 
 @pytest.mark.parametrize("kind", ["llama", "bf16-mixed", "bf16-true"])
-def test_of_another_type_or_precision_they_are_too(
+def test_so_they_are_for_another_architecture_or_precision(
     kind: str, settings: dict[str, Any], llama_folder: Path, tmp_path: Path
 ) -> None:
     settings["lr"] = 0.1
@@ -88,20 +88,20 @@ def test_of_another_type_or_precision_they_are_too(
         assert given.answer is not None
         assert given.answer.text == p["prediction"]
         assert given.answer.log_probability == pytest.approx(p["log_probability"], rel=1e-4)
-    # Few steps in bfloat16 may end in one text for all; how probable it is differs by the context.
+    # After few steps in bfloat16 all answers may be one text, but not equally probable.
     assert len({p["log_probability"] for p in predictions}) > 2
-    if kind == "llama":  # in bfloat16 it matters what is computed side by side
+    if kind == "llama":  # bfloat16 results depend on the batch
         alone = [run.ask(run.read(context), question, 0)[0] for context, question in asked]
         assert [answer.text for answer in alone] == [p["prediction"] for p in predictions]
 
 
 def test_a_file_of_questions_gives_predictions_in_the_official_format(
-    finished_runs: Runs, tmp_path: Path, command: Callable[..., Said]
+    finished_runs: Runs, tmp_path: Path, command: Callable[..., Output]
 ) -> None:
     settings = json.loads((finished_runs["lora"] / "results.json").read_text())["config"]
     output = tmp_path / "predictions.json"
     data = json.loads(Path(settings["data"]["test_path"]).read_text())
-    data["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []  # as in a test that is kept secret
+    data["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []  # as in a secret test set
     (tmp_path / "questions.json").write_text(json.dumps(data))
     code, out, _ = command(
         finished_runs["lora"], "--data", tmp_path / "questions.json", "--output", output
@@ -115,7 +115,7 @@ def test_a_file_of_questions_gives_predictions_in_the_official_format(
 
 
 def test_two_runs_answer_side_by_side(
-    finished_runs: Runs, context_file: str, command: Callable[..., Said]
+    finished_runs: Runs, context_file: str, command: Callable[..., Output]
 ) -> None:
     code, out, _ = command(*finished_runs.values(), "--context", context_file, "Who was it?")
     assert code == 0
@@ -124,7 +124,7 @@ def test_two_runs_answer_side_by_side(
 
 
 def test_a_conversation_answers_each_line(
-    finished_runs: Runs, context_file: str, command: Callable[..., Said]
+    finished_runs: Runs, context_file: str, command: Callable[..., Output]
 ) -> None:
     code, out, err = command(
         finished_runs["full"], "--context", context_file, typed="Who was it?\n\nWhere?\n"
@@ -134,7 +134,7 @@ def test_a_conversation_answers_each_line(
     assert "empty" in err
 
 
-def test_the_context_may_be_piped_in(finished_runs: Runs, command: Callable[..., Said]) -> None:
+def test_the_context_may_be_piped_in(finished_runs: Runs, command: Callable[..., Output]) -> None:
     code, out, _ = command(finished_runs["full"], "--context", "-", "Who was it?", typed=CONTEXT)
     assert code == 0
     assert "probability" in out
@@ -148,15 +148,15 @@ def test_an_adapter_and_a_model_made_elsewhere_can_be_asked(
         LoraConfig(task_type="CAUSAL_LM", target_modules=["c_fc"], fan_in_fan_out=True),
     )
     adapted.save_pretrained(str(tmp_path / "own"), save_embedding_layers=False)
-    for place in (tmp_path / "own", finished_runs["lora"] / "adapter", gpt2_folder):
-        run = load(place, str(gpt2_folder))
+    for folder in (tmp_path / "own", finished_runs["lora"] / "adapter", gpt2_folder):
+        run = load(folder, str(gpt2_folder))
         assert run.record is None
         assert run.ask(run.read(CONTEXT), "Who was it?", 3)
         assert run.answers([(CONTEXT, "Who was it?")])[0].answer is not None
 
 
-def test_a_context_that_is_too_long_is_said_to_be_shortened(
-    finished_runs: Runs, tmp_path: Path, command: Callable[..., Said]
+def test_a_shortened_context_is_reported(
+    finished_runs: Runs, tmp_path: Path, command: Callable[..., Output]
 ) -> None:
     (tmp_path / "long.txt").write_text(CONTEXT * 50)
     code, _, err = command(finished_runs["full"], "--context", tmp_path / "long.txt", "Who was it?")
@@ -164,7 +164,7 @@ def test_a_context_that_is_too_long_is_said_to_be_shortened(
     assert "of the context's" in err
 
 
-def test_of_many_places_a_few_are_named() -> None:
+def test_at_most_five_positions_are_printed() -> None:
     reply = Reply("Ada", 0.5, True, [(n, n + 3) for n in range(0, 40, 4)])
     assert (
         "characters 0-3, 4-7, 8-11, 12-15, 16-19 and 5 more:" in ask.lines([reply], "Ada " * 10)[2]
@@ -172,20 +172,20 @@ def test_of_many_places_a_few_are_named() -> None:
     assert "more" not in ask.lines([reply._replace(spans=[(0, 3)])], "Ada")[2]
 
 
-def test_words_of_a_model_can_not_command_the_terminal() -> None:
+def test_an_answer_can_not_control_the_terminal() -> None:
     assert ask.printable("a\x1b[2Jb\nc") == "a\ufffd[2Jb c"
 
 
-def line_of(said: Said) -> str:
-    code, out, err = said
+def refusal(output: Output) -> str:
+    code, out, err = output
     assert (code, out) == (1, "")
     assert err.startswith("Error: ")
     assert err.count("\n") == 1
     return err
 
 
-def test_what_can_not_be_asked_is_said_in_a_line(
-    finished_runs: Runs, context_file: str, tmp_path: Path, command: Callable[..., Said]
+def test_wrong_input_is_refused_in_one_line(
+    finished_runs: Runs, context_file: str, tmp_path: Path, command: Callable[..., Output]
 ) -> None:
     run = finished_runs["full"]
     (tmp_path / "empty.txt").write_text(" \n")
@@ -208,27 +208,27 @@ def test_what_can_not_be_asked_is_said_in_a_line(
         ((run, "--data", tmp_path / "none.json"), "no file"),
         ((run.parent, "--context", context_file, "Who?"), "Name one of the runs in it: full, lora"),
     ):
-        assert message in line_of(command(*words))
+        assert message in refusal(command(*words))
 
 
-def test_a_run_that_is_not_finished_or_not_whole(
+def test_an_unfinished_or_damaged_run_is_refused(
     finished_runs: Runs, llama_folder: Path, tmp_path: Path
 ) -> None:
-    place = tmp_path / "run"
-    place.mkdir()
-    status = place / "status.json"
+    folder = tmp_path / "run"
+    folder.mkdir()
+    status = folder / "status.json"
     status.write_text(json.dumps({"state": "failed", "error": "no room"}))
     with pytest.raises(UserError, match="failed .no room."):
-        load(place, None)
+        load(folder, None)
     status.write_text(json.dumps({"state": "interrupted"}))
     with pytest.raises(UserError, match="resume="):
-        load(place, None)
-    shutil.copy(finished_runs["lora"] / "results.json", place)
+        load(folder, None)
+    shutil.copy(finished_runs["lora"] / "results.json", folder)
     with pytest.raises(UserError, match="has no adapter/"):
-        load(place, None)
-    (place / "adapter").mkdir()
+        load(folder, None)
+    (folder / "adapter").mkdir()
     with pytest.raises(UserError, match="no adapter in .* missing"):
-        load(place, None)
+        load(folder, None)
     with pytest.raises(UserError, match="another base model"):
         load(finished_runs["lora"], str(llama_folder))
     with pytest.raises(UserError, match="not available.*--model"):
@@ -241,9 +241,9 @@ def test_a_run_that_is_not_finished_or_not_whole(
     (tmp_path / "damaged" / "model" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="model/model.safetensors. .*resume="):
         load(tmp_path / "damaged", None)
-    (place / "results.json").write_text("{}")
+    (folder / "results.json").write_text("{}")
     with pytest.raises(UserError, match="not as a run writes it"):
-        load(place, None)
+        load(folder, None)
 
 
 def test_an_adapter_of_another_base_or_kind_is_refused(

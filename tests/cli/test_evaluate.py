@@ -1,4 +1,4 @@
-"""Scores of finished runs on other questions: those of its own test set are its own scores."""
+"""`lora-or-full evaluate`: on its own test questions a run gets the scores that it recorded."""
 
 import errno
 import json
@@ -31,16 +31,16 @@ def called(*words: str | Path) -> int:
     return 0
 
 
-def record_of(place: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
-    lines = (place / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+def record_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return (
-        json.loads((place / "results.json").read_text(encoding="utf-8")),
+        json.loads((folder / "results.json").read_text(encoding="utf-8")),
         [json.loads(line) for line in lines],
-        json.loads((place / "contexts.json").read_text(encoding="utf-8")),
+        json.loads((folder / "contexts.json").read_text(encoding="utf-8")),
     )
 
 
-def test_on_its_own_test_questions_a_run_scores_what_it_has_recorded(run: Path) -> None:
+def test_on_its_own_test_questions_a_run_scores_what_it_recorded(run: Path) -> None:
     own, recorded, contexts = record_of(run)
     config = own["config"]["data"]
     questions, counts = squad.check(
@@ -62,7 +62,7 @@ def test_on_its_own_test_questions_a_run_scores_what_it_has_recorded(run: Path) 
             assert p[key] == q[key]
 
 
-def test_the_command_scores_and_tells_what_was_trained_on(
+def test_the_command_prints_scores_and_warns_of_training_questions(
     run: Path,
     finished_runs: Runs,
     tmp_path: Path,
@@ -76,17 +76,17 @@ def test_the_command_scores_and_tells_what_was_trained_on(
     out, err = capsys.readouterr()
     assert "new_wiki" in out
     assert not err
-    for place in (run, full):
-        results, predictions, _ = record_of(place / "evaluations" / "new_wiki")
+    for folder in (run, full):
+        results, predictions, _ = record_of(folder / "evaluations" / "new_wiki")
         assert results["test"]["questions"] == len(predictions) == 24
     training = json.loads((run / "results.json").read_text())["config"]["data"]["path"]
     assert called(run, training, "--name=training") == 0
-    told = re.search(r"was trained on (\d+) of these questions", capsys.readouterr().err)
-    assert told is not None
-    assert int(told[1]) >= 13  # ten to train on, three to choose by
+    warning = re.search(r"was trained on (\d+) of these questions", capsys.readouterr().err)
+    assert warning is not None
+    assert int(warning[1]) >= 13  # ten to train on, three to choose by
 
 
-def test_what_can_not_be_scored_is_said_in_a_line(
+def test_wrong_input_is_refused_in_one_line(
     run: Path,
     gpt2_folder: Path,
     tmp_path: Path,
@@ -117,7 +117,9 @@ def test_what_can_not_be_scored_is_said_in_a_line(
         )  # fmt: skip
 
 
-def test_a_full_disk_is_told(run: Path, squad_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(
+    run: Path, squad_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,4 +1,4 @@
-"""What is handed on: it answers as before, says what it is, and goes to the hub only when told."""
+"""`lora-or-full export`: same answers, a model card, and an upload only if requested."""
 
 import base64
 import json
@@ -23,13 +23,13 @@ from lora_or_full.generation.predictor import load
 Runs = dict[str, Path]
 
 
-def answers(place: Path, like: Path) -> tuple[list[str], list[str]]:
-    """Those of what is in a folder, and those that a run has recorded, to its test questions."""
+def answers(folder: Path, like: Path) -> tuple[list[str], list[str]]:
+    """Answers of the model in a folder to the test questions of a run, and those of its record."""
     lines = (like / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     recorded = [json.loads(line) for line in lines]
     contexts = json.loads((like / "contexts.json").read_text(encoding="utf-8"))
-    # What was made elsewhere is asked with the defaults of conf/: here with the run's own limits.
-    loaded = load(place, None)
+    # An exported model has no limits of its own: those of the run.
+    loaded = load(folder, None)
     limits = {"max_new_tokens": 4, "max_length": 200}
     run = replace(loaded, config=loaded.config.model_copy(update=limits))
     asked = [(contexts[str(p["paragraph"])], p["question"]) for p in recorded]
@@ -50,7 +50,7 @@ def test_a_merged_model_answers_as_the_adapter_did(finished_runs: Runs, tmp_path
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_an_adapter_and_a_full_model_answer_as_before(
+def test_an_exported_adapter_or_model_answers_as_before(
     mode: str, finished_runs: Runs, gpt2_folder: Path, tmp_path: Path
 ) -> None:
     export.export(finished_runs[mode], tmp_path / "out", False, None, "me/mine")
@@ -58,10 +58,10 @@ def test_an_adapter_and_a_full_model_answer_as_before(
     assert given == recorded
 
 
-def test_what_a_merge_would_change_is_not_merged(
+def test_a_merge_that_would_change_answers_is_refused(
     finished_runs: Runs, gpt2_folder: Path, tmp_path: Path
 ) -> None:
-    """LoRA on the embedding, whose weights the head shares: merged, it would change the head."""
+    """LoRA on the embedding: the output layer shares its weights, and would change too."""
     run = tmp_path / "run"
     shutil.copytree(finished_runs["lora"], run)
     adapted = get_peft_model(
@@ -125,7 +125,7 @@ def test_names_of_the_hub_and_of_this_machine() -> None:
 
 
 class Hub(ThreadingHTTPServer):
-    """A hub on this machine that takes small files from who has its token."""
+    """A local hub that accepts small files with the right token."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Request)
@@ -163,7 +163,7 @@ class Request(BaseHTTPRequestHandler):
         else:
             self.answer(404, {"error": self.path})
 
-    do_GET = do_POST  # noqa: N815  # what it is asked for that it does not know
+    do_GET = do_POST  # noqa: N815  # unknown requests
 
     def answer(self, code: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
@@ -174,13 +174,13 @@ class Request(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as served:
-        thread = threading.Thread(target=served.serve_forever)
+        thread = threading.Thread(target=served.serve_forever, args=(0.01,))
         thread.start()
         monkeypatch.setattr(constants, "ENDPOINT", served.url)  # from HF_ENDPOINT, when imported
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -205,7 +205,7 @@ def command(
     return call
 
 
-def test_it_goes_to_the_hub_only_when_told(
+def test_only_push_uploads(
     finished_runs: Runs, tmp_path: Path, hub: Hub, command: Callable[..., Any]
 ) -> None:
     code, out, _ = command(finished_runs["full"], "--output", tmp_path / "a")
@@ -220,7 +220,7 @@ def test_it_goes_to_the_hub_only_when_told(
     assert b'name = "me/mine"' in hub.files["README.md"]
 
 
-def test_what_could_not_be_pushed_is_not_begun(
+def test_an_impossible_push_is_refused_before_any_work(
     finished_runs: Runs,
     tmp_path: Path,
     hub: Hub,
@@ -246,15 +246,15 @@ def test_what_could_not_be_pushed_is_not_begun(
     assert err.count("\n") == 1
 
 
-def refusal(said: tuple[int, str, str]) -> str:
-    code, out, err = said
+def refusal(output: tuple[int, str, str]) -> str:
+    code, out, err = output
     assert (code, out) == (1, "")
     assert err.startswith("Error: ")
     assert err.count("\n") == 1
     return err
 
 
-def test_what_can_not_be_exported_is_said_in_a_line(
+def test_wrong_input_is_refused_in_one_line(
     finished_runs: Runs,
     tmp_path: Path,
     command: Callable[..., Any],

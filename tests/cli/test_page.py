@@ -1,7 +1,8 @@
-"""The page: what it shows of an answer, that no text becomes markup, and who may see it."""
+"""`lora-or-full page`: what it shows, escaping, accessibility, and who can open it."""
 
 import socket
 import sys
+from argparse import Namespace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,13 +76,13 @@ def test_each_run_shows_its_answer_in_the_context(client: Any) -> None:
     assert "<strong>not</strong>" in elsewhere
 
 
-def test_a_context_is_read_once_whatever_is_asked(client: Any, runs: list[Parrot]) -> None:
+def test_a_context_is_read_once_for_all_questions(client: Any, runs: list[Parrot]) -> None:
     for context in ("one", "one", "two", "two"):
         asked(client, context, "Who?")
     assert runs[0].contexts == runs[1].contexts == ["one", "two"]
 
 
-def test_lines_end_as_in_a_file(client: Any, runs: list[Parrot]) -> None:
+def test_line_ends_of_the_form_become_newlines(client: Any, runs: list[Parrot]) -> None:
     asked(client, "one\r\ntwo\r\n", "Who?")
     assert runs[0].contexts == ["one\ntwo\n"]
 
@@ -94,7 +95,7 @@ def test_no_text_becomes_markup(client: Any) -> None:
     assert "49" not in text.split("<main>")[1]
 
 
-def test_what_can_not_be_asked_is_said_on_the_page(client: Any) -> None:
+def test_errors_are_shown_on_the_page(client: Any) -> None:
     assert 'role="alert">The context is empty.' in asked(client, " ", "Who?")
     answer = asked(client, "kept", " ")
     assert 'role="alert">The question is empty.' in answer
@@ -130,11 +131,11 @@ class Parts(HTMLParser):
         self.inside.pop()
 
     def handle_data(self, data: str) -> None:
-        for of in filter(None, self.inside):
-            self.texts[of] = " ".join(f"{self.texts.get(of, '')} {data}".split())
+        for name in filter(None, self.inside):
+            self.texts[name] = " ".join(f"{self.texts.get(name, '')} {data}".split())
 
 
-def test_who_listens_is_told_what_a_field_is_and_what_was_answered(client: Any) -> None:
+def test_a_screen_reader_gets_labels_and_answers(client: Any) -> None:
     for question in ("Ada?", " "):
         parts = Parts(asked(client, "Ada, said Ada.", question))
         ids = [attrs["id"] for _, attrs in parts.tags if "id" in attrs]
@@ -152,13 +153,13 @@ def test_who_listens_is_told_what_a_field_is_and_what_was_answered(client: Any) 
         assert ("html", {"lang": "en"}) in parts.tags
         focused = [attrs for _, attrs in parts.tags if "autofocus" in attrs]
         assert len(focused) == 1
-        told = focused[0].get("aria-labelledby") or focused[0]["aria-describedby"]
-        assert told is not None
-        said = " ".join(parts.texts[name] for name in told.split())
-        assert said == ("lora Ada full Ada" if question == "Ada?" else "The question is empty.")
+        labels = focused[0].get("aria-labelledby") or focused[0]["aria-describedby"]
+        assert labels is not None
+        text = " ".join(parts.texts[name] for name in labels.split())
+        assert text == ("lora Ada full Ada" if question == "Ada?" else "The question is empty.")
 
 
-def test_nothing_but_this_machine_sees_it_and_nothing_is_loaded(client: Any) -> None:
+def test_only_this_machine_can_open_it_and_nothing_is_loaded(client: Any) -> None:
     response = client.get("/")
     assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
     text = response.get_data(as_text=True)
@@ -181,9 +182,9 @@ def test_the_examples_are_test_questions_of_the_run(
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["runs/none"], "no folder"), (["runs/none", "--port=0"], "--port=0")],
+    [(["runs/none"], "no folder"), ([".", "--port=0"], "--port=0")],
 )
-def test_what_can_not_be_served_is_said_in_a_line(
+def test_wrong_arguments_are_refused_in_one_line(
     words: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
@@ -196,14 +197,14 @@ def test_what_can_not_be_served_is_said_in_a_line(
     assert err.count("\n") == 1
 
 
-def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flask", None)
     with pytest.raises(UserError, match=r"\[page\]"):
-        page.serve([Path("x")], None, 8000)
+        page.run(Namespace(runs=[Path("x")], model=None, port=8000))
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_in_use_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port={port}: Address already in use. Choose"):
-            page.serve([Path("x")], None, port)
+            page.run(Namespace(runs=[Path("x")], model=None, port=port))

@@ -1,7 +1,7 @@
-"""Runs the command again and again, each time in a fork of this process, which has imported all.
+"""Runs the command repeatedly, each time in a fork of this process, which has imported everything.
 
-Reads a line of JSON a run (words, folder, seconds); writes a line of JSON: the exit code (null
-where the time was up) and what was printed.
+Reads one line of JSON per run (words, folder, seconds) and writes one: the exit code (null after a
+time-out), output and errors.
 """
 
 import json
@@ -16,12 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
-import experiment  # noqa: F401  # what takes seconds: `run` imports it when a run begins
+import experiment  # noqa: F401  # slow; `run` imports it late
 import run
 
 
-def served(words: list[str], folder: str, seconds: float) -> dict[str, Any]:
-    """How the command with these words ended."""
+def run_forked(words: list[str], folder: str, seconds: float) -> dict[str, Any]:
+    """Run the command with these words in a folder, for at most some seconds."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         child = os.fork()
         if child == 0:
@@ -68,4 +68,4 @@ def _text(file: Any) -> str:
 if __name__ == "__main__":
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(served(**json.loads(line))), flush=True)
+        print(json.dumps(run_forked(**json.loads(line))), flush=True)

@@ -1,5 +1,5 @@
-"""Whatever data and settings the command is given, it ends by itself: with results that can be, or
-with what is wrong in words; never with a trace."""
+"""Whatever data and settings it gets, the command ends with valid results or a message, and never
+with a traceback."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from strategies import documents, examples, json_files, texts
 
 from lora_or_full.config.schema import FIELDS
 
-SECONDS = 120  # until a run of a few questions counts as one that hangs
+SECONDS = 120  # after which a run of a few questions counts as hanging
 SMALL = {
     "data.train_size": "3", "data.validation_size": "2", "data.test_size": "3", "max_length": "200",
     "max_new_tokens": "3", "eval_batch_size": "2", "trainer.max_epochs": "1",
     "trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false",
     "data.unanswerable": "drop", "data.misaligned": "repair",
 }  # fmt: skip
-# Values at the edges of what is taken, or beyond.
+# Values at the edges of what is accepted, or beyond.
 EDGES = {
     "mode": ("lora", "full", "loar"), "lr": ("1e-30", "1e10", "1e300", "0", "nan"),
     "rank": ("1", "10000", "99999999999999999999", "null"), "seed": ("0", "9223372036854775807"),
@@ -73,7 +73,7 @@ def sound(squad_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 def command(
     gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, Command]]:
-    """A folder, and what runs the command in it on a tiny model."""
+    """A folder, and a function that runs the command there on a tiny model."""
     folder = tmp_path_factory.mktemp("command")
     with subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("server.py"))],
@@ -96,8 +96,8 @@ def command(
 
 @st.composite
 def words(draw: st.DrawFn) -> list[str]:
-    """Few questions, and settings at an edge of their values: mostly none or one, or few would be
-    more than refused."""
+    """Overrides for few questions, with mostly at most one edge value: with more of them nearly all
+    runs would be refused."""
     asked = dict(SMALL)
     most = draw(st.sampled_from((0, 1, 1, 1, 3)))
     for key in draw(st.lists(st.sampled_from(list(EDGES)), max_size=most)):
@@ -105,9 +105,9 @@ def words(draw: st.DrawFn) -> list[str]:
         values = st.sampled_from(EDGES[key]) if EDGES[key] else st.just("")
         asked[key] = draw(values)
     if draw(st.integers(0, 9)) == 0:
-        # What a terminal hands over of bytes that are no UTF-8 is half a character.
+        # Python reads words that are no UTF-8 as lone surrogates.
         value = draw(texts(2) | st.just("a\udc80"))
-        # A path is the user's, wherever it leads; here it stays here.
+        # A path may lead anywhere; here it must stay in the folder.
         asked[draw(st.sampled_from(list(FIELDS)))] = value.replace("/", "").replace(".", "")
     return [f"{key}={value}" if value or key[0] != "~" else key for key, value in asked.items()]
 
@@ -115,14 +115,14 @@ def words(draw: st.DrawFn) -> list[str]:
 @pytest.mark.slow
 @examples(0.21)
 @given(json_files() | documents() | documents() | documents(), words())
-def test_the_command_ends_with_results_or_in_words(
+def test_the_command_ends_with_results_or_a_message(
     command: tuple[Path, Command],
     sound: list[Any],
     content: bytes | dict[str, Any],
     asked: list[str],
 ) -> None:
     folder, ask = command
-    if isinstance(content, dict):  # beside articles that can be split, whatever these are
+    if isinstance(content, dict):  # besides articles that can be split
         content = json.dumps(content | {"data": content["data"] + sound}).encode()
     shutil.rmtree(folder)
     folder.mkdir()

@@ -1,12 +1,12 @@
-"""Ask what was trained.
+"""Ask a trained model questions about a text.
 
-lora-or-full ask RUN --context FILE "Who founded it?"   one answer; - reads the context from a pipe
-lora-or-full ask RUN --context FILE                     a conversation about one context
+lora-or-full ask RUN --context FILE "Who founded it?"   one answer; FILE - is standard input
+lora-or-full ask RUN --context FILE                     many questions about one context
 lora-or-full ask RUN --data QUESTIONS.json              answers to a file in SQuAD's format
 
 RUN is the folder of a finished run, of an adapter in PEFT's format or of a model; several answer
-side by side. An answer comes with its probability (that of its tokens, the end included), with its
-position in the context, and with alternatives that begin differently.
+side by side. Each answer comes with its probability (of all its tokens, the end included), its
+position in the context, and alternatives that begin differently.
 """
 
 import argparse
@@ -16,62 +16,85 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_or_full.cli.arguments import add_base_model
 from lora_or_full.errors import UserError
 from lora_or_full.runs import store
 
-if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait for
+if TYPE_CHECKING:  # torch takes seconds, which a wrong command line need not wait for
     from lora_or_full.generation.context_session import ContextSession
     from lora_or_full.generation.predictor import Predictor, Reply
 
 ALTERNATIVES = 3
-MOST_SPANS = 5  # of an answer that are named
+MOST_SPANS = 5  # positions of an answer that are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("words", nargs="*", metavar="RUN", help="folders, then the QUESTION")
-    parser.add_argument(
-        "--context", metavar="FILE", help="a text file in UTF-8; - is what is piped in"
-    )
+    parser.add_argument("--context", metavar="FILE", help="text file in UTF-8; - is standard input")
     parser.add_argument("--data", type=Path, metavar="FILE", help="questions in SQuAD's format")
     parser.add_argument(
         "--output", type=Path, default=Path("predictions.json"), metavar="FILE",
-        help="where --data's answers go, as the official script reads them (predictions.json)",
+        help="answers to --data, as the official script reads them (predictions.json)",
     )  # fmt: skip
-    parser.add_argument(
-        "--model", help="folder or hub id of the base model, where it is not the one that RUN names"
-    )
+    add_base_model(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command.
+    """Answer the question of the command line, those typed, or those of a file.
 
     Raises:
-        UserError: An argument is wrong, or a run can't be asked.
+        UserError: An argument is wrong, or a model can't be loaded.
     """
-    folders, question = split_words(args.words)
+    folders, question = _folders_and_question(args.words)
     if (args.context is None) == (args.data is None):
         raise UserError("Give --context=FILE to ask about, or --data=FILE with questions.")
-    if args.data is None:
-        answer_context(folders, args.model, read_context(args.context, question), question)
-        return
-    if question is not None or len(folders) > 1:
+    if args.context is not None:
+        _answer_context(folders, args.model, _read_context(args.context, question), question)
+    elif question is None and len(folders) == 1:
+        _answer_file(folders[0], args.model, args.data, args.output)
+    else:
         raise UserError("--data takes one RUN, and no other question.")
-    answer_file(folders[0], args.model, args.data, args.output)
 
 
-def split_words(words: list[str]) -> tuple[list[Path], str | None]:
-    """Split the words of a command line into folders and the question, if there is one.
+def lines(replies: "list[Reply]", context: str) -> list[str]:
+    """Lines that show an answer, its positions in the context, and the alternatives."""
+    answer, *others = replies
+    end = "" if answer.ended else "; cut off at the length limit"
+    found = [_shown(answer), f"  probability {answer.probability:.1%}{end}"]
+    if answer.spans:
+        positions = ", ".join(f"{start}-{stop}" for start, stop in answer.spans[:MOST_SPANS])
+        more = len(answer.spans) - MOST_SPANS
+        start, stop = answer.spans[0]
+        before, after = context[max(0, start - 40) : start], context[stop : stop + 40]
+        found += [
+            f"  in the context, characters {positions}{f' and {more} more' if more > 0 else ''}:",
+            f"  …{printable(before)}[{printable(context[start:stop])}]{printable(after)}…",
+        ]
+    elif answer.text:
+        found.append("  not in the context")
+    if others:
+        found.append("  or: " + "; ".join(f"{_shown(o)} {o.probability:.1%}" for o in others))
+    return found
 
-    Raises:
-        UserError: There is no folder, or a word is neither.
-    """
-    folders, rest = list(words), None
-    if words and not os.path.isdir(words[-1]):  # Path.is_dir raises on what is too long for a name
-        *folders, rest = words
+
+def printable(text: str) -> str:
+    """Replace line ends, and characters that would control the terminal."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def _shown(reply: "Reply") -> str:
+    return printable(reply.text) or "(no answer)"
+
+
+def _folders_and_question(words: list[str]) -> tuple[list[Path], str | None]:
+    """Split the words of the command line: all are folders, but the last may be the question."""
+    folders, question = list(words), None
+    if words and not os.path.isdir(words[-1]):  # Path.is_dir raises on a name that is too long
+        *folders, question = words
     wrong = [word for word in folders if not os.path.isdir(word)]
-    if rest is not None and os.sep in rest and not any(map(str.isspace, rest)):
-        wrong.append(rest)
+    if question is not None and os.sep in question and not any(map(str.isspace, question)):
+        wrong.append(question)
     if wrong:
         raise UserError(
             f"There is no folder {wrong[0]}. First come the folders of runs, then one question in "
@@ -79,21 +102,12 @@ def split_words(words: list[str]) -> tuple[list[Path], str | None]:
         )
     if not folders:
         raise UserError("Which run? Give its folder, such as runs/<run>, before the question.")
-    if rest is not None and not rest.strip():
+    if question is not None and not question.strip():
         raise UserError("The question is empty.")
-    return [Path(word) for word in folders], rest
+    return [Path(word) for word in folders], question
 
 
-def read_context(name: str, question: str | None) -> str:
-    """Read the text to ask about.
-
-    Args:
-        name: A file; - for what is piped in.
-        question: None for a conversation.
-
-    Raises:
-        UserError: The text can't be read, or is empty.
-    """
+def _read_context(name: str, question: str | None) -> str:
     if name == "-" and question is None:
         raise UserError("--context - takes all input for the context: give the question too.")
     try:
@@ -110,19 +124,54 @@ def read_context(name: str, question: str | None) -> str:
     return text
 
 
-def answer_file(folder: Path, base: str | None, file: Path, output: Path) -> None:
-    """Write the answer to each question of a file, by its id.
+def _answer_context(
+    folders: list[Path], base: str | None, context: str, question: str | None
+) -> None:
+    """Print the answers to one question, or to each line of standard input."""
+    from lora_or_full.generation.predictor import load
 
-    Args:
-        folder: What to ask.
-        base: Its base model, where it does not name it.
-        file: Questions in SQuAD's format.
-        output: JSON file to write.
-    """
+    runs = [load(folder, base) for folder in folders]
+    sessions = [run.read(context) for run in runs]
+    if question is not None:
+        _print_answers(runs, sessions, question)
+        return
+    with contextlib.suppress(ImportError):  # makes the line editable, where the module exists
+        import readline  # noqa: F401
+
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        print(f"The context has {sessions[0].tokens:,} tokens. Ctrl-D ends.")
+    while True:
+        try:
+            _print_answers(runs, sessions, input("\n? " if at_terminal else ""))
+        except EOFError:
+            return
+        except UserError as error:
+            print(error, file=sys.stderr)
+
+
+def _print_answers(
+    runs: "list[Predictor]", sessions: "list[ContextSession]", question: str
+) -> None:
+    for run, session in zip(runs, sessions, strict=True):
+        replies = run.ask(session, question, ALTERNATIVES)
+        if len(runs) > 1:
+            print(f"{run.label}:")
+        print("\n".join(lines(replies, session.context)), flush=True)
+        if session.read < session.tokens:
+            print(
+                f"Note: {run.label} reads the first {session.read:,} of the context's "
+                f"{session.tokens:,} tokens. Split it, and ask about each part.",
+                file=sys.stderr,
+            )
+
+
+def _answer_file(folder: Path, base: str | None, file: Path, output: Path) -> None:
+    """Write the answers to the questions of a file, by their ids."""
     from lora_or_full.data import squad
     from lora_or_full.generation.predictor import load
 
-    # Gold answers, if there are any, are not used: wrong offsets do no harm.
+    # Gold answers are not used: they may be missing or have wrong offsets.
     questions, _ = squad.check(squad.read_files([file]), unanswerable="keep", misaligned="repair")
     if not questions:
         raise UserError(f"{file} holds no question.")
@@ -135,90 +184,9 @@ def answer_file(folder: Path, base: str | None, file: Path, output: Path) -> Non
     except OSError as error:
         raise UserError(f"--output {output} can't be written: {error.strerror}.") from None
     print(f"{len(texts):,} answers: {output}")
-    for count, what in (
+    for count, problem in (
         (sum(one.context_cut for one in given), "contexts were too long, and shortened"),
-        (sum(one.answer is None for one in given), "questions were too long, and not asked"),
+        (sum(one.answer is None for one in given), "questions were too long, and not answered"),
     ):
         if count:
-            print(f"Note: {count:,} {what}.", file=sys.stderr)
-
-
-def answer_context(
-    folders: list[Path], base: str | None, context: str, question: str | None
-) -> None:
-    """Print the answers to a question about a context, or to all that are then typed.
-
-    Args:
-        folders: What to ask.
-        base: Their base model, where they do not name it.
-        context: The text to ask about.
-        question: None for a conversation.
-    """
-    from lora_or_full.generation.predictor import load
-
-    runs = [load(folder, base) for folder in folders]
-    sessions = [run.read(context) for run in runs]
-    if question is not None:
-        show(runs, sessions, question)
-        return
-    with contextlib.suppress(ImportError):  # where there is none, a line can't be edited
-        import readline  # noqa: F401
-
-    at_terminal = sys.stdin.isatty()
-    if at_terminal:
-        print(f"The context has {sessions[0].tokens:,} tokens. Ctrl-D ends.")
-    while True:
-        try:
-            asked = input("\n? " if at_terminal else "")
-        except EOFError:
-            return
-        try:
-            show(runs, sessions, asked)
-        except UserError as error:
-            print(error, file=sys.stderr)
-
-
-def show(runs: "list[Predictor]", sessions: "list[ContextSession]", question: str) -> None:
-    """Print the answers of each run."""
-    for run, session in zip(runs, sessions, strict=True):
-        replies = run.ask(session, question, ALTERNATIVES)
-        if len(runs) > 1:
-            print(f"{run.label}:")
-        print("\n".join(lines(replies, session.context)), flush=True)
-        if session.read < session.tokens:
-            print(
-                f"Note: {run.label} reads {session.read:,} of the context's {session.tokens:,} "
-                "tokens, the first ones. Ask about its parts, each in a file of its own.",
-                file=sys.stderr,
-            )
-
-
-def lines(replies: "list[Reply]", context: str) -> list[str]:
-    """Lines that show an answer, its position, and the alternatives."""
-    answer, *others = replies
-    end = "" if answer.ended else "; cut off, since it did not end"
-    found = [named(answer), f"  probability {answer.probability:.1%}{end}"]
-    if answer.spans:
-        positions = ", ".join(f"{start}-{stop}" for start, stop in answer.spans[:MOST_SPANS])
-        more = len(answer.spans) - MOST_SPANS
-        start, stop = answer.spans[0]
-        before, after = context[max(0, start - 40) : start], context[stop : stop + 40]
-        found += [
-            f"  in the context, characters {positions}{f' and {more} more' if more > 0 else ''}:",
-            f"  …{printable(before)}[{printable(context[start:stop])}]{printable(after)}…",
-        ]
-    elif answer.text:
-        found.append("  not in the context")
-    if others:
-        found.append("  or: " + "; ".join(f"{named(o)} {o.probability:.1%}" for o in others))
-    return found
-
-
-def named(reply: "Reply") -> str:
-    """An answer's text for the terminal."""
-    return printable(reply.text) or "(no answer)"
-
-
-def printable(text: str) -> str:
-    """A text in one line, without what a terminal would take as a command."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+            print(f"Note: {count:,} {problem}.", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Score finished runs on other questions: lora-or-full evaluate RUN [RUN ...] DATA
+"""Score finished runs on another test set: lora-or-full evaluate RUN [RUN ...] DATA
 
-DATA is a .json file in SQuAD's format, or .parquet with the same columns. It is read, checked and
-scored as a run's own test set, and recorded in RUN/evaluations/<name>/. The report of the runs then
-shows all their test sets.
+DATA is a .json file in SQuAD's format, or .parquet with the same columns. The runs answer it as
+they answered their own test set; the scores go to RUN/evaluations/<name>/. The report of the runs
+then compares all their test sets.
 """
 
 import argparse
@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from lora_or_full.cli.arguments import add_base_model, existing_folder
 from lora_or_full.config.schema import Config
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.predictions import Prediction, prediction, scores
 from lora_or_full.runs import provenance, store
-from lora_or_full.runs.reader import read_record
+from lora_or_full.runs.reader import finished_record, read_record
 from lora_or_full.runs.schema import EvaluationRecord
 
-if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait for
+if TYPE_CHECKING:  # torch takes seconds, which a wrong command line need not wait for
     from lora_or_full.data.squad import Question
     from lora_or_full.generation.predictor import Predictor
 
@@ -31,14 +32,10 @@ NAME = re.compile(r"[\w-]+")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("runs", type=existing_folder, nargs="+", metavar="RUN")
     parser.add_argument("data", type=Path, metavar="DATA")
-    parser.add_argument(
-        "--name", help="of this test set in the report; that of the file's if left out"
-    )
-    parser.add_argument(
-        "--model", help="folder or hub id of the base model, where it is not the one that RUN names"
-    )
+    parser.add_argument("--name", help="name of this test set in the report (the file's)")
+    add_base_model(parser)
     parser.add_argument(
         "--unanswerable", choices=("refuse", "drop"), default="refuse",
         help="questions without an answer (refuse)",
@@ -53,12 +50,12 @@ def run(args: argparse.Namespace) -> None:
     """Score each run, and print a table.
 
     Raises:
-        UserError: An argument is wrong, the data is not in SQuAD's format, or a run can't be asked.
+        UserError: An argument is wrong, the data is invalid, or a run can't be scored.
     """
     name = args.name or re.sub(r"[^\w-]+", "_", args.data.stem)
     if not NAME.fullmatch(name):
         raise UserError(f"--name={name}: must be a name of letters, digits, - and _.")
-    from lora_or_full.data import squad  # seconds
+    from lora_or_full.data import squad
 
     questions, counts = squad.check(
         squad.read_files([args.data]), args.unanswerable, args.misaligned
@@ -69,18 +66,16 @@ def run(args: argparse.Namespace) -> None:
     for folder in args.runs:
         results = evaluate(folder, name, questions, counts, args.model)
         test = results["test"]
-        table.add_row(
-            folder.name, f"{test['questions']:,}",
-            *(
-                f"{test[metric]:.1f} [{low:.1f}, {high:.1f}]"
-                for metric in ("exact_match", "f1")
-                for low, high in (test[f"{metric}_interval"],)
-            ),
-        )  # fmt: skip
+        cells = [
+            f"{test[metric]:.1f} [{low:.1f}, {high:.1f}]"
+            for metric in ("exact_match", "f1")
+            for low, high in (test[f"{metric}_interval"],)
+        ]
+        table.add_row(folder.name, f"{test['questions']:,}", *cells)
         if count := results["data"]["trained_on"]:
             print(f"Note: {folder} was trained on {count:,} of these questions.", file=sys.stderr)
     Console().print(table)
-    print("lora-or-full report " + " ".join(map(str, args.runs)) + "  # shows all test sets")
+    print(f"lora-or-full report {' '.join(map(str, args.runs))}  # compares all test sets")
 
 
 def evaluate(
@@ -90,30 +85,29 @@ def evaluate(
     counts: dict[str, int],
     base: str | None,
 ) -> dict[str, Any]:
-    """Score a run on other questions, and record it.
+    """Score a run on a test set, and record the scores.
 
     Args:
         folder: The run's folder.
         name: Name of the test set.
         questions: Its questions.
-        counts: What was repaired or dropped in the file.
-        base: The base model, where the run does not name it.
+        counts: Questions of the file that were repaired or dropped.
+        base: Hub id or folder of the base model; None for the one that the run names.
 
     Returns:
-        What evaluations/<name>/results.json then holds.
+        The content of evaluations/<name>/results.json.
 
     Raises:
-        UserError: The run can't be loaded, `name` is that of another test set of it, or the record
-            can't be written.
+        UserError: The run can't be loaded, has scores on other questions under this name, or the
+            record can't be written.
     """
     from lora_or_full.data.squad import fingerprint
-    from lora_or_full.generation.predictor import finished_record, load
+    from lora_or_full.generation.predictor import load
     from lora_or_full.modeling.precision import device_name
 
-    # Of runs only: what was made elsewhere has no record that this could join.
-    config = finished_record(folder).config
+    config = finished_record(folder).config  # of runs only: other models have no record to extend
     output, of_questions = folder / "evaluations" / name, fingerprint(questions)
-    if (output / store.RESULTS).is_file() and _fingerprint(output) != of_questions:
+    if (output / store.RESULTS).is_file() and _recorded_fingerprint(output) != of_questions:
         raise UserError(f"{output} holds the scores on other questions: choose another --name.")
     predictor, began = load(folder, base), time.monotonic()
     rows, contexts = predictions_of(predictor, questions)
@@ -171,7 +165,7 @@ def predictions_of(
 
 
 def seen(config: Config, questions: "list[Question]") -> int | None:
-    """Count the questions that a run was trained on or chosen by; None if its data is gone."""
+    """Count the questions of a run's training or validation set; None if its data is gone."""
     from lora_or_full.data.splits import Splits
 
     try:
@@ -182,7 +176,7 @@ def seen(config: Config, questions: "list[Question]") -> int | None:
     return sum((q.context, q.question) in known for q in questions)
 
 
-def _fingerprint(folder: Path) -> str | None:
+def _recorded_fingerprint(folder: Path) -> str | None:
     try:
         return read_record(folder, EvaluationRecord).data.test.fingerprint
     except UserError:

@@ -1,7 +1,7 @@
-"""A local page to ask what was trained: lora-or-full page RUN [RUN ...]
+"""Ask trained models on a local page: lora-or-full page RUN [RUN ...]
 
 Paste a context, ask, and see the answer in it, its probability, and alternatives; several runs side
-by side. Needs the extra: pip install -e '.[page]'. The page is served to this machine only, loads
+by side. Needs the extra: pip install -e '.[page]'. Only this machine can open the page; it loads
 nothing from elsewhere and sends nothing anywhere.
 """
 
@@ -14,17 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_or_full.cli.arguments import add_base_model, existing_folder
 from lora_or_full.errors import UserError
+from lora_or_full.evaluation.spans import pieces
 from lora_or_full.runs.reader import read_answers
 
-if TYPE_CHECKING:  # seconds, which a mistake on the command line need not wait for
+if TYPE_CHECKING:  # torch and Flask take seconds, which a wrong command line need not wait for
     from flask import Flask
 
     from lora_or_full.generation.context_session import ContextSession
     from lora_or_full.generation.predictor import Predictor
 
 ALTERNATIVES = 4
-LONGEST = 2_000_000  # bytes of a form
+MOST_BYTES = 2_000_000  # of a form
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
@@ -34,43 +36,27 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-Example = tuple[str, str]  # a context, and a question
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN",
+        "runs", type=existing_folder, nargs="+", metavar="RUN",
         help="folders of finished runs, of adapters in PEFT's format, or of models",
     )  # fmt: skip
-    parser.add_argument(
-        "--model", help="folder or hub id of the base model, where it is not the one that RUN names"
-    )
+    add_base_model(parser)
     parser.add_argument("--port", type=int, default=8000, help="(8000)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page on the loopback address until Ctrl-C.
 
     Raises:
-        UserError: The extra is not installed, the port is taken, or a run can't be asked.
+        UserError: The extra is not installed, the port is invalid or in use, or a model can't be
+            loaded.
     """
     if not 0 < args.port < 65536:
         raise UserError(f"--port={args.port}: must be a number from 1 to 65535.")
-    serve(args.runs, args.model, args.port)
-
-
-def serve(runs: list[Path], base: str | None, port: int) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        runs: Folders of what to ask.
-        base: Their base model, where they do not name it.
-        port: Port on the loopback address.
-
-    Raises:
-        UserError: The extra is not installed, the port is taken, or a run can't be asked.
-    """
     try:
         import flask  # noqa: F401
         from werkzeug.serving import make_server
@@ -78,42 +64,53 @@ def serve(runs: list[Path], base: str | None, port: int) -> None:
         raise UserError(
             "The page needs more: pip install -c constraints.txt -e '.[page]'"
         ) from None
-    from lora_or_full.generation.predictor import load
-
     with socket.socket() as listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("127.0.0.1", port))
+            listener.bind(("127.0.0.1", args.port))
         except OSError as error:
             reason = os.strerror(error.errno or 0)
-            raise UserError(f"--port={port}: {reason}. Choose another.") from None
-        app = build([load(run, base) for run in runs], examples(runs[0]))
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
+            raise UserError(f"--port={args.port}: {reason}. Choose another.") from None
+        from lora_or_full.generation.predictor import load
+
+        app = build([load(folder, args.model) for folder in args.runs], examples(args.runs[0]))
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line for each request
         listener.listen()
-        server = make_server("127.0.0.1", port, app, threaded=True, fd=listener.fileno())
-        print(f"http://127.0.0.1:{port} (Ctrl-C ends)", flush=True)
+        server = make_server("127.0.0.1", args.port, app, threaded=True, fd=listener.fileno())
+        print(f"http://127.0.0.1:{args.port} (Ctrl-C ends)", flush=True)
         server.serve_forever()
 
 
-def build(runs: "list[Predictor]", shown: Sequence[Example]) -> "Flask":
-    """Build the page of some runs, with examples to begin with."""
+def build(runs: "list[Predictor]", shown: Sequence[tuple[str, str]]) -> "Flask":
+    """Build the page.
+
+    Args:
+        runs: The models that answer.
+        shown: Contexts and questions to begin with.
+    """
     from flask import Flask, Response, render_template, request
 
     app = Flask(__name__, template_folder=str(Path(__file__).parent), static_folder=None)
-    # A foreign page whose host name resolves to this machine is refused.
+    # Refuses a foreign page whose host name resolves to this machine.
     app.config["TRUSTED_HOSTS"] = ["127.0.0.1", "localhost"]
-    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = LONGEST
-    asking = threading.Lock()
+    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = MOST_BYTES
+    lock = threading.Lock()  # the server answers each request in a thread of its own
     last: tuple[str, list[ContextSession]] = ("", [])  # a context, and each run's session
 
     def answers(context: str, question: str) -> list[dict[str, Any]]:
         nonlocal last
-        with asking:
+        with lock:
             if last[0] != context:
                 last = (context, [run.read(context) for run in runs])
             return [
-                answered(run, session, question) for run, session in zip(runs, last[1], strict=True)
+                _answer(run, session, question) for run, session in zip(runs, last[1], strict=True)
             ]
+
+    def page(context: str, question: str, example: int, **found: Any) -> str:
+        return render_template(
+            "page.html", labels=[run.label for run in runs], context=context, question=question,
+            example=example, examples=len(shown), **found,
+        )  # fmt: skip
 
     @app.get("/")
     def start() -> str:
@@ -128,21 +125,9 @@ def build(runs: "list[Predictor]", shown: Sequence[Example]) -> "Flask":
         question = request.form.get("question", "")
         number = request.form.get("example", 0, type=int)
         try:
-            return page(context, question, number, answers(context, question))
+            return page(context, question, number, answers=answers(context, question))
         except UserError as error:
             return page(context, question, number, problem=str(error))
-
-    def page(context: str, question: str, number: int, *found: Any, problem: str = "") -> str:
-        return render_template(
-            "page.html",
-            labels=[run.label for run in runs],
-            context=context,
-            question=question,
-            example=number,
-            examples=len(shown),
-            answers=found[0] if found else [],
-            problem=problem,
-        )
 
     @app.after_request
     def protect(response: Response) -> Response:
@@ -152,10 +137,20 @@ def build(runs: "list[Predictor]", shown: Sequence[Example]) -> "Flask":
     return app
 
 
-def answered(run: "Predictor", session: "ContextSession", question: str) -> dict[str, Any]:
-    """Values that the page shows of a run's answer."""
-    from lora_or_full.evaluation.spans import pieces
+def examples(folder: Path) -> list[tuple[str, str]]:
+    """Contexts of a run's test set, each with its first question; none if it is no run."""
+    try:
+        predictions, contexts = read_answers(folder)
+    except UserError:
+        return []
+    questions: dict[int, str] = {}
+    for one in predictions:
+        questions.setdefault(one["paragraph"], one["question"])
+    return [(contexts[str(number)], question) for number, question in questions.items()]
 
+
+def _answer(run: "Predictor", session: "ContextSession", question: str) -> dict[str, Any]:
+    """Values that the page shows of a run's answer."""
     answer, *others = run.ask(session, question, ALTERNATIVES)
     return {
         "label": run.label,
@@ -165,16 +160,3 @@ def answered(run: "Predictor", session: "ContextSession", question: str) -> dict
         "read": session.read,
         "tokens": session.tokens,
     }
-
-
-def examples(folder: Path) -> list[Example]:
-    """Test questions of a run, the first of each paragraph; none of what is no run."""
-    try:
-        predictions, contexts = read_answers(folder)
-    except UserError:
-        return []
-    found: dict[str, Example] = {}
-    for one in predictions:
-        key = str(one["paragraph"])
-        found.setdefault(key, (contexts[key], one["question"]))
-    return list(found.values())

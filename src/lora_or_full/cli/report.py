@@ -11,17 +11,15 @@ import os
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_or_full.errors import UserError
-from lora_or_full.report import render
-from lora_or_full.report.collect import collect
-from lora_or_full.report.formatting import METRICS
-from lora_or_full.report.render import Section, Table
-from lora_or_full.report.sections.overview import all_sections
-from lora_or_full.report.stats.comparison import ArmComparison, compare_arms
-from lora_or_full.report.study import Arm, Run, Study
 from lora_or_full.runs import store
+
+if TYPE_CHECKING:  # scipy and matplotlib take seconds, which a wrong command line need not wait for
+    from lora_or_full.report.render import Section
+    from lora_or_full.report.stats.comparison import ArmComparison
+    from lora_or_full.report.study import Arm, Run, Study
 
 TITLE = "LoRA against full fine-tuning"
 FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet takes for one
@@ -58,6 +56,11 @@ def write(runs: list[Path], folder: Path, margin: float) -> Path:
         raise UserError(f"There is no folder {missing[0]}.")
     if not 0 < margin < 100:
         raise UserError(f"--margin={margin:g}: must be a number between 0 and 100.")
+    from lora_or_full.report import render
+    from lora_or_full.report.collect import collect
+    from lora_or_full.report.sections.overview import all_sections
+    from lora_or_full.report.stats.comparison import compare_arms
+
     study = collect(runs)
     if not study.arms:
         reasons = "\n  ".join(study.left_out) or "they hold no run at all"
@@ -76,7 +79,7 @@ def write(runs: list[Path], folder: Path, margin: float) -> Path:
     return folder
 
 
-def runs_csv(study: Study) -> str:
+def runs_csv(study: "Study") -> str:
     """Write CSV with a row per run: its configuration and its results."""
     rows = [_row(arm, run) for arm in study.arms for run in arm.runs.values()]
     out = io.StringIO()
@@ -86,7 +89,7 @@ def runs_csv(study: Study) -> str:
     return out.getvalue()
 
 
-def _row(arm: Arm, run: Run) -> dict[str, Any]:
+def _row(arm: "Arm", run: "Run") -> dict[str, Any]:
     r = run.record
     return {
         "run": run.folder.name, "arm": arm.label, "mode": arm.mode, "seed": r.config.seed,
@@ -110,8 +113,13 @@ def _cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def numbers(study: Study, found: ArmComparison | None, sections: list[Section]) -> dict[str, Any]:
+def numbers(
+    study: "Study", found: "ArmComparison | None", sections: "list[Section]"
+) -> dict[str, Any]:
     """Give everything that the report computed: the whole comparison, and all tables."""
+    from lora_or_full.report.formatting import METRICS
+    from lora_or_full.report.render import Table
+
     arms = {
         arm.label: {
             "seeds": list(arm.runs),

@@ -29,7 +29,7 @@ from lora_or_full.generation.kv_cache import Model, shares_context
 from lora_or_full.modeling.loading import load_adapter, load_model, load_tokenizer, max_positions
 from lora_or_full.modeling.precision import STORED, autocast_for, device_of, resolve_precision
 from lora_or_full.runs import store
-from lora_or_full.runs.reader import read_record
+from lora_or_full.runs.reader import not_a_run, read_record, weights_folder
 from lora_or_full.runs.schema import RunRecord
 
 BASE = "--model=FOLDER (or a hub id) names its base model."
@@ -188,41 +188,13 @@ def load(folder: Path, base: str | None) -> Predictor:
         return _load_adapter_folder(folder, base)
     if (folder / "config.json").is_file():
         return _load_elsewhere(folder, load_model(folder, str(folder), {}), folder, folder)
-    raise _no_run(folder, "results.json, adapter_config.json or config.json")
+    raise not_a_run(folder, "results.json, adapter_config.json or config.json")
 
 
 def quiet_transformers() -> None:
     """Silence messages and progress bars of transformers."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-
-
-def finished_record(folder: Path) -> RunRecord:
-    """Read the record of a finished run.
-
-    Raises:
-        UserError: The run is not finished, or its record can't be read.
-    """
-    if not (folder / store.RESULTS).is_file():
-        raise _no_run(folder, "results.json (`ask` also takes what was made elsewhere)")
-    return read_record(folder, RunRecord)
-
-
-def weights_folder(folder: Path, record: RunRecord) -> Path:
-    """Folder of the weights that a run has trained.
-
-    Raises:
-        UserError: It is missing or damaged.
-    """
-    weights = folder / record.exported
-    if not weights.is_dir():
-        raise UserError(f"{folder} has no {weights.name}/, which its run has written: copy it too.")
-    if damaged := store.damaged_files(folder, among=f"{weights.name}/"):
-        raise UserError(
-            f"Damaged in {folder}: {', '.join(damaged)}. To train again: "
-            f"python src/run.py resume='{folder}'"
-        )
-    return weights
 
 
 def base_folder(folder: Path, record: RunRecord, base: str | None) -> Path:
@@ -294,24 +266,3 @@ def _model_folder(name: str, cache: Path) -> Path:
         return folder_of(name, "model", cache)
     except UserError as error:
         raise UserError(f"The base model is not available: {BASE} ({error})") from None
-
-
-def _no_run(folder: Path, wanted: str) -> UserError:
-    """The reason why a folder holds none of the wanted files."""
-    if not folder.is_dir():
-        return UserError(f"There is no folder {folder}.")
-    if not (folder / "config.yaml").is_file() and not (folder / "status.json").is_file():
-        inside = [file.parent.name for file in sorted(folder.glob("*/results.json"))]
-        of_these = f" Name one of the runs in it: {', '.join(inside)}." if inside else ""
-        return UserError(f"{folder} is no run: it has no {wanted}.{of_these}")
-    status = store.status(folder)
-    state = status.get("state", "not finished")
-    if state == "failed":
-        return UserError(
-            f"{folder} is a run that failed ({status.get('error', 'no reason is recorded')}): it "
-            "has no weights. Run it again."
-        )
-    return UserError(
-        f"{folder} is a run that is not finished ({state}). If it is not running any more, "
-        f"python src/run.py resume='{folder}' resumes it."
-    )

@@ -1,4 +1,4 @@
-"""Reads what a finished run has left: its record, its answers, and the contexts of these."""
+"""Reads a finished run: its record, its answers with their contexts, and where its weights are."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -37,6 +37,34 @@ def read_record(folder: Path, kind: type[Record]) -> Record:
         UserError: The file is missing, unreadable, or not as a run writes it.
     """
     return _read(folder / store.RESULTS, lambda text: kind.model_validate(json.loads(text)))
+
+
+def finished_record(folder: Path) -> RunRecord:
+    """Read the record of a finished run.
+
+    Raises:
+        UserError: The run is not finished, or its record can't be read.
+    """
+    if not (folder / store.RESULTS).is_file():
+        raise not_a_run(folder, "results.json (`ask` takes other adapters and models too)")
+    return read_record(folder, RunRecord)
+
+
+def weights_folder(folder: Path, record: RunRecord) -> Path:
+    """Folder of the weights that a run has trained.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    weights = folder / record.exported
+    if not weights.is_dir():
+        raise UserError(f"{folder} has no {weights.name}/, which its run has written: copy it too.")
+    if damaged := store.damaged_files(folder, among=f"{weights.name}/"):
+        raise UserError(
+            f"Damaged in {folder}: {', '.join(damaged)}. To train again: "
+            f"python src/run.py resume='{folder}'"
+        )
+    return weights
 
 
 def read_answers(folder: Path) -> Answers:
@@ -79,6 +107,32 @@ def check_scores(
             raise UserError(
                 f"{folder}: predictions.jsonl does not give the {metric} of its record."
             )
+
+
+def not_a_run(folder: Path, wanted: str) -> UserError:
+    """Say why a folder is no finished run, and how to get one.
+
+    Args:
+        folder: Any path.
+        wanted: The files that it lacks.
+    """
+    if not folder.is_dir():
+        return UserError(f"There is no folder {folder}.")
+    if not (folder / "config.yaml").is_file() and not (folder / "status.json").is_file():
+        inside = [file.parent.name for file in sorted(folder.glob("*/results.json"))]
+        of_these = f" Name one of the runs in it: {', '.join(inside)}." if inside else ""
+        return UserError(f"{folder} is no run: it has no {wanted}.{of_these}")
+    status = store.status(folder)
+    state = status.get("state", "not finished")
+    if state == "failed":
+        return UserError(
+            f"{folder} is a run that failed ({status.get('error', 'no reason is recorded')}): it "
+            "has no weights. Run it again."
+        )
+    return UserError(
+        f"{folder} is a run that is not finished ({state}). If it is not running any more, "
+        f"python src/run.py resume='{folder}' resumes it."
+    )
 
 
 def _read(file: Path, parse: Callable[[str], T]) -> T:
