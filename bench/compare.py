@@ -3,8 +3,8 @@
 python bench/compare.py MODEL_FOLDER QUESTIONS.json --output=bench.md
 
 MODEL_FOLDER holds a GPT-2, QUESTIONS.json is in SQuAD's format; of each paragraph with five or more
-questions the first five are used. Every measurement is a process of its own, one after the other,
-those of a comparison in turn. Peers: pip install -e '.[bench]'.
+questions the first five are used. Every measurement is a separate process; the sides of a
+comparison alternate. Peers: pip install -e '.[bench]'.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lora_or_full.modeling.precision import resolve_precision
 SIDES = Path(__file__).with_name("sides.py")
 CPU = compose.defaults().trainer.model_copy(update={"accelerator": "cpu"})
 NATIVE_BF16 = resolve_precision(CPU) == "bf16-mixed"
+WITH_TRL = find_spec("trl") is not None
 Spec = dict[str, Any]
 Result = dict[str, float]
 
@@ -41,12 +43,12 @@ FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
 
 
 def sides(spec: Spec, *names: str) -> list[Spec]:
-    """The same measurement by each side."""
+    """The same measurement for each side."""
     return [spec | {"side": name} for name in names]
 
 
-# Each side of a comparison, measured in turn and compared with the first, and how many questions
-# each of them takes: the same ones.
+# Of each comparison: the number of questions, the same ones for each side, and the sides; the first
+# is the reference of the ratios.
 TABLE: dict[str, tuple[int, list[Spec]]] = {
     "LoRA, by paragraph, fp32": (100, sides(LORA | PARAGRAPH | FP32, PLAIN, TRL, OURS)),
     "LoRA, by paragraph, bf16": (100, sides(LORA | PARAGRAPH | BF16, PLAIN, TRL, OURS)),
@@ -66,11 +68,11 @@ TABLE: dict[str, tuple[int, list[Spec]]] = {
         [EVALUATION | FP32 | {"side": GENERATE}, EVALUATION | BF16 | {"side": OURS}],
     ),
 }
-GROWTH = (500, 1000, 2000, 4000)  # questions, each over a context of its own
+GROWTH = (500, 1000, 2000, 4000)  # numbers of questions, each with its own context
 
 
 def measure(spec: Spec, model: str, data: Path, cache: Path) -> Result:
-    """What one process measured."""
+    """Measure in a new process."""
     spec = spec | {"model": model, "data": str(data), "cache": str(cache)}
     process = subprocess.run(
         [sys.executable, str(SIDES), json.dumps(spec)], capture_output=True, text=True
@@ -84,9 +86,10 @@ def measure(spec: Spec, model: str, data: Path, cache: Path) -> Result:
 
 
 def compare(name: str, rounds: int, model: str, data: Path, cache: Path) -> list[str]:
-    """The lines of the table for one comparison, its sides measured in turn."""
+    """Measure one comparison, its sides alternating; the lines of its table."""
     print(name, flush=True)
     questions, specs = TABLE[name]
+    specs = [spec for spec in specs if WITH_TRL or spec["side"] != TRL]
     results: list[list[Result]] = [[] for _ in specs]
     for _ in range(rounds):
         for spec, found in zip(specs, results, strict=True):
@@ -111,13 +114,13 @@ def compare(name: str, rounds: int, model: str, data: Path, cache: Path) -> list
 
 
 def grow(rounds: int, model: str, cache: Path, folder: Path) -> list[str]:
-    """The lines that tell how time and memory grow with the questions."""
+    """Measure how time and memory grow with the number of questions; the lines of a table."""
     found: dict[int, list[Result]] = {count: [] for count in GROWTH}
     for count in GROWTH:
         text = json.dumps(made_up(count * 3 // 2 + 80))
         (folder / f"{count}.json").write_text(text, encoding="utf-8")
     spec = LORA | RANDOM | (BF16 if NATIVE_BF16 else FP32) | {"side": OURS}
-    for _ in range(rounds):  # in turn, or what else the machine does would pass for growth
+    for _ in range(rounds):  # alternating, so that other load on the machine is no growth
         for count, results in found.items():
             file = folder / f"{count}.json"
             results.append(measure(spec | {"questions": count}, model, file, cache))
@@ -144,8 +147,10 @@ def five_each(source: Path) -> dict[str, Any]:
 
 
 def made_up(count: int) -> dict[str, Any]:
-    """Questions over contexts of nonsense words, each its own; the lengths' spread is the same for
-    any count."""
+    """Questions, each over its own context of nonsense words.
+
+    The distribution of lengths is the same for any count.
+    """
     rng = random.Random(0)
     words = ["".join(rng.choices("aeioulmnrst", k=rng.randrange(2, 8))) for _ in range(3000)]
     articles = []
@@ -171,8 +176,8 @@ def spread(values: Iterable[float], form: str) -> str:
 
 
 def origin(model: str, data: Path, rounds: int) -> str:
-    """What the figures were measured with."""
-    names = ("torch", "transformers", "peft", "trl", "lightning")
+    """Say what the figures were measured with."""
+    names = ["torch", "transformers", "peft", "lightning", *[TRL] * WITH_TRL]
     packages = ", ".join(f"{name} {version(name)}" for name in names)
     commit = subprocess.run(
         ["git", "-C", str(SIDES.parent), "describe", "--always", "--dirty"],
@@ -181,9 +186,9 @@ def origin(model: str, data: Path, rounds: int) -> str:
     return (
         f"{Path(model).name}, {data.name}, {rounds} rounds; {os.cpu_count()} cores, "
         f"{platform.machine()}, Python {platform.python_version()}, {packages}; commit {commit}.\n"
-        "Each cell: median (minimum-maximum). Ratios are of the same round, to the first line of "
-        "the comparison.\nMemory is the peak above a process that has imported the libraries. "
-        "Utilisation is the floating-point work that was done over that of a matrix product."
+        "Each cell: median (minimum-maximum). Ratios are within a round, to the first line of the "
+        "comparison.\nMemory is the peak above that of a process that has imported the libraries. "
+        "Utilisation is the rate of floating-point operations relative to that of a matrix product."
     )
 
 
@@ -195,34 +200,40 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("bench.md"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="a part of the names of the comparisons to run")
-    parser.add_argument("--growth", action="store_true", help="how cost grows with the questions")
+    parser.add_argument(
+        "--only", default="", help="run only the comparisons whose name contains this"
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="measure how cost grows with the questions"
+    )
     args = parser.parse_args()
     if not Path(args.model, "config.json").is_file() or not args.data.is_file():
-        parser.error("MODEL_FOLDER needs a config.json, and QUESTIONS.json must be there.")
+        parser.error("MODEL_FOLDER must hold a config.json, and QUESTIONS.json must exist.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache = folder / "cache"
         if args.growth:
-            head = ["questions", "ms a question", "to the first", "peak MB"]
+            columns = ["questions", "ms per question", "ratio to the first", "peak MB"]
             lines = grow(args.rounds, args.model, cache, folder)
         else:
             file = folder / "five.json"
             file.write_text(json.dumps(five_each(args.data)), encoding="utf-8")
-            head = [
+            columns = [
                 "comparison", "side", "questions/s", "ratio", "memory, MB", "ratio",
                 "utilisation, %",
             ]  # fmt: skip
             names = [name for name in TABLE if args.only in name]
+            if not WITH_TRL:
+                print("TRL is not installed (pip install -e '.[bench]'): its side is skipped.")
             if not NATIVE_BF16:
-                print("This processor is not faster in bf16: what compares it is left out.")
+                print("This processor is not faster in bf16: comparisons in bf16 are skipped.")
                 names = [name for name in names if "bf16" not in name]
             lines = [
                 line
                 for name in names
                 for line in compare(name, args.rounds, args.model, file, cache)
             ]
-    table = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines]
+    table = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *lines]
     text = "\n".join([*table, "", origin(args.model, args.data, args.rounds), ""])
     args.output.write_text(text, encoding="utf-8")
     print("\n" + text)

@@ -1,11 +1,11 @@
-"""Ways to find an answer with the same weights, held against each other.
+"""Compare decoding methods with the same weights: greedy, beam search, the most probable span.
 
 python bench/decoding.py RUN --output=decoding.csv
 
-RUN is a finished run of this project. Its validation questions are answered greedily, by a beam,
-which may say anything, and by the most probable span of the context, found exactly. --output has a
-row for each question: what each backend scored and how sure it was, and whether the greedy answer
-stands in the context.
+RUN is a finished run of this project; its validation questions are answered. Greedy decoding and
+beam search may generate any text; the span search finds the most probable span of the context,
+exactly. --output gets a row per question: score and log-probability of each method's answer, and
+whether the greedy answer is a span of the context.
 """
 
 import argparse
@@ -36,49 +36,58 @@ from lora_or_full.data.squad import Question, fingerprint
 from lora_or_full.errors import UserError, command_line_errors
 from lora_or_full.evaluation.spans import spans
 from lora_or_full.evaluation.squad_metric import exact_match, f1
-from lora_or_full.generation.context_session import Continuation
 from lora_or_full.generation.decoding import text_of
+from lora_or_full.generation.kv_cache import PaddedCache
 from lora_or_full.generation.predictor import Predictor, load, quiet_transformers
 from lora_or_full.modeling.precision import autocast_for
 from lora_or_full.report.stats.paired import paragraph_bootstrap
 from lora_or_full.runs.reader import finished_record
 
 BEAM = 5
-WORD = re.compile(r"\w+|[^\w\s]")  # where spans begin
-CHARACTERS = 8  # of a token, at most on average: a longer span is not looked at
-WAYS = "greedy", "beam", "beam_per_token", "span", "span_if_not_in_context"
+WORD = re.compile(r"\w+|[^\w\s]")  # spans begin with a word or a sign
+CHARACTERS = 8  # of a token, an upper bound of the average: longer spans are not searched
+METHODS = "greedy", "beam", "beam_per_token", "span", "span_if_not_in_context"
 
-Tree = dict[int, Any]  # the tokens that may come next, and what may come behind each
+Trie = dict[int, Any]  # next token -> the trie of what may follow it
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Of an answer: its tokens, their log-probability, what may come behind (None: anything), the
-    row of the cache that holds all but its last token, and whether it is whole, with its end."""
+class Hypothesis:
+    """The beginning of an answer, or a finished one.
+
+    Attributes:
+        ids: Its tokens.
+        log_probability: Natural logarithm; with the end if it is finished.
+        trie: What may follow; None for any token.
+        row: Row of the cache that holds all its tokens but the last.
+        finished: Whether it has ended.
+    """
 
     ids: tuple[int, ...]
     log_probability: float
-    tree: Tree | None
+    trie: Trie | None
     row: int
-    whole: bool = False
+    finished: bool = False
 
 
-class Behind:
-    """Rows that grow behind a question, and the tokens that end them."""
+class Rows:
+    """Rows that grow after the same prompt, and the tokens that end them."""
 
-    def __init__(self, rows: Continuation, stops: Sequence[int]) -> None:
-        self.rows, self.stops = rows, stops
+    def __init__(self, backend: PaddedCache, stops: Sequence[int]) -> None:
+        self.backend, self.stops = backend, stops
 
-    def copy(self) -> "Behind":
-        return Behind(self.rows.copy(), self.stops)
+    def copy(self) -> "Rows":
+        return Rows(self.backend.copy(), self.stops)
 
-    def step(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The `scores` behind tokens (B, T) of the kept rows (B)."""
-        self.rows.select(torch.tensor(rows, device=self.rows.model.device))
-        return self.scores(self.rows.read(torch.tensor(tokens, device=self.rows.model.device)))
+    def step(self, growing: Sequence[Hypothesis]) -> torch.Tensor:
+        """Make each hypothesis (B) a row with its last token, and give the `scores` after it."""
+        device = self.backend.model.device
+        self.backend.select(torch.tensor([one.row for one in growing], device=device))
+        tokens = torch.tensor([one.ids[-1:] for one in growing], device=device)  # (B, 1)
+        return self.scores(self.backend.append(tokens))
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities (B, vocabulary); that of the first stop is of any of them."""
+        """Log-probabilities (B, vocabulary), where the first stop stands for any of them."""
         scores = logits.float().log_softmax(-1)
         ends = scores[:, self.stops].logsumexp(-1)
         scores[:, self.stops] = float("-inf")
@@ -86,119 +95,148 @@ class Behind:
         return scores
 
 
-def beam(behind: Behind, scores: torch.Tensor, max_new_tokens: int, width: int) -> list[Beginning]:
-    """The most probable first, of the `width` answers that a beam search keeps; `scores` (1,
-    vocabulary) stand behind the question. With a width of one it is greedy."""
-    pool = [Beginning((), 0.0, None, 0)]
+def beam(rows: Rows, scores: torch.Tensor, max_new_tokens: int, width: int) -> list[Hypothesis]:
+    """Search with a beam; a width of one is greedy decoding.
+
+    Args:
+        rows: One row, the prompt.
+        scores: Of the first token (1, vocabulary).
+        max_new_tokens: Largest number of tokens of an answer.
+        width: Hypotheses to keep.
+
+    Returns:
+        The hypotheses, the most probable first.
+    """
+    pool = [Hypothesis((), 0.0, None, 0)]
     for left in reversed(range(max_new_tokens)):
-        growing = [one for one in pool if not one.whole]
-        pool = [one for one in pool if one.whole]
+        growing = [one for one in pool if not one.finished]
+        pool = [one for one in pool if one.finished]
         for row, one in enumerate(growing):
-            pool += longer(one, row, scores[row], scores[row].topk(width).indices.tolist(), behind)
+            best = scores[row].topk(width).indices.tolist()
+            pool += extensions(one, row, scores[row], best, rows.stops[0])
         pool = sorted(pool, key=lambda one: -one.log_probability)[:width]
-        growing = [one for one in pool if not one.whole]
+        growing = [one for one in pool if not one.finished]
         if not growing or not left:
             break
-        scores = behind.step([one.row for one in growing], [one.ids[-1:] for one in growing])
+        scores = rows.step(growing)
     return pool
 
 
 def most_probable_span(
-    behind: Behind, scores: torch.Tensor, tree: Tree, known: Beginning | None
-) -> Beginning:
-    """The path of `tree` that is the most probable with an end behind it; `known` is a whole one,
-    if any is known.
+    rows: Rows, scores: torch.Tensor, trie: Trie, known: Hypothesis | None
+) -> Hypothesis:
+    """Find the most probable finished path of a trie, exactly (branch and bound).
 
-    A path is at most as probable as what it begins with: all beginnings are followed that are more
-    probable than the best whole path so far, at first that which is greedy within the tree.
+    A path is at most as probable as its beginning. So only beginnings are extended that are more
+    probable than the best finished path so far, first the one that is greedy within the trie.
+
+    Args:
+        rows: One row, the prompt.
+        scores: Of the first token (1, vocabulary).
+        trie: The spans.
+        known: A finished path, if one is known.
     """
-    greedy = known or followed(behind.copy(), scores, tree, None, 1)
-    return followed(behind, scores, tree, greedy, None)
+    greedy = known or search_trie(rows.copy(), scores, trie, None, 1)
+    return search_trie(rows, scores, trie, greedy, None)
 
 
-def followed(
-    behind: Behind, scores: torch.Tensor, tree: Tree, best: Beginning | None, width: int | None
-) -> Beginning:
-    """The best whole path of `tree` that is found behind so many beginnings side by side (None:
-    behind all that may lead to a better one than `best`)."""
-    growing = [Beginning((), 0.0, tree, 0)]
+def search_trie(
+    rows: Rows, scores: torch.Tensor, trie: Trie, best: Hypothesis | None, width: int | None
+) -> Hypothesis:
+    """Find the best finished path of a trie.
+
+    Args:
+        rows: One row, the prompt.
+        scores: Of the first token (1, vocabulary).
+        trie: The paths.
+        best: A finished path to improve on.
+        width: Beginnings to extend at once; None for all that can lead to a better path.
+    """
+    growing = [Hypothesis((), 0.0, trie, 0)]
     while growing:
-        found: list[Beginning] = []
+        found: list[Hypothesis] = []
         for row, one in enumerate(growing):
-            assert one.tree is not None
-            may_end = [behind.stops[0]] if one.ids or not one.tree else []
-            found += longer(one, row, scores[row], [*one.tree, *may_end], behind)
-        whole = [one for one in [*found, best] if one and one.whole]
-        best = max(whole, key=lambda one: one.log_probability, default=None)
+            assert one.trie is not None
+            may_end = [rows.stops[0]] if one.ids or not one.trie else []
+            found += extensions(one, row, scores[row], [*one.trie, *may_end], rows.stops[0])
+        finished = [one for one in [*found, best] if one and one.finished]
+        best = max(finished, key=lambda one: one.log_probability, default=None)
         bound = best.log_probability if best else float("-inf")
-        growing = [one for one in found if not one.whole and one.log_probability > bound]
+        growing = [one for one in found if not one.finished and one.log_probability > bound]
         growing = sorted(growing, key=lambda one: -one.log_probability)[:width]
         if growing:
-            scores = behind.step([one.row for one in growing], [one.ids[-1:] for one in growing])
+            scores = rows.step(growing)
     assert best is not None
     return best
 
 
-def longer(
-    one: Beginning, row: int, scores: torch.Tensor, tokens: list[int], behind: Behind
-) -> Iterator[Beginning]:
-    """`one` with each of `tokens` behind it, of which the first of the stops makes it whole."""
+def extensions(
+    one: Hypothesis, row: int, scores: torch.Tensor, tokens: list[int], end: int
+) -> Iterator[Hypothesis]:
+    """Extend a hypothesis by each of some tokens; `end` finishes it."""
     for token, score in zip(tokens, scores[tokens].tolist(), strict=True):
         value = one.log_probability + score
-        if token == behind.stops[0]:
-            yield Beginning(one.ids, value, one.tree, row, whole=True)
+        if token == end:
+            yield Hypothesis(one.ids, value, one.trie, row, finished=True)
         else:
-            below = None if one.tree is None else one.tree[token]
-            yield Beginning((*one.ids, token), value, below, row)
+            below = None if one.trie is None else one.trie[token]
+            yield Hypothesis((*one.ids, token), value, below, row)
 
 
-def span_tree(tokenizer: PreTrainedTokenizerBase, context: str, longest: int) -> Tree:
-    """The spans of `context` that begin with a word or a sign and lie in a line, of at most
-    `longest` tokens, as an answer is tokenized."""
+def span_trie(tokenizer: PreTrainedTokenizerBase, context: str, longest: int) -> Trie:
+    """Spans of a context within a line, of at most `longest` tokens, tokenized as answers."""
     characters = CHARACTERS * longest
     starts = [match.start() for match in WORD.finditer(context)]
     texts = [context[start : start + characters].split("\n")[0] for start in starts]
-    tree: Tree = {}
+    trie: Trie = {}
     for text, ids in zip(
         texts, prompt.encode(tokenizer, [prompt.answer_text(t) for t in texts]), strict=True
     ):
         cut = len(text) == characters  # perhaps in the middle of a token
-        below = tree
+        below = trie
         for token in ids[: len(ids) - cut][:longest]:
             below = below.setdefault(token, {})
-    return tree
+    return trie
 
 
-def per_token(one: Beginning) -> float:
-    return one.log_probability / (len(one.ids) + one.whole)
+def per_token(one: Hypothesis) -> float:
+    """Log-probability divided by the number of tokens, the end included."""
+    return one.log_probability / (len(one.ids) + one.finished)
 
 
-def holds(tree: Tree, ids: Sequence[int]) -> bool:
-    """Whether `ids` are a path of `tree`."""
+def contains(trie: Trie, ids: Sequence[int]) -> bool:
+    """Whether token ids are a path of a trie."""
     for token in ids:
-        if token not in tree:
+        if token not in trie:
             return False
-        tree = tree[token]
+        trie = trie[token]
     return bool(ids)
 
 
 def read(
     run: Predictor, questions: Sequence[Question]
-) -> Iterator[tuple[Question, Behind, torch.Tensor, Tree]]:
-    """Each question, the row and scores (1, vocabulary) behind it, and the spans of its context,
-    which is read once for the questions that stand together."""
+) -> Iterator[tuple[Question, Rows, torch.Tensor, Trie]]:
+    """Read questions, adjacent ones of a context over one reading of it.
+
+    Yields:
+        The question, its row, the scores after it (1, vocabulary), and the spans of its context.
+    """
     for context, group in itertools.groupby(questions, key=lambda q: q.context):
         session = run.read(context)
-        tree = span_tree(run.tokenizer, context, run.config.max_new_tokens - 1)
+        trie = span_trie(run.tokenizer, context, run.config.max_new_tokens - 1)
         for question in group:
-            rows, logits = session.continuation(question.question)
-            behind = Behind(rows, run.stops)
-            yield question, behind, behind.scores(logits), tree
+            backend, logits = session.continuation(question.question)
+            rows = Rows(backend, run.stops)
+            yield question, rows, rows.scores(logits), trie
 
 
 def answered(run: Predictor, questions: Sequence[Question]) -> tuple[list[dict[str, Any]], str]:
-    """What each of WAYS says to each question, scored; and how long each took, in words."""
-    rows: list[dict[str, Any]] = []
+    """Answer and score questions by each of METHODS.
+
+    Returns:
+        A row of --output per question, and how long each method took, as a sentence.
+    """
+    table: list[dict[str, Any]] = []
     seconds = np.zeros(3)
     paragraphs: dict[str, int] = {}
     console = Console(stderr=True)
@@ -206,14 +244,14 @@ def answered(run: Predictor, questions: Sequence[Question]) -> tuple[list[dict[s
         read(run, questions), run.label, len(questions), console=console, transient=True,
         disable=not console.is_terminal,
     )  # fmt: skip
-    for question, behind, scores, tree in asked:
+    for question, rows, scores, trie in asked:
         times = [time.perf_counter()]
-        (greedy,) = beam(behind.copy(), scores, run.config.max_new_tokens, 1)
+        (greedy,) = beam(rows.copy(), scores, run.config.max_new_tokens, 1)
         times.append(time.perf_counter())
-        several = beam(behind.copy(), scores, run.config.max_new_tokens, BEAM)
+        several = beam(rows.copy(), scores, run.config.max_new_tokens, BEAM)
         times.append(time.perf_counter())
-        known = greedy if greedy.whole and holds(tree, greedy.ids) else None
-        span = most_probable_span(behind.copy(), scores, tree, known)
+        known = greedy if greedy.finished and contains(trie, greedy.ids) else None
+        span = most_probable_span(rows.copy(), scores, trie, known)
         times.append(time.perf_counter())
         seconds += np.diff(times)
         text = text_of(run.tokenizer, greedy.ids)
@@ -229,36 +267,39 @@ def answered(run: Predictor, questions: Sequence[Question]) -> tuple[list[dict[s
             "paragraph": paragraphs.setdefault(question.context, len(paragraphs)),
             "greedy_in_context": int(in_context),
         }
-        for kind in WAYS:
-            said = text_of(run.tokenizer, found[kind].ids)
-            row[f"{kind}_exact_match"] = exact_match(said, question.answers)
-            row[f"{kind}_f1"] = round(f1(said, question.answers), 2)
-            row[f"{kind}_log_probability"] = round(found[kind].log_probability, 4)
-        rows.append(row)
+        for method in METHODS:
+            answer = text_of(run.tokenizer, found[method].ids)
+            row[f"{method}_exact_match"] = exact_match(answer, question.answers)
+            row[f"{method}_f1"] = round(f1(answer, question.answers), 2)
+            row[f"{method}_log_probability"] = round(found[method].log_probability, 4)
+        table.append(row)
     took = (
-        f"Seconds behind the prompts: greedy {seconds[0]:.0f}, beam {seconds[1]:.0f}, "
-        f"span {seconds[2]:.0f} behind the greedy answer."
+        f"Seconds after the prompts: greedy {seconds[0]:.0f}, beam {seconds[1]:.0f}, "
+        f"span {seconds[2]:.0f} (after the greedy answer)."
     )
-    return rows, took
+    return table, took
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
-    """The scores of each kind of decoding, their difference from greedy with an interval over
-    paragraphs, and how well its probability tells exact matches from others (AUROC)."""
+    """Summarize each method.
+
+    Scores, their difference from greedy with a 95 % interval over paragraphs, and how well the
+    answer's probability separates exact matches from other answers (AUROC).
+    """
     table = Table("", "EM", "from greedy", "F1", "from greedy", "AUROC")
     paragraphs = [row["paragraph"] for row in rows]
-    for kind in WAYS:
+    for method in METHODS:
         cells = []
         for metric in ("exact_match", "f1"):
-            own = np.array([row[f"{kind}_{metric}"] for row in rows])
+            own = np.array([row[f"{method}_{metric}"] for row in rows])
             greedy = np.array([row[f"greedy_{metric}"] for row in rows])
             of = paragraph_bootstrap((own - greedy)[None], paragraphs)
             interval = "" if of.interval is None else "[{:+.1f}, {:+.1f}]".format(*of.interval)
             cells += [f"{own.mean():.1f}", f"{of.mean:+.1f} {interval}"]
-        sure = torch.tensor([math.exp(row[f"{kind}_log_probability"]) for row in rows])
-        right = torch.tensor([row[f"{kind}_exact_match"] > 0 for row in rows]).int()
-        told = 0 < right.sum() < len(right)  # else there is nothing to tell
-        table.add_row(kind, *cells, f"{binary_auroc(sure, right):.3f}" if told else "")
+        sure = torch.tensor([math.exp(row[f"{method}_log_probability"]) for row in rows])
+        right = torch.tensor([row[f"{method}_exact_match"] > 0 for row in rows]).int()
+        both = 0 < right.sum() < len(right)  # else there is nothing to separate
+        table.add_row(method, *cells, f"{binary_auroc(sure, right):.3f}" if both else "")
     return table
 
 
@@ -286,7 +327,7 @@ def main() -> None:
         writer.writerows(rows)
     share = sum(row["greedy_in_context"] for row in rows) / len(rows)
     Console().print(table_of(rows))
-    print(f"{share:.1%} of the greedy answers stand in their context. {took}")
+    print(f"{share:.1%} of the greedy answers are spans of their context. {took}")
 
 
 if __name__ == "__main__":

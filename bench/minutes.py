@@ -1,14 +1,14 @@
-"""The replaced report's recipe in plain transformers + PEFT, for the minutes that a run trained.
+"""Compare runs with a plain transformers + PEFT recipe that trains for the same time.
 
 python bench/minutes.py RUN [RUN ...] --target_modules=c_attn --output=minutes
 
-RUN is a finished run of this project. For each one an adapter on `target_modules` (r 8, alpha 16,
-dropout 0.1, 2e-4 falling linearly to zero, 4 questions a step, one a row, the model's dropouts) is
-trained by transformers' Trainer as long as RUN was, in its precision, on one device, on questions
-drawn from the same articles with its seed; how many steps that is, a few measured ones tell before,
-and where they took less than nine tenths of the time in the end, it trains again, with more.
-RUN's validation is not in its minutes; it stands beside them. Both are scored by this project on
-RUN's test questions, in the same way.
+RUN is a finished run of this project. For each run transformers' Trainer trains an adapter on
+`target_modules` (r 8, alpha 16, dropout 0.1, learning rate 2e-4 falling linearly to zero, 4
+questions per step, one per row, the model's dropouts) for the training time of RUN, in its
+precision, on one device, on questions drawn from the same articles with its seed. A few measured
+steps give the number of steps; if these take less than nine tenths of the time in the end, it
+trains again with more. RUN's training time does not include its validation, which the table lists
+separately. Both are scored by this project on RUN's test questions.
 """
 
 import argparse
@@ -45,21 +45,29 @@ from lora_or_full.runs.reader import finished_record
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}
 PRECISIONS = "32-true", "bf16-mixed", "16-mixed"
-SKIPPED, MEASURED = 10, 40  # steps before training: not counted (new lengths are slow), and counted
-LEAST = 0.9  # of the run's minutes: a machine whose load has lessened would give it too few steps
+SKIPPED, MEASURED = 10, 40  # trial steps: not timed, since new lengths are slow; and timed
+LEAST = 0.9  # share of the run's time to train at least: the machine's load may have dropped since
 
 
 def train(
     config: Config, targets: list[str], questions: list[Question], steps: int, folder: Path
 ) -> float:
-    """Train for `steps` of the reference's recipe; the adapter goes to `folder`.
+    """Train by the plain recipe.
 
-    Gives the seconds of all steps but the first SKIPPED.
+    Args:
+        config: Configuration of the run to compare with.
+        targets: Layers that get an adapter.
+        questions: Training questions.
+        steps: Optimizer steps.
+        folder: Where the adapter is written.
+
+    Returns:
+        Seconds of all steps but the first SKIPPED.
     """
     base = str(folder_of(config.model.name, "model", Path(config.cache_dir)))
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.eos_token
-    rows, head = [], prompt.prefix_ids(tokenizer)
+    rows, prefix = [], prompt.prefix_ids(tokenizer)
     for q in questions:
         context, question, answer = prompt.encode(
             tokenizer,
@@ -69,8 +77,8 @@ def train(
                 prompt.answer_text(q.answers[0]),
             ],
         )
-        asked, answer = head + context + question, [*answer, tokenizer.eos_token_id]
-        # The replaced report cut what was too long from the right, which left nothing to learn.
+        asked, answer = prefix + context + question, [*answer, tokenizer.eos_token_id]
+        # Cut from the right, as the recipe does, a row that is too long would hold no answer.
         if len(asked + answer) <= config.max_length:
             rows.append({"input_ids": asked + answer, "labels": [-100] * len(asked) + answer})
     whole = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -104,50 +112,58 @@ def train(
         data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         callbacks=[Times()],
     )
-    trainer.remove_callback(transformers.PrinterCallback)  # of lines amid the table
+    trainer.remove_callback(transformers.PrinterCallback)  # it would print into the table
     trainer.train()
     model.save_pretrained(str(folder), save_embedding_layers=False)
     return ends[-1] - ends[SKIPPED - 1]
 
 
-def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
-    """What the run in `place` and the plain recipe reached in the same time.
+def compare(folder: Path, targets: list[str], output: Path) -> dict[str, Any]:
+    """Compare a run with the plain recipe.
+
+    Args:
+        folder: The run's folder.
+        targets: Layers that get an adapter.
+        output: Where the adapter and the result are written.
+
+    Returns:
+        Times, numbers of questions and scores of both.
 
     Raises:
-        UserError: its way to train has no like in the plain recipe, or its data are others now.
+        UserError: The plain recipe has no such precision or devices, or the run's data has changed.
     """
-    record = finished_record(place)
+    record = finished_record(folder)
     config, seconds = record.config, record.cost.train_seconds
     trainer = config.trainer
     if trainer.precision not in PRECISIONS:
-        raise UserError(f"{place}: trainer.precision must be one of {', '.join(PRECISIONS)}.")
+        raise UserError(f"{folder}: trainer.precision must be one of {', '.join(PRECISIONS)}.")
     if (trainer.devices, trainer.num_nodes) != (1, 1) or torch.cuda.device_count() > 1:
-        raise UserError(f"{place}: one device alone is compared (CUDA_VISIBLE_DEVICES=0).")
+        raise UserError(f"{folder}: only one device can be compared (CUDA_VISIBLE_DEVICES=0).")
     data = config.data.model_copy(update={"train_size": None, "draw_by": "question"})
     questions, _ = Splits(data, config.seed, Path(config.cache_dir)).read()
     if fingerprint(questions["test"]) != record.data.test.fingerprint:
-        raise UserError(f"{config.data.path}: the test questions are not those of {place}.")
-    folder = output / place.name
-    once = train(config, targets, questions["train"], SKIPPED + MEASURED, folder) / MEASURED
+        raise UserError(f"{config.data.path}: the test questions are not those of {folder}.")
+    adapter = output / folder.name
+    once = train(config, targets, questions["train"], SKIPPED + MEASURED, adapter) / MEASURED
     steps = round(seconds / once)
     if steps <= SKIPPED:
-        raise UserError(f"{place} trained {seconds:.1f} s, the time of {steps} steps: too short.")
+        raise UserError(f"{folder} trained {seconds:.1f} s, the time of {steps} steps: too short.")
 
     def trained() -> float:  # the seconds of all steps
-        per_step = train(config, targets, questions["train"], steps, folder) / (steps - SKIPPED)
+        per_step = train(config, targets, questions["train"], steps, adapter) / (steps - SKIPPED)
         return steps * per_step
 
     while (took := trained()) < LEAST * seconds:
         steps = round(steps * seconds / took)
-    run = load(place, None)
-    model = load(folder, None).model
+    run = load(folder, None)
+    model = load(adapter, None).model
     torch.nn.Module.to(model, run.model.device)
-    asked = dataclasses.replace(run, model=model)  # as RUN was: its limits, batches, precision
-    answered, _ = predictions_of(asked, questions["test"])
+    asked = dataclasses.replace(run, model=model)  # with the limits, batches and precision of RUN
+    answered = predictions_of(asked, questions["test"])
     plain = scores(answered)
-    store.write_lines(folder / "predictions.jsonl", answered)
+    store.write_lines(adapter / "predictions.jsonl", answered)
     own = {
-        "run": place.name,
+        "run": folder.name,
         "seed": config.seed,
         "precision": trainer.precision,
         "train_seconds": seconds,
@@ -159,7 +175,7 @@ def compare(place: Path, targets: list[str], output: Path) -> dict[str, Any]:
         "plain_test": plain,
         "environment": provenance.environment(device_name(run.model.device), provenance.commit()),
     }
-    store.write_json(folder / "minutes.json", own)
+    store.write_json(adapter / "minutes.json", own)
     return own
 
 
@@ -170,17 +186,17 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument(
-        "--target_modules", default="c_attn", help="the model's attention projections, with commas"
+        "--target_modules", default="c_attn", help="layers that get an adapter, separated by commas"
     )
     parser.add_argument("--output", type=Path, default=Path("minutes"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     quiet_transformers()
     targets = args.target_modules.split(",")
-    found = [compare(place, targets, args.output) for place in args.runs]
-    head = ["run", "its validation, minutes", "minutes", "questions seen", "EM", "F1",
+    found = [compare(folder, targets, args.output) for folder in args.runs]
+    columns = ["run", "its validation, minutes", "minutes", "questions seen", "EM", "F1",
             "plain: minutes", "questions seen", "EM", "F1", "F1, difference"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for own in found:
         cells = [own["run"], f"{own['validation_seconds'] / 60:.1f}"]
         for side in ("", "plain_"):

@@ -1,6 +1,6 @@
-"""How far apart two runs are: python bench/same.py RUN OTHER
+"""Compare the weights, answers and scores of two runs: python bench/same.py RUN OTHER
 
-The weights, answers and scores that two finished runs of the same test questions left.
+Both are finished runs with the same test questions.
 """
 
 import argparse
@@ -14,26 +14,26 @@ from safetensors.numpy import load_file
 
 
 def weights(run: Path) -> dict[str, NDArray[Any]]:
-    """What the run exported, by name."""
-    files = [file for place in ("adapter", "model") for file in run.glob(f"{place}/*.safetensors")]
+    """Exported weights of a run by name."""
+    files = [file for name in ("adapter", "model") for file in run.glob(f"{name}/*.safetensors")]
     return {name: weight for file in files for name, weight in load_file(file).items()}
 
 
 def answers(run: Path) -> dict[str, dict[str, Any]]:
-    """The predictions of the run, by question id."""
+    """Predictions of a run by question id."""
     lines = (run / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
     return {p["id"]: p for p in map(json.loads, filter(None, lines))}
 
 
-def apart(run: Path, other: Path) -> dict[str, float]:
-    """The distance of two runs, each figure zero where they are the same.
+def differences(run: Path, other: Path) -> dict[str, float]:
+    """Differences of two runs, all zero if they are equal.
 
-    Log-probabilities are held against each other where the answers are equal.
+    Log-probabilities are compared where the answers are equal.
     """
     own, others = weights(run), weights(other)
     asked, asked_other = answers(run), answers(other)
     if own.keys() != others.keys() or asked.keys() != asked_other.keys():
-        raise SystemExit(f"{run} and {other} have other weights, or were asked other questions.")
+        raise SystemExit(f"{run} and {other} differ in names of weights or test questions.")
     pairs = [(asked[name], asked_other[name]) for name in asked]
     alike = [(a, b) for a, b in pairs if a["prediction"] == b["prediction"]]
     test, test_other = (json.loads((r / "results.json").read_text())["test"] for r in (run, other))
@@ -67,7 +67,7 @@ def main() -> None:
     for run in (args.run, args.other):
         if not (run / "results.json").is_file():
             parser.error(f"{run} is no finished run.")
-    for name, value in apart(args.run, args.other).items():
+    for name, value in differences(args.run, args.other).items():
         print(f"{name}: {value:.3g}")
 
 

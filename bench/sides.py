@@ -1,7 +1,7 @@
-"""One measurement in a process of its own: a recipe of transformers, TRL or this project.
+"""One measurement in a separate process: training or evaluation by one side of a comparison.
 
-Called by compare.py with a JSON specification; prints a JSON result. All recipes get the same
-questions in the same steps: those that this project's data module deals.
+compare.py starts it with a JSON specification; it prints a JSON result. The sides (transformers,
+TRL, this project) get the same questions in the same steps, those of this project's data module.
 """
 
 import json
@@ -34,7 +34,7 @@ from lora_or_full.modeling.loading import load_tokenizer
 from lora_or_full.modeling.precision import resolve_precision
 from lora_or_full.training.profiling import PeakMemory, operation_counter
 
-SKIPPED = 2  # the first steps of a run, in which kernels are chosen and memory is taken
+SKIPPED = 2  # first steps of a run, in which kernels are chosen and memory is allocated
 COUNTED = 4  # steps whose operations are counted
 NEW_TOKENS = 16
 Spec = dict[str, Any]
@@ -74,7 +74,7 @@ DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def this_project(spec: Spec, memory: PeakMemory) -> Result:
-    """Lightning's fit with this project's data and module, the validation at its end included."""
+    """Fit by Lightning with this project's data and module, including the validation at the end."""
     config = config_of(spec)
     memory.reset()
     data, module, _ = experiment.build(config)
@@ -98,14 +98,14 @@ def this_project(spec: Spec, memory: PeakMemory) -> Result:
 
 
 class InOrder:
-    """A Trainer that takes its questions in the order given."""
+    """Makes a Trainer take its questions in the given order."""
 
     def _get_train_sampler(self, dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(dataset if dataset is not None else self.train_dataset)  # type: ignore[attr-defined]
 
 
 class Times(transformers.TrainerCallback):
-    """Notes when each step ended."""
+    """Records when each step ended."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -115,7 +115,7 @@ class Times(transformers.TrainerCallback):
 
 
 def peer(spec: Spec, memory: PeakMemory) -> Result:
-    """transformers' Trainer with PEFT, or TRL's SFTTrainer, as their documents show them."""
+    """Train by transformers' Trainer with PEFT, or by TRL's SFTTrainer, as documented by them."""
     config = config_of(spec)
     data = data_of(config)
     rows = []
@@ -150,7 +150,7 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
         class Ordered(InOrder, trl.SFTTrainer):
             pass
 
-        # Without packing: it needs FlashAttention's kernels, which no CPU has.
+        # Without packing, which needs FlashAttention; there is none for CPUs.
         arguments = trl.SFTConfig(**common, gradient_checkpointing=False, max_length=None)
         trainer = Ordered(model, args=arguments, train_dataset=table, processing_class=tokenizer)
     else:
@@ -176,7 +176,7 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
 
 
 def evaluation(spec: Spec, memory: PeakMemory) -> Result:
-    """Answers of exactly NEW_TOKENS tokens: one by one by generate, or by this project."""
+    """Generate answers of NEW_TOKENS tokens: one by one by `generate`, or by this project."""
     config = config_of(spec)
     if spec["side"] == "this project":
         data, module, _ = experiment.build(config)
@@ -236,13 +236,13 @@ def data_of(config: Config) -> SquadDataModule:
 
 
 def flops_of(count: Any, tokens: list[int]) -> float:
-    """The operations of all measured steps, from those of the first COUNTED and all `tokens`."""
+    """Operations of all measured steps, extrapolated by tokens from the first COUNTED steps."""
     counted = sum(tokens[:COUNTED])
     return count.get_total_flops() / counted * sum(tokens[SKIPPED:])
 
 
 def product_rate(precision: str) -> float:
-    """The most floating-point operations a second of a matrix product of this size of model."""
+    """Largest rate of floating-point operations (1/s) of a matrix product of GPT-2's size."""
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     left, right = torch.randn(1024, 768, dtype=dtype), torch.randn(768, 3072, dtype=dtype)
     turned, best = right.t(), 0.0
@@ -262,7 +262,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     spec = json.loads(sys.argv[1])
     if spec["side"] == "trl":
-        import trl  # noqa: F401  # before the memory of what is imported is read
+        import trl  # noqa: F401  # counts to the memory of imports
     random.seed(0)
     torch.manual_seed(0)
     memory = PeakMemory(torch.device("cpu"))

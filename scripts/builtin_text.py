@@ -1,8 +1,7 @@
-"""Made-up paragraphs full of facts: what the built-in model reads and the built-in data set asks.
+"""Made-up paragraphs of facts, for the built-in model and the built-in data set.
 
-Every name is put together from syllables, and a checksum of the word decides whether it belongs to
-"train", "dev" or "pretrain". So no name occurs in two of them, and no answer can be known from
-anywhere but the paragraph.
+Every name is made of syllables, and its checksum decides whether it belongs to "train", "dev" or
+"pretrain". So no name occurs in two of them, and no answer can be known without the paragraph.
 """
 
 import random
@@ -14,7 +13,7 @@ from zlib import crc32
 
 @dataclass(frozen=True)
 class Phrasings:
-    """Ways to put one thing; `held_out` is for the dev set only."""
+    """Phrasings of one thing; `held_out` is for the dev set only."""
 
     common: list[str]
     held_out: list[str]
@@ -25,7 +24,7 @@ class Phrasings:
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact: the sort of its value, and how it is stated, asked for and named."""
+    """One kind of fact: the type of its value, and phrasings of statements, questions and notes."""
 
     value: str
     says: Phrasings
@@ -35,7 +34,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of subject, and the facts that can be told of it."""
+    """One kind of subject, and the facts that it can have."""
 
     title: Phrasings
     name: Phrasings
@@ -46,7 +45,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Fact:
-    """What a paragraph says of a subject; `answers` are all golds, the first is the bare value."""
+    """A fact of a paragraph; `answers` are all gold answers, the first one is the bare value."""
 
     subject: str
     relation: Relation
@@ -55,14 +54,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A text and the facts that can be looked up in it, each answer standing there once."""
+    """A text and the facts in it; each answer occurs once."""
 
     text: str
     facts: list[Fact]
 
 
 def read_phrases(path: Path) -> tuple[dict[str, list[str]], Phrasings, dict[str, Kind]]:
-    """Gives the words by sort, the ways to tell a fact again, and the kinds of subject by name."""
+    """Read the words by type, the phrasings of restated facts, and the kinds of subject by name."""
     text = re.sub(r"^#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     kinds: dict[str, Kind] = {}
     for block in text.strip().split("\n\n"):
@@ -100,22 +99,26 @@ class Writer:
     def paragraph(
         self, kind: str, region: str, sizes: tuple[int, ...], shared: int | None = None
     ) -> Paragraph:
-        """Gives a paragraph about a subject for each entry of `sizes`, with so many facts of it.
+        """Write a paragraph.
 
-        Two subjects are told the same of `shared` times; None leaves that to chance, and is often.
+        Args:
+            kind: Kind of its subjects.
+            region: Name of the region.
+            sizes: Number of facts of each subject.
+            shared: Number of relations that both subjects have; None leaves it to chance (often).
         """
         while True:
             relations = self._relations(KINDS[kind], sizes, shared)
             drawn = self._paragraph(KINDS[kind], region, relations)
-            # An answer that stands there once has one offset, and is right for one question only.
+            # An answer that occurs once has one offset, and answers one question only.
             if all(drawn.text.count(fact.answers[0]) == 1 for fact in drawn.facts):
                 return drawn
 
     def retelling(self, fact: Fact) -> tuple[str, str]:
-        """Gives the fact told again, as the words before its value and the value."""
+        """Restate a fact: the words before its value, and the value."""
         named = self.rng.choice(fact.relation.notes.common)
         told = self.rng.choice(RETELLING.common).replace("{n}", named)
-        # A statement does too if it ends with the value: what is to be looked up stands before it.
+        # A statement will do too if it ends with the value: all that identifies it comes before.
         says = [say for say in fact.relation.says.common if re.search(r"\{v\}( \[.*\])?$", say)]
         if says and self.rng.random() < 0.25:
             told = self.rng.choice(says)
@@ -123,7 +126,7 @@ class Writer:
         return _capital(before.replace("{s}", fact.subject)), fact.answers[0]
 
     def word(self) -> str:
-        """Gives a made-up name that belongs to this split."""
+        """Make a name that belongs to this split."""
         while True:
             word = self._one("onsets") + self._one("vowels") + self._one("middles")
             if self.rng.random() < 0.3:
@@ -225,7 +228,7 @@ class Writer:
 
 
 def _answers(say: str, value: str) -> list[str]:
-    """Gives the value and what is as right: with the unit that follows, or without its own."""
+    """The value and equally correct answers: with the unit that follows, or without its own."""
     answers = [value]
     if unit := re.search(r"\{v\} \[(.*)\]", say):
         answers.append(f"{value} {unit[1]}")
@@ -235,5 +238,5 @@ def _answers(say: str, value: str) -> list[str]:
 
 
 def _capital(text: str) -> str:
-    """Gives the text with a capital first letter; str.capitalize would lower the other letters."""
+    """Capitalize the first letter; str.capitalize would lower the others."""
     return text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""Draw which token attends to which where questions share their context, by the model's own code.
+"""Draw the attention mask of questions that share contexts, as the model's code makes it.
 
 python scripts/draw_mask.py
 """
@@ -31,7 +31,7 @@ OF_BRANCH = (plots.BLUE, plots.AMBER, plots.GREEN)  # context, first and second 
 
 
 def sequence() -> tuple[list[str], Packed]:
-    """TEXTS as one packed sequence, and the word that each of its tokens is."""
+    """The word of each token of TEXTS, and the packed sequence."""
     words: dict[str, int] = {}
     contexts, branches, targets = [], [], []
     for context, questions in TEXTS.items():
@@ -49,26 +49,26 @@ def sequence() -> tuple[list[str], Packed]:
 
 
 def draw() -> str:
-    """The drawing as SVG: a row for each token that looks, a column for each that is seen."""
+    """The drawing as SVG: one row per query token, one column per key token."""
     names, made = sequence()
-    # What fills a block up for the processor's sake is left out: nobody looks at it.
+    # The padding of a block is left out: no token attends to it.
     kept = (made.segment_of != PADDING_SEGMENT).nonzero().squeeze(1).tolist()
-    place_of = {token: place for place, token in enumerate(kept)}
+    column_of = {token: column for column, token in enumerate(kept)}
     with plt.rc_context(plots.STYLE | {"axes.grid": False, "font.size": 7}):
         figure, axis = plt.subplots(figsize=(8, 7.4), layout="constrained")
         for block in made.blocks:
             for row in (token for token in kept if block.start <= token < block.stop):
                 seen = (block.mask[row - block.start].nonzero().squeeze(1) + block.start).tolist()
-                cells = [token for token in seen if token in place_of]
+                cells = [token for token in seen if token in column_of]
                 axis.broken_barh(
-                    [(place_of[token], 1) for token in cells], (place_of[row], 1),
+                    [(column_of[token], 1) for token in cells], (column_of[row], 1),
                     facecolors=[OF_BRANCH[made.segment_of[token]] for token in cells],
                     edgecolor="white", linewidth=0.5,
                 )  # fmt: skip
-        for place, token in enumerate(kept[:-1]):
-            if made.labels[0, kept[place + 1]] != IGNORED:
-                axis.text(len(kept) + 0.5, place + 0.5, f"→ {names[token + 1]}", va="center")
-        middles = [place + 0.5 for place in range(len(kept))]
+        for column, token in enumerate(kept[:-1]):
+            if made.labels[0, kept[column + 1]] != IGNORED:
+                axis.text(len(kept) + 0.5, column + 0.5, f"→ {names[token + 1]}", va="center")
+        middles = [column + 0.5 for column in range(len(kept))]
         positions = made.position_ids[0].tolist()
         axis.set_yticks(middles, [f"{names[t]}  {positions[t]:2}" for t in kept])
         axis.set_xticks(middles, [names[t] for t in kept], rotation=90)

@@ -1,7 +1,7 @@
 """Write the built-in data set: made-up paragraphs with five questions each, as SQuAD v1.1 JSON.
 
-With `--without-questions` the data is the same, but all that is left of a question is "?". What a
-model scores on that is what can be had without reading the question.
+With `--without-questions` every question is only "?". The score on that data is what a model can
+reach without reading the question.
 
     python scripts/make_data.py
     python scripts/make_data.py --without-questions --output=without_questions
@@ -14,13 +14,13 @@ from pathlib import Path
 from builtin_text import KINDS, Paragraph, Writer
 
 SIZES = ((3, 4), (4, 3), (4, 4))  # facts of a paragraph's first and second subject
-SHARED = 1  # what is told of both: there the question's subject decides, else its relation
+SHARED = 1  # relations of both subjects: to answer, the subject of a question must be read
 QUESTIONS = 5  # a paragraph
 PARAGRAPHS = 4  # an article
 
 
 def article(writer: Writer, number: int, region: str) -> dict:
-    """Gives an article: paragraphs about one kind of subject in one made-up region."""
+    """Write an article: paragraphs about one kind of subject in one made-up region."""
     kind = list(KINDS)[number % len(KINDS)]
     title = KINDS[kind].title.draw(writer.rng, writer.split).format(r=region)
     paragraphs = []
@@ -32,20 +32,20 @@ def article(writer: Writer, number: int, region: str) -> dict:
 
 
 def questions(writer: Writer, paragraph: Paragraph, marks: str) -> list[dict]:
-    """Gives questions on as many facts of the paragraph, drawn at random and in random order."""
+    """Write questions about facts of a paragraph, drawn at random and in random order."""
     asked = []
     for number, fact in enumerate(writer.rng.sample(paragraph.facts, QUESTIONS)):
         question = fact.relation.asks.draw(writer.rng, writer.split).replace("{s}", fact.subject)
         start = paragraph.text.index(fact.answers[0])
         # As in SQuAD, training questions have one answer; dev questions have all that are right.
-        golds = fact.answers if writer.split == "dev" else fact.answers[:1]
-        answers = [{"text": gold, "answer_start": start} for gold in golds]
+        references = fact.answers if writer.split == "dev" else fact.answers[:1]
+        answers = [{"text": text, "answer_start": start} for text in references]
         asked.append({"id": f"{marks}-{number}", "question": question, "answers": answers})
     return asked
 
 
 def dataset(split: str, articles: int, seed: int) -> dict:
-    """Gives a whole split; the same seed gives the same text."""
+    """Write a split; the same seed gives the same text."""
     writer = Writer(split, seed)
     regions: dict[str, None] = {}  # ordered, and no two articles share a title
     while len(regions) < articles:

@@ -1,7 +1,7 @@
-"""Pretrain the built-in model: a small GPT-2 that has learned to look facts up in a paragraph.
+"""Pretrain the built-in model: a small GPT-2 that has learned to look up facts in a paragraph.
 
-It reads made-up paragraphs, each followed by its facts told again in other words. It never reads a
-question: to answer one is what fine-tuning has to teach it.
+It reads made-up paragraphs, each followed by its facts restated in other words. It never reads a
+question: answering is what fine-tuning has to teach.
 
     python scripts/make_model.py
 """
@@ -27,15 +27,15 @@ HEADS = 6
 
 @dataclass(frozen=True)
 class Stage:
-    """What is read in a part of the pretraining."""
+    """A stage of pretraining."""
 
     share: float  # of the steps
     length: int  # tokens a row
     sizes: tuple[tuple[int, ...], ...]  # facts of each subject of a paragraph, drawn from these
-    retellings: int  # facts told again after a paragraph
+    retellings: int  # restated facts after a paragraph
 
 
-# Short paragraphs first: looking up begins with copying, which little text teaches soonest.
+# Short paragraphs first: looking up begins with copying, which short texts teach fastest.
 STAGES = (
     Stage(0.15, 128, ((2,), (3,), (2, 1)), 6),
     Stage(0.15, 256, ((2, 2), (2, 3), (3, 2)), 8),
@@ -44,7 +44,7 @@ STAGES = (
 
 
 def document(writer: Writer, sizes: tuple[int, ...], retellings: int) -> list[tuple[str, bool]]:
-    """Gives a paragraph and facts of it told again, in pieces: text, and whether it is a value."""
+    """Write a paragraph and facts restated, in pieces: text, and whether it is a value."""
     # Half of the paragraphs are hard: most facts have a rival, as few have in the data set.
     shared = writer.rng.choice((None, 1)) if len(sizes) == 2 else None
     paragraph = writer.paragraph(writer.rng.choice(list(KINDS)), writer.word(), sizes, shared)
@@ -58,7 +58,7 @@ def document(writer: Writer, sizes: tuple[int, ...], retellings: int) -> list[tu
 
 
 def train_tokenizer(writer: Writer, size: int, texts: int = 4000) -> PreTrainedTokenizerFast:
-    """Gives a byte-level BPE tokenizer as GPT-2's, learned from the text; the end token is id 0."""
+    """Train a byte-level BPE tokenizer like GPT-2's; the end token has id 0."""
     read = ("".join(text for text, _ in document(writer, (4, 3), 8)) for _ in range(texts))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -81,7 +81,7 @@ def train_tokenizer(writer: Writer, size: int, texts: int = 4000) -> PreTrainedT
 
 
 def batches(writer: Writer, tokenizer: Tokenizer, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Gives for each step the ids of its rows, and which of them belong to a value told again."""
+    """Give the token ids of each step, and which of them belong to a restated value."""
     for stage in STAGES:
         for _ in range(round(stage.share * steps)):
             rows = [row(writer, tokenizer, stage) for _ in range(BATCH_TOKENS // stage.length)]
@@ -90,7 +90,7 @@ def batches(writer: Writer, tokenizer: Tokenizer, steps: int) -> Iterator[tuple[
 
 
 def row(writer: Writer, tokenizer: Tokenizer, stage: Stage) -> tuple[list[int], list[bool]]:
-    """Gives documents one after the other, the last cut off where the row is full."""
+    """Fill a row with documents; the last one is cut off."""
     ids: list[int] = []
     values: list[bool] = []
     while len(ids) < stage.length:
@@ -105,7 +105,7 @@ def row(writer: Writer, tokenizer: Tokenizer, stage: Stage) -> tuple[list[int], 
 
 
 def untrained(vocabulary: int, end: int, width: int = 192, layers: int = 4) -> GPT2LMHeadModel:
-    """Gives a plain GPT-2 of random weights, but for the heads that start by looking back."""
+    """Make a GPT-2 of random weights, except for heads that attend to earlier tokens."""
     config = GPT2Config(
         vocab_size=vocabulary,
         n_positions=POSITIONS,
@@ -125,15 +125,17 @@ def untrained(vocabulary: int, end: int, width: int = 192, layers: int = 4) -> G
 
 
 def look_back(model: GPT2LMHeadModel) -> None:
-    """Starts three heads of the first layer so that they attend to the token one or two before.
+    """Initialize three heads of the first layer to attend to the token one or two before.
 
-    To copy a name, a model has to know after which token it stood. Training finds that out by
-    itself only after long; started like this, it is at once free to learn what to look up.
+    To copy a name, a model has to know which token came before it. Training alone finds that out
+    only after many steps.
     """
     width = model.config.n_embd
     half, size = width // 2, width // HEADS
     rates = math.pi * torch.rand(half)  # radians a position
-    rates[half // 2 :] = torch.logspace(0, -3, half // 2)  # slow ones, to tell far places apart
+    rates[half // 2 :] = torch.logspace(
+        0, -3, half // 2
+    )  # slow ones, to distinguish distant positions
     angles = torch.arange(POSITIONS)[:, None] * rates
     weights = dict(model.transformer.named_parameters())
     with torch.no_grad():
@@ -156,7 +158,7 @@ def look_back(model: GPT2LMHeadModel) -> None:
 def pretrain(
     model: GPT2LMHeadModel, tokenizer: Tokenizer, writer: Writer, steps: int, lr: float
 ) -> None:
-    """Trains the model in place, and prints how its loss falls."""
+    """Train the model in place, and print its loss."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".h." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".h." not in name]
     optimizers = [
@@ -167,7 +169,7 @@ def pretrain(
     start, mean = time.time(), torch.zeros(2)
     for step, (ids, values) in enumerate(batches(writer, tokenizer, steps), start=1):
         targets, values = ids[:, 1:], values[:, 1:]
-        # Of what can't be looked up a share is enough: names drawn anew teach nothing.
+        # A quarter of the other tokens is enough: new random names can't be learned.
         learned = values | (torch.rand(values.shape) < 0.25)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.transformer(ids[:, :-1]).last_hidden_state
@@ -184,7 +186,7 @@ def pretrain(
         means = torch.stack([losses.mean(), losses[values[learned]].mean()]).detach()
         mean += (1.0 if step == 1 else 0.05) * (means - mean)
         if step % 50 == 0:
-            figures = "loss {:.3f}, of values told again {:.3f}".format(*mean.tolist())
+            figures = "loss {:.3f}, of restated values {:.3f}".format(*mean.tolist())
             print(f"step {step}: {figures}, {time.time() - start:.0f} s", flush=True)
 
 
@@ -201,7 +203,7 @@ def main() -> None:
     model = untrained(len(tokenizer), end=tokenizer.eos_token_id)
     pretrain(model, tokenizer.backend_tokenizer, Writer("pretrain", args.seed), args.steps, args.lr)
     model.bfloat16().save_pretrained(args.output)
-    # The weights are stored in 16 bits, but who loads them shall compute as fine-tuning does.
+    # The weights are stored in 16 bits, but are to be loaded in float32, as fine-tuning does.
     file = args.output / "config.json"
     file.write_text(file.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
     tokenizer.save_pretrained(args.output)

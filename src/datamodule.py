@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_or_full.config.schema import Config
 from lora_or_full.data import prompt, tokenized
 from lora_or_full.data.prompt import IGNORED, PromptTokens
-from lora_or_full.data.sampler import ResumableLoader, StepSampler
+from lora_or_full.data.sampler import ResumableLoader, StepSampler, evaluation_batches
 from lora_or_full.data.splits import NAMES, Splits
 from lora_or_full.data.squad import Question, fingerprint
 from lora_or_full.data.tokenized import TokenizedQuestion, TokenizedQuestions
@@ -28,13 +28,13 @@ class EvaluationBatch(NamedTuple):
     Attributes:
         rows: The tokenized questions.
         prompts: Their prompts; None where one is too long.
-        golds: Token ids of the reference answers that are taught; empty where prompt and answer
+        references: Token ids of the gold answers that are taught; empty where prompt and answer
             together do not fit into the model.
     """
 
     rows: list[TokenizedQuestion]
     prompts: list[PromptTokens | None]
-    golds: list[list[int]]
+    references: list[list[int]]
 
 
 class SquadDataModule(L.LightningDataModule):
@@ -167,25 +167,19 @@ class SquadDataModule(L.LightningDataModule):
         """Collate questions to answer."""
         parts = [self._prompt(row) for row in rows]
         asked = [part if len(part.prompt) <= self.max_prompt_length else None for part in parts]
-        golds = [
+        references = [
             row["answer_ids"]
             if part is not None and len(part.prompt + row["answer_ids"]) <= self.positions
             else []
             for part, row in zip(asked, rows, strict=True)
         ]
-        return EvaluationBatch(list(rows), asked, golds)
+        return EvaluationBatch(list(rows), asked, references)
 
     def _prompt(self, row: TokenizedQuestion) -> PromptTokens:
         return PromptTokens(self.prefix, row["context_ids"], row["question_ids"])
 
     def _evaluation_loader(self, table: TokenizedQuestions, skip: int) -> DataLoader:
-        lengths, paragraphs = table.column("prompt_tokens"), table.column("paragraph")
-        longest: dict[int, int] = {}
-        for length, paragraph in zip(lengths, paragraphs, strict=True):
-            longest[paragraph] = max(length, longest.get(paragraph, 0))
-        order = sorted(range(len(table)), key=lambda n: (-longest[paragraphs[n]], paragraphs[n]))
-        size = self.config.eval_batch_size
-        batches = [order[start : start + size] for start in range(0, len(order), size)][skip:]
+        batches = evaluation_batches(table, self.config.eval_batch_size)[skip:]
         # Devices work in step, so each gets as many batches. Batches do not depend on the number of
         # devices, and so the answers do not.
         batches += [[] for _ in range(-len(batches) % self.devices)]

@@ -167,11 +167,11 @@ class LitQuestionAnswering(L.LightningModule):
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Answer a batch, and keep the losses of its gold answers."""
-        answers = self.answers(batch, with_golds=True)
+        answers = self.answers(batch, with_references=True)
         self.losses += [
-            (-answer.gold_log_probability, len(gold))
-            for answer, gold in zip(answers, batch.golds, strict=True)
-            if answer and answer.gold_log_probability is not None and gold
+            (-answer.reference_log_probability, len(gold))
+            for answer, gold in zip(answers, batch.references, strict=True)
+            if answer and answer.reference_log_probability is not None and gold
         ]
         self.samples += list(map(prediction, batch.rows, answers))
 
@@ -208,22 +208,24 @@ class LitQuestionAnswering(L.LightningModule):
             if predictions:
                 self.on_prediction(predictions)
 
-    def answers(self, batch: EvaluationBatch, with_golds: bool = False) -> list[Answer | None]:
+    def answers(self, batch: EvaluationBatch, with_references: bool = False) -> list[Answer | None]:
         """Answer each question of a batch greedily.
 
         Args:
             batch: Questions with their prompts.
-            with_golds: Whether to also give the log-probability of each gold answer.
+            with_references: Whether to also give the log-probability of each gold answer.
 
         Returns:
             One answer per row; None where the prompt is too long.
         """
         prompts = [prompt for prompt in batch.prompts if prompt is not None]
-        golds = [gold for gold, p in zip(batch.golds, batch.prompts, strict=True) if p is not None]
+        references = [
+            gold for gold, p in zip(batch.references, batch.prompts, strict=True) if p is not None
+        ]
         found = iter(
             greedy(
                 self.model, self.tokenizer, prompts, self.stops, self.config.max_new_tokens,
-                self.packed_length, golds if with_golds else None,
+                self.packed_length, references if with_references else None,
             )
         )  # fmt: skip
         return [None if prompt is None else next(found) for prompt in batch.prompts]

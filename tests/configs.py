@@ -1,5 +1,6 @@
-"""Parts of configurations that tests change."""
+"""Parts of configurations that tests change, and the questions of a finished run."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 from lora_or_full.config import compose
 from lora_or_full.config.schema import AdapterConfig, DataConfig
 from lora_or_full.data.splits import Splits
+from lora_or_full.data.squad import Question
 from lora_or_full.modeling.loading import add_adapter
 
 # What another mode sets, to be merged into the settings of a LoRA run: conf/mode/full.yaml but its
@@ -42,3 +44,15 @@ def changed(splits: Splits, **changes: Any) -> Splits:
     """The same splits with other keys of conf/data/, or another seed."""
     seed = changes.pop("seed", splits.seed)
     return Splits(splits.data.model_copy(update=changes), seed, splits.cache_dir)
+
+
+def questions_of(
+    predictions: Sequence[dict[str, Any]], contexts: Mapping[str, str]
+) -> list[Question]:
+    """The questions of predictions.jsonl, without where their answers are."""
+    return [
+        Question(
+            p["id"], p["title"], contexts[str(p["paragraph"])], p["question"], p["answers"], []
+        )
+        for p in predictions
+    ]

@@ -150,7 +150,7 @@ def test_golds_of_evaluation_are_the_answers_alone_even_when_training_labels_are
     for loader in (module.val_dataloader(), module.test_dataloader()):
         for batch in loader:
             expected = [f" {row['answers'][0]}{ENDING}" for row in batch.rows]
-            assert [module.tokenizer.decode(gold) for gold in batch.golds] == expected
+            assert [module.tokenizer.decode(gold) for gold in batch.references] == expected
 
 
 @pytest.mark.parametrize("packed_length", [1, 200, 1000])
@@ -356,7 +356,7 @@ def test_evaluation_rows_are_never_dropped_and_too_long_prompts_are_none(
                 assert len(part.prompt) <= length
                 assert part.question == whole[row["id"]]["question_ids"]
                 asked.append(f" {row['answers'][0]}{ENDING}")
-        assert [module.tokenizer.decode(gold) for gold in batch.golds if gold] == asked
+        assert [module.tokenizer.decode(gold) for gold in batch.references if gold] == asked
     assert sorted(seen) == sorted(whole)
     assert too_long == sum(least > length for least in needed)
     assert too_long in {"some fit": range(1, 8), "all fit": [0]}[kind]

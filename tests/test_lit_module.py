@@ -211,9 +211,9 @@ def test_validation_depends_on_no_way_of_computing_it(
         answer = module.answers
 
         def keep(
-            batch: Any, with_golds: bool, answer: Any = answer, said: dict[str, Any] = said
+            batch: Any, with_references: bool, answer: Any = answer, said: dict[str, Any] = said
         ) -> Any:
-            found = answer(batch, with_golds)
+            found = answer(batch, with_references)
             said |= {
                 row["id"]: (own.text, own.ended) for row, own in zip(batch.rows, found, strict=True)
             }
@@ -313,7 +313,7 @@ def test_a_gold_answer_beyond_the_models_positions_has_no_loss(
     short = data.validation[1]
     batch = data.collate_evaluation([row, short])
     assert len(batch.rows) == len(batch.prompts) == 2
-    assert batch.golds == [[], short["answer_ids"]]
+    assert batch.references == [[], short["answer_ids"]]
     module.eval()
     module.validation_step(batch, 0)
     assert len(module.samples) == 2

@@ -1,4 +1,4 @@
-"""The attended to decode that are held against each other find what they say they find."""
+"""bench/decoding.py: each method finds what it is defined to find."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import decoding
 import pytest
 import torch
-from decoding import Tree, beam, most_probable_span, read, span_tree
+from decoding import Trie, beam, most_probable_span, read, span_trie
 
 from lora_or_full.data import prompt
 from lora_or_full.data.squad import Question
@@ -28,15 +28,15 @@ QUESTIONS = [
 ]
 
 
-def paths(tree: Tree, before: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
-    for token, below in tree.items():
+def paths(trie: Trie, before: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    for token, below in trie.items():
         yield (*before, token)
         yield from paths(below, (*before, token))
 
 
 @torch.no_grad()
 def log_probability(run: Predictor, question: Question, ids: tuple[int, ...]) -> float:
-    """Of `ids` and any end behind them, in a pass of its own over prompt and answer."""
+    """Of `ids` and any end after them, in a separate pass over prompt and answer."""
     texts = [prompt.context_text(question.context), prompt.question_text(question.question)]
     given = sum(prompt.encode(run.tokenizer, texts), prompt.prefix_ids(run.tokenizer))
     logits = run.model(input_ids=torch.tensor([[*given, *ids]])).logits[0, len(given) - 1 :]
@@ -46,38 +46,39 @@ def log_probability(run: Predictor, question: Question, ids: tuple[int, ...]) ->
 
 
 def test_the_span_is_the_most_probable_of_all_scored_one_by_one(run: Predictor) -> None:
-    for question, behind, scores, tree in read(run, QUESTIONS):
-        all_spans = list(paths(tree))
+    for question, rows, scores, trie in read(run, QUESTIONS):
+        all_spans = list(paths(trie))
         each = {ids: log_probability(run, question, ids) for ids in all_spans}
         best = max(all_spans, key=each.__getitem__)
         worst = min(all_spans, key=each.__getitem__)
         for known in (None, best, worst):
-            start = known and decoding.Beginning(known, each[known], {}, 0, whole=True)
-            found = most_probable_span(behind.copy(), scores, tree, start)
+            start = known and decoding.Hypothesis(known, each[known], {}, 0, finished=True)
+            found = most_probable_span(rows.copy(), scores, trie, start)
             assert found.ids == best
             assert found.log_probability == pytest.approx(each[best], abs=1e-4)
 
 
-def test_spans_are_those_of_words_and_signs_within_a_line(run: Predictor) -> None:
-    tree = span_tree(run.tokenizer, "Oslo, Turin\nand Ada", 12)
-    texts = {text_of(run.tokenizer, ids) for ids in paths(tree)}
+def test_spans_begin_with_words_or_signs_and_stay_within_a_line(run: Predictor) -> None:
+    trie = span_trie(run.tokenizer, "Oslo, Turin\nand Ada", 12)
+    texts = {text_of(run.tokenizer, ids) for ids in paths(trie)}
     assert {"Oslo", "Oslo,", ",", "Turin", "and", "Ada"} <= texts
     assert not any("Turin" in text and "and" in text for text in texts)
-    assert max(map(len, paths(span_tree(run.tokenizer, "Oslo, Turin", 3)))) == 3
+    assert max(map(len, paths(span_trie(run.tokenizer, "Oslo, Turin", 3)))) == 3
 
 
-def test_a_beam_of_one_is_greedy_and_a_wide_one_holds_the_most_probable(run: Predictor) -> None:
-    asked = [(question.context, question.question) for question in QUESTIONS]
-    for (_, behind, scores, _), given in zip(read(run, QUESTIONS), run.answers(asked), strict=True):
-        (greedy,) = beam(behind.copy(), scores, run.config.max_new_tokens, 1)
-        assert given.answer is not None
-        assert text_of(run.tokenizer, greedy.ids) == given.answer.text
-        assert greedy.whole == given.answer.ended
-        several = beam(behind.copy(), scores, run.config.max_new_tokens, 5)
+def test_a_beam_of_one_is_greedy_and_a_wider_one_is_no_less_probable(run: Predictor) -> None:
+    for (_, rows, scores, _), (_, answer) in zip(
+        read(run, QUESTIONS), run.answers(QUESTIONS), strict=True
+    ):
+        (greedy,) = beam(rows.copy(), scores, run.config.max_new_tokens, 1)
+        assert answer is not None
+        assert text_of(run.tokenizer, greedy.ids) == answer.text
+        assert greedy.finished == answer.ended
+        several = beam(rows.copy(), scores, run.config.max_new_tokens, 5)
         assert len({one.ids for one in several}) == len(several) == 5
         assert several[0].log_probability >= greedy.log_probability - 1e-4
         # Of one token all can be tried.
-        first, *_ = beam(behind.copy(), scores, 1, 2)
+        first, *_ = beam(rows.copy(), scores, 1, 2)
         assert first.log_probability == pytest.approx(scores.max().item())
 
 

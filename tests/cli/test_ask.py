@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configs import questions_of
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import experiment
 from lora_or_full.cli import ask, main
 from lora_or_full.config.schema import validate
+from lora_or_full.data.squad import Question
 from lora_or_full.errors import UserError
 from lora_or_full.generation.predictor import Reply, load
 
@@ -60,13 +62,13 @@ def test_the_answers_are_those_that_the_run_recorded(mode: str, finished_runs: R
     predictions, contexts = recorded(finished_runs[mode])
     assert len({p["log_probability"] for p in predictions}) > 2  # they depend on the context
     run = load(finished_runs[mode], None)
-    many = run.answers([(contexts[str(p["paragraph"])], p["question"]) for p in predictions])
-    for p, given in zip(predictions, many, strict=True):
-        one = run.ask(run.read(contexts[str(p["paragraph"])]), p["question"], 0)[0]
-        assert given.answer is not None
-        assert given.answer.text == one.text == p["prediction"]
-        assert given.answer.log_probability == pytest.approx(p["log_probability"], rel=1e-4)
-        assert (one.ended, given.context_cut) == (p["ended"], p["context_cut"])
+    many = run.answers(questions_of(predictions, contexts))
+    for p, (row, answer) in zip(predictions, many, strict=True):
+        one = run.ask(run.read(row["context"]), row["question"], 0)[0]
+        assert answer is not None
+        assert answer.text == one.text == p["prediction"]
+        assert answer.log_probability == pytest.approx(p["log_probability"], rel=1e-4)
+        assert (one.ended, row["context_cut"]) == (p["ended"], p["context_cut"])
 
 
 @pytest.mark.parametrize("kind", ["llama", "bf16-mixed", "bf16-true"])
@@ -81,17 +83,16 @@ def test_so_they_are_for_another_architecture_or_precision(
         settings["trainer"]["precision"] = kind
     experiment.run(validate(settings), tmp_path / "run")
     predictions, contexts = recorded(tmp_path / "run")
-    asked = [(contexts[str(p["paragraph"])], p["question"]) for p in predictions]
     run = load(tmp_path / "run", None)
-    many = run.answers(asked)
-    for p, given in zip(predictions, many, strict=True):
-        assert given.answer is not None
-        assert given.answer.text == p["prediction"]
-        assert given.answer.log_probability == pytest.approx(p["log_probability"], rel=1e-4)
+    questions = questions_of(predictions, contexts)
+    for p, (_, answer) in zip(predictions, run.answers(questions), strict=True):
+        assert answer is not None
+        assert answer.text == p["prediction"]
+        assert answer.log_probability == pytest.approx(p["log_probability"], rel=1e-4)
     # After few steps in bfloat16 all answers may be one text, but not equally probable.
     assert len({p["log_probability"] for p in predictions}) > 2
     if kind == "llama":  # bfloat16 results depend on the batch
-        alone = [run.ask(run.read(context), question, 0)[0] for context, question in asked]
+        alone = [run.ask(run.read(q.context), q.question, 0)[0] for q in questions]
         assert [answer.text for answer in alone] == [p["prediction"] for p in predictions]
 
 
@@ -152,7 +153,8 @@ def test_an_adapter_and_a_model_made_elsewhere_can_be_asked(
         run = load(folder, str(gpt2_folder))
         assert run.record is None
         assert run.ask(run.read(CONTEXT), "Who was it?", 3)
-        assert run.answers([(CONTEXT, "Who was it?")])[0].answer is not None
+        [(_, answer)] = run.answers([Question("a", "t", CONTEXT, "Who was it?", [], [])])
+        assert answer is not None
 
 
 def test_a_shortened_context_is_reported(
@@ -258,7 +260,7 @@ def test_an_adapter_of_another_base_or_kind_is_refused(
     deeper.transformer.h = deeper.transformer.h[:1]
     deeper.config.n_layer = 1
     deeper.save_pretrained(shallow)
-    with pytest.raises(UserError, match="have no place in it"):
+    with pytest.raises(UserError, match="do not belong to it"):
         load(adapter, str(shallow))
     tuned = get_peft_model(
         AutoModelForCausalLM.from_pretrained(gpt2_folder),

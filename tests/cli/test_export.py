@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configs import questions_of
 from huggingface_hub import constants, metadata_load
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -32,8 +33,7 @@ def answers(folder: Path, like: Path) -> tuple[list[str], list[str]]:
     loaded = load(folder, None)
     limits = {"max_new_tokens": 4, "max_length": 200}
     run = replace(loaded, config=loaded.config.model_copy(update=limits))
-    asked = [(contexts[str(p["paragraph"])], p["question"]) for p in recorded]
-    given = [one.answer.text for one in run.answers(asked) if one.answer]
+    given = [a.text for _, a in run.answers(questions_of(recorded, contexts)) if a]
     return given, [p["prediction"] for p in recorded]
 
 

@@ -1,4 +1,4 @@
-"""Intervals for means over questions: by hand, and by how often they hold the truth."""
+"""Intervals of means over questions: by hand, and their coverage."""
 
 import math
 import random
@@ -17,7 +17,7 @@ def test_the_standard_error_by_hand() -> None:
     assert standard_error(values, clusters) == pytest.approx(math.sqrt(3 / 2 * 5000) / 4)
 
 
-def test_one_value_a_cluster_is_the_usual_standard_error() -> None:
+def test_one_value_per_cluster_gives_the_usual_standard_error() -> None:
     values = [3.0, 7.0, 1.0, 9.0, 4.0]
     centre = mean(values)
     usual = math.sqrt(sum((v - centre) ** 2 for v in values) / 4 / 5)
@@ -38,7 +38,7 @@ def test_no_hit_is_not_certainty() -> None:
     assert high == pytest.approx(16.1, abs=0.05)  # Wilson for 0 of 20
 
 
-def test_one_paragraph_says_nothing() -> None:
+def test_one_paragraph_gives_no_information() -> None:
     assert share_interval([0.0, 100.0], [1, 1]) == (0.0, 100.0)
     assert mean_interval([0.0, 100.0], [1, 1]) == (0.0, 100.0)
 

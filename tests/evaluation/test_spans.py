@@ -1,4 +1,4 @@
-"""Where an answer stands in its context."""
+"""Spans of an answer in its context."""
 
 import pytest
 

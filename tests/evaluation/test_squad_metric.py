@@ -59,7 +59,7 @@ def test_scores_by_hand(prediction: str, answers: list[str], match: float, overl
     assert f1(prediction, answers) == pytest.approx(overlap, abs=1e-9)
 
 
-def test_scores_are_torchmetrics_scores() -> None:
+def test_scores_equal_those_of_torchmetrics() -> None:
     rng = random.Random(0)
     words = "The a an north South-west river, 1,204 u.s. U.S. école 東京 it's its (old) old".split()
 

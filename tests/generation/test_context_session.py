@@ -1,4 +1,4 @@
-"""A context that is read once: the same answers as alone, and the alternatives to them."""
+"""A context that is read once: the same answers as whole prompts, and alternatives."""
 
 import math
 import time
@@ -39,47 +39,47 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase, question: str, length: int) ->
 @pytest.mark.parametrize(
     "kind", ["gpt2_folder", "llama_folder", "grouped_llama_folder", "windowed_folder"]
 )
-def test_the_answers_of_one_reading_are_those_of_whole_prompts(
+def test_answers_equal_those_of_whole_prompts(
     kind: str, length: int, tokenizer: PreTrainedTokenizerBase, request: pytest.FixtureRequest
 ) -> None:
     model = load_model(request.getfixturevalue(kind), "tiny", {})
     stops = stop_ids(tokenizer)
     prompts = [prompt_of(tokenizer, question, length) for question in QUESTIONS]
     expected = greedy(model, tokenizer, prompts, stops, 12, None)
-    reading = ContextSession(model, tokenizer, CONTEXT, length)
+    session = ContextSession(model, tokenizer, CONTEXT, length)
     for question, answer, prompt in zip(QUESTIONS, expected, prompts, strict=True):
-        given = reading.ask(question, stops, 12, 0)
+        given = session.ask(question, stops, 12, 0)
         assert [(a.text, a.ended) for a in given] == [(answer.text, answer.ended)]
         assert given[0].log_probability == pytest.approx(answer.log_probability, rel=1e-4)
-        assert reading.read == len(prompt.context)
-    assert (reading.read < reading.tokens) == (length == LENGTHS[1])
+        assert session.read == len(prompt.context)
+    assert (session.read < session.tokens) == (length == LENGTHS[1])
 
 
-def test_what_was_asked_before_changes_nothing(
+def test_earlier_questions_change_nothing(
     gpt2_folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model, stops = load_model(gpt2_folder, "tiny", {}), stop_ids(tokenizer)
-    reading = ContextSession(model, tokenizer, CONTEXT, 240)
-    first = reading.ask(QUESTIONS[0], stops, 12, 3)
-    reading.ask(QUESTIONS[2], stops, 12, 2)
-    assert reading.ask(QUESTIONS[0], stops, 12, 3) == first
+    session = ContextSession(model, tokenizer, CONTEXT, 240)
+    first = session.ask(QUESTIONS[0], stops, 12, 3)
+    session.ask(QUESTIONS[2], stops, 12, 2)
+    assert session.ask(QUESTIONS[0], stops, 12, 3) == first
 
 
-def test_alternatives_begin_with_the_next_likely_tokens_and_go_on_greedily(
+def test_alternatives_begin_with_the_next_likely_tokens_and_continue_greedily(
     gpt2_folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model, stops = load_model(gpt2_folder, "tiny", {}), stop_ids(tokenizer)
     prompt = prompt_of(tokenizer, QUESTIONS[0], 240).prompt
 
-    def says(ids: list[int]) -> torch.Tensor:
+    def log_probabilities(ids: list[int]) -> torch.Tensor:
         with torch.no_grad():
             return model(torch.tensor([prompt + ids])).logits[0, -1].log_softmax(-1)
 
     expected = []
-    for first in says([]).topk(4).indices.tolist():
-        ids, sure = [first], says([])[first].item()
+    for first in log_probabilities([]).topk(4).indices.tolist():
+        ids, sure = [first], log_probabilities([])[first].item()
         while ids[-1] not in stops and len(ids) < 6:
-            scores = says(ids)
+            scores = log_probabilities(ids)
             sure += scores.max().item()
             ids.append(int(scores.argmax()))
         expected.append((ids, sure))
@@ -100,16 +100,16 @@ def test_alternatives_begin_with_the_next_likely_tokens_and_go_on_greedily(
     ("question", "message"),
     [("  ", "empty"), ("why " * 300, "tokens"), ("\udc80", "half a character")],
 )
-def test_a_question_that_can_not_be_asked(
+def test_an_invalid_question_is_refused(
     question: str, message: str, gpt2_folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    reading = ContextSession(load_model(gpt2_folder, "tiny", {}), tokenizer, CONTEXT, 200)
+    session = ContextSession(load_model(gpt2_folder, "tiny", {}), tokenizer, CONTEXT, 200)
     with pytest.raises(UserError, match=message):
-        reading.ask(question, [0], 4, 0)
+        session.ask(question, [0], 4, 0)
 
 
 @pytest.mark.slow
-def test_over_a_context_that_is_read_the_first_token_takes_less_than_a_quarter(
+def test_after_a_read_context_the_first_token_takes_less_than_a_quarter(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """GPT-2 of full size, in float32, 500 tokens."""
@@ -117,8 +117,8 @@ def test_over_a_context_that_is_read_the_first_token_takes_less_than_a_quarter(
     context = CONTEXT
     while len(encode(tokenizer, [context_text(context)])[0]) < 500:
         context += "Ada and Bruno. "
-    reading = ContextSession(model, tokenizer, context, 900)
-    assert 500 <= reading.tokens < 520
+    session = ContextSession(model, tokenizer, context, 900)
+    assert 500 <= session.tokens < 520
 
     def seconds(first_token: Callable[[], object]) -> float:
         took = []
@@ -128,7 +128,7 @@ def test_over_a_context_that_is_read_the_first_token_takes_less_than_a_quarter(
             took.append(time.perf_counter() - began)
         return min(took)
 
-    warm = seconds(lambda: reading.ask(QUESTIONS[0], stops, 1, 0))
+    warm = seconds(lambda: session.ask(QUESTIONS[0], stops, 1, 0))
     cold = seconds(
         lambda: ContextSession(model, tokenizer, context, 900).ask(QUESTIONS[0], stops, 1, 0)
     )

@@ -1,4 +1,4 @@
-"""Prompts over a shared context are read as alone; golds beside them are seen by nothing."""
+"""Prompts over a shared context give the logits of separate ones, with gold answers or without."""
 
 from pathlib import Path
 
@@ -25,10 +25,10 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_bfloat16_reads_over_a_shared_context_nearly_as_float32(
+def test_bfloat16_over_a_shared_context_is_close_to_float32(
     pair: str, model: PreTrainedModel
 ) -> None:
-    """A cache holds keys and values, which rotary positions leave in unlike precision."""
+    """A cache holds keys and values, which rotary positions leave in different precisions."""
     exact = kv_cache._trial(PaddedCache(model, PAIRS[pair]))
     with torch.autocast("cpu", torch.bfloat16):
         near = kv_cache._trial(SharedPrefixCache(model, PAIRS[pair], 1000, 2))
@@ -36,15 +36,15 @@ def test_bfloat16_reads_over_a_shared_context_nearly_as_float32(
     assert (near - exact).norm() < 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize("golds", [[[3], [4, 5, 6]], [[], [9, 2]], [[], []]], ids=str)
+@pytest.mark.parametrize("references", [[[3], [4, 5, 6]], [[], [9, 2]], [[], []]], ids=str)
 @pytest.mark.parametrize("pair", PAIRS)
-def test_what_goes_on_behind_a_prompt_sees_no_gold(
-    pair: str, golds: list[list[int]], model: PreTrainedModel
+def test_new_tokens_do_not_attend_to_gold_answers(
+    pair: str, references: list[list[int]], model: PreTrainedModel
 ) -> None:
     expected = kv_cache._trial(PaddedCache(model, PAIRS[pair]))
     for backend in (
-        PaddedCache(model, PAIRS[pair], golds),
-        SharedPrefixCache(model, PAIRS[pair], 1000, 2, golds),
+        PaddedCache(model, PAIRS[pair], references),
+        SharedPrefixCache(model, PAIRS[pair], 1000, 2, references),
     ):
         torch.testing.assert_close(kv_cache._trial(backend), expected, rtol=1e-4, atol=1e-4)
 

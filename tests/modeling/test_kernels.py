@@ -1,4 +1,4 @@
-"""Faster kernels: the same functions, the same gradients, on every sort of machine."""
+"""Faster kernels: the same values and gradients, on every kind of processor."""
 
 import copy
 import shutil
@@ -41,14 +41,14 @@ def results(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("shape", [(2, 5, 6), (7, 6), (1, 1, 6), (1, 0, 6)], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_products_by_onednn_are_those_of_torch(
+def test_products_by_onednn_equal_those_of_torch(
     kind: str, shape: tuple[int, ...], frozen: bool
 ) -> None:
     torch.manual_seed(0)
     plain = LAYERS[kind]()
     plain.requires_grad_(not frozen)
     own = copy.deepcopy(plain)
-    own.__class__ = kernels.OF_ONEDNN[type(own)]
+    own.__class__ = kernels.ONEDNN_LAYERS[type(own)]
     x = torch.randn(shape)
     expected, given = results(plain, x), results(own, x)
     assert given.keys() == expected.keys()
@@ -59,7 +59,7 @@ def test_products_by_onednn_are_those_of_torch(
 
 @pytest.mark.parametrize("kind", ["gpt2_folder", "llama_folder"])
 @pytest.mark.parametrize("columns", [[2, 5, 8], [8], []], ids=str)
-def test_the_last_mlp_computes_the_columns_that_are_needed_and_no_others(
+def test_the_last_mlp_computes_only_the_needed_columns(
     columns: list[int], kind: str, request: pytest.FixtureRequest
 ) -> None:
     model = load_model(request.getfixturevalue(kind), "tiny", {})
@@ -112,7 +112,7 @@ def test_dropout_drops_its_share_and_scales_the_rest(share: float) -> None:
 
 @onednn
 @pytest.mark.parametrize("kind", LAYERS)
-def test_only_what_is_float32_goes_to_onednn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_float32_goes_to_onednn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.dtype] = []
     original = kernels.multiply
 
@@ -123,7 +123,7 @@ def test_only_what_is_float32_goes_to_onednn(kind: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(kernels, "multiply", multiply)
     plain = LAYERS[kind]()
     own = copy.deepcopy(plain)
-    own.__class__ = kernels.OF_ONEDNN[type(own)]
+    own.__class__ = kernels.ONEDNN_LAYERS[type(own)]
     x = torch.randn(3, 6)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(own(x), plain(x))
@@ -138,7 +138,7 @@ def test_only_what_is_float32_goes_to_onednn(kind: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("faster", [True, False])
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("kind", ["gpt2_folder", "llama_folder", "grouped_llama_folder"])
-def test_a_model_computes_on_either_machine_what_plain_transformers_does(
+def test_a_model_equals_plain_transformers_on_either_processor(
     kind: str, mode: str, faster: bool, request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -147,7 +147,7 @@ def test_a_model_computes_on_either_machine_what_plain_transformers_does(
     folder = request.getfixturevalue(kind)
     ids = torch.tensor([[5, 6, 7, 5, 9, 11], [8, 8, 3, 2, 1, 0]])
     own, plain = load_model(folder, "tiny", {}), AutoModelForCausalLM.from_pretrained(folder)
-    changed = {type(layer) for layer in own.modules()} & set(kernels.OF_ONEDNN.values())
+    changed = {type(layer) for layer in own.modules()} & set(kernels.ONEDNN_LAYERS.values())
     assert bool(changed) is faster
     if mode == "lora":
         targets = ["c_attn"] if kind == "gpt2_folder" else ["q_proj", "v_proj"]
@@ -182,13 +182,13 @@ def test_a_model_computes_on_either_machine_what_plain_transformers_does(
         (None, "AVX512", False),  # no such file: not Linux
     ],
 )
-def test_onednn_is_taken_where_mkl_is_slow(
+def test_onednn_is_used_where_mkl_is_slow(
     maker: str | None, capability: str, expected: bool, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if maker is not None:
         (tmp_path / "cpuinfo").write_text(f"processor: 0\nvendor_id: {maker}\n")
-    monkeypatch.setattr(kernels, "CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(kernels, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     for name in ("mkl", "mkldnn"):
         monkeypatch.setattr(getattr(torch.backends, name), "is_available", lambda: True)
@@ -206,7 +206,7 @@ def test_onednn_is_taken_where_mkl_is_slow(
     ],
     ids=str,
 )
-def test_lora_can_sit_on_a_tied_embedding(lora: dict[str, Any], gpt2_folder: Path) -> None:
+def test_lora_on_a_tied_embedding(lora: dict[str, Any], gpt2_folder: Path) -> None:
     model = add_lora(load_model(gpt2_folder, "tiny", {}), {"r": 4, "lora_alpha": 8, **lora})
     ids = torch.tensor([[5, 6, 7, 5, 9, 11]])
     model(input_ids=ids, labels=ids).loss.backward()
@@ -217,7 +217,7 @@ def test_lora_can_sit_on_a_tied_embedding(lora: dict[str, Any], gpt2_folder: Pat
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="not Linux")
-def test_frozen_weights_that_are_stored_need_the_models_file_no_more(
+def test_stored_frozen_weights_do_not_need_the_models_file(
     gpt2_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(gpt2_folder, tmp_path / "model")

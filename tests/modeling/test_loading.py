@@ -1,4 +1,4 @@
-"""LoRA or full by one switch: what is trained, how much of it, and what is refused."""
+"""Loading models and adapters: what is trained, and what is refused."""
 
 import shutil
 from pathlib import Path
@@ -12,9 +12,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GPT2Config, T5Config, T5ForConditionalGeneration
 from transformers.activations import ACT2FN
 
+from lora_or_full.config.schema import AdapterConfig
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.errors import UserError
 from lora_or_full.modeling.loading import (
+    add_adapter,
     load_model,
     load_tokenizer,
     max_positions,
@@ -51,7 +53,7 @@ def test_all_linear_layers_of_the_full_size_gpt2_and_no_head() -> None:
     assert trainable(adapted) == 8 * 12 * (3072 + 1536 + 3840 + 3840)
 
 
-def test_full_trains_every_weight_and_lora_its_own_only(gpt2_folder: Path) -> None:
+def test_full_trains_every_weight_and_lora_only_its_own(gpt2_folder: Path) -> None:
     full = load_model(gpt2_folder, "tiny", {})
     assert trainable(full) == sum(p.numel() for p in full.parameters())
     lora = add_lora(full, LORA)
@@ -63,7 +65,7 @@ def test_full_trains_every_weight_and_lora_its_own_only(gpt2_folder: Path) -> No
 
 @pytest.mark.parametrize("kind", ["gpt2_folder", "llama_folder"])
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
-def test_what_changes_the_models_own_weights_is_refused(
+def test_an_adapter_that_changes_the_models_own_weights_is_refused(
     init: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
     """An adapter does not hold them: one of PiSSA's answered otherwise than it was scored."""
@@ -76,7 +78,9 @@ def test_what_changes_the_models_own_weights_is_refused(
 @pytest.mark.parametrize(
     "more", [{"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "gaussian"}], ids=str
 )
-def test_what_only_adds_weights_is_not(more: dict[str, Any], gpt2_folder: Path) -> None:
+def test_an_adapter_that_only_adds_weights_is_accepted(
+    more: dict[str, Any], gpt2_folder: Path
+) -> None:
     model = load_model(gpt2_folder, "tiny", {})
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     adapted = add_lora(model, LORA | more)
@@ -94,7 +98,7 @@ def test_lora_changes_nothing_before_training(gpt2_folder: Path) -> None:
     assert torch.equal(full, lora)
 
 
-def test_a_model_comes_in_eval_mode_and_float32(gpt2_folder: Path, tmp_path: Path) -> None:
+def test_a_model_is_loaded_in_eval_mode_and_float32(gpt2_folder: Path, tmp_path: Path) -> None:
     half = AutoModelForCausalLM.from_pretrained(gpt2_folder).to(torch.bfloat16)
     shutil.copytree(gpt2_folder, tmp_path / "half")
     half.save_pretrained(tmp_path / "half")
@@ -104,7 +108,7 @@ def test_a_model_comes_in_eval_mode_and_float32(gpt2_folder: Path, tmp_path: Pat
     assert {p.dtype for p in add_lora(model, LORA).parameters()} == {torch.float32}
 
 
-def test_llama_types_are_served(llama_folder: Path) -> None:
+def test_llama_types_are_supported(llama_folder: Path) -> None:
     model = add_lora(load_model(llama_folder, "tiny", {"attention_dropout": 0.0}), LLAMA)
     assert trainable(model) == 2 * 2 * 8 * (32 + 32)
 
@@ -187,7 +191,7 @@ def test_frozen_weights_of_low_precision_change_no_bit_under_autocast(
 @pytest.mark.parametrize(
     ("kind", "targets"), [("gpt2_folder", ["c_attn"]), ("llama_folder", ["q_proj", "v_proj"])]
 )
-def test_the_matrices_of_products_alone_are_stored_in_low_precision_and_frozen(
+def test_only_matrices_of_products_are_stored_in_low_precision(
     kind: str, targets: list[str], request: pytest.FixtureRequest
 ) -> None:
     model = adapted(request.getfixturevalue(kind), targets)
@@ -221,7 +225,7 @@ def test_biases_that_lora_trains_are_not_frozen(bias: str, gpt2_folder: Path) ->
 # What is refused
 
 
-def test_an_unknown_setting_is_refused_with_those_that_there_are(gpt2_folder: Path) -> None:
+def test_an_unknown_setting_is_refused_with_the_known_ones(gpt2_folder: Path) -> None:
     with pytest.raises(UserError, match=r"model\.config\.pdrop: a gpt2 has no such.*attn_pdrop"):
         load_model(gpt2_folder, "tiny", {"pdrop": 0.1})
 
@@ -249,11 +253,19 @@ def test_target_modules_that_the_model_lacks_are_refused_with_those_it_has(
         add_lora(load_model(gpt2_folder, "tiny", {}), wrong)
 
 
-def test_what_peft_refuses_is_said_in_one_line(gpt2_folder: Path) -> None:
+def test_a_refusal_by_peft_is_reported_in_one_line(gpt2_folder: Path) -> None:
     for change in ({"target_modules": "nothing_like_it"}, {"rang": 8}):
         model = load_model(gpt2_folder, "tiny", {})
         with pytest.raises(UserError, match="PEFT refuses"):
             add_lora(model, {**LORA, **change})
+
+
+def test_an_adapter_that_adds_tokens_to_a_prompt_is_refused(gpt2_folder: Path) -> None:
+    adapter = AdapterConfig.model_validate(
+        {"_target_": "peft.PromptTuningConfig", "num_virtual_tokens": 3}
+    )
+    with pytest.raises(UserError, match=r"peft\.PromptTuningConfig: it adds tokens to a prompt"):
+        add_adapter(load_model(gpt2_folder, "tiny", {}), adapter)
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
@@ -288,7 +300,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         ('{"model_type": "of-nobody"}', "no causal language model"),
     ],
 )
-def test_a_model_that_does_not_say_how_much_it_reads_is_refused(
+def test_a_model_without_a_known_number_of_positions_is_refused(
     content: str | None, message: str, tmp_path: Path
 ) -> None:
     if content is not None:

@@ -1,4 +1,4 @@
-"""Precision: what was asked for, or else what the hardware computes natively, and fast."""
+"""Precision: the given one, or with `auto` what the hardware computes natively and fast."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def trainer(precision: str | int, accelerator: str) -> TrainerConfig:
         ("mps", [MPS, AVX], "32-true"),
     ],
 )
-def test_auto_is_bfloat16_where_the_runs_own_hardware_has_it(
+def test_auto_is_bfloat16_where_the_hardware_of_the_run_has_it(
     accelerator: str, has: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, *has)
@@ -65,7 +65,7 @@ def test_a_processor_whose_bfloat16_is_slower_computes_in_float32(
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-def test_how_fast_bfloat16_is_is_measured_and_once(
+def test_the_speed_of_bfloat16_is_measured_once(
     onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against float32 as the layers of a model compute it on this processor."""
@@ -94,7 +94,7 @@ def test_how_fast_bfloat16_is_is_measured_and_once(
     precision.cpu_gain.cache_clear()
 
 
-def test_a_gpu_is_not_asked_for_what_it_emulates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emulation_by_a_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     machine(monkeypatch, CUDA)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **words: asked.append(words))
@@ -104,7 +104,7 @@ def test_a_gpu_is_not_asked_for_what_it_emulates(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("wanted", ["32-true", "bf16-mixed", "bf16-true", "16-mixed", 32])
 @pytest.mark.parametrize("has", [[], [AVX, CUDA, CUDA_BF16]])
-def test_a_precision_that_is_named_stays(
+def test_a_given_precision_is_kept(
     wanted: str | int, has: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, *has)
@@ -122,7 +122,7 @@ def test_a_precision_that_is_named_stays(
         (None, "bf16-mixed", torch.float32),  # full fine-tuning: nothing is frozen
     ],
 )
-def test_frozen_weights_are_kept_in_what_products_round_them_to(
+def test_frozen_weights_are_stored_as_products_round_them(
     wanted: str | None, precision: str, expected: torch.dtype
 ) -> None:
     mode = ["mode=full"] if wanted is None else [f"frozen_dtype={wanted}"]
@@ -130,7 +130,7 @@ def test_frozen_weights_are_kept_in_what_products_round_them_to(
     assert frozen_dtype(config) == expected
 
 
-def test_frozen_weights_whose_length_counts_stay_float32() -> None:
+def test_frozen_weights_stay_float32_for_dora_which_uses_their_norm() -> None:
     for dora, expected in (("false", torch.bfloat16), ("true", torch.float32)):
         config = validate(compose.compose([f"+adapter.use_dora={dora}"], []))
         assert frozen_dtype(config.with_precision("bf16-mixed")) == expected

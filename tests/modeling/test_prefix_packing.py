@@ -1,4 +1,4 @@
-"""Sequences that share contexts: laid out as told, and computed as rows of their own."""
+"""Prefix packing: the layout of a sequence, and the same loss and gradients as separate rows."""
 
 import random
 from pathlib import Path
@@ -48,7 +48,7 @@ def drawn(rng: random.Random, rows: int) -> Rows:
 # Layout
 
 
-def test_each_question_sees_its_context_and_itself_and_goes_on_behind_its_context(
+def test_each_question_attends_to_its_context_and_itself_with_continued_positions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prefix_packing, "PAD_MULTIPLE", 4)
@@ -92,7 +92,7 @@ def test_each_question_sees_its_context_and_itself_and_goes_on_behind_its_contex
     assert drawing(second.mask) == ["x . . .", "x x . .", "x x x .", "x . . x"]
 
 
-def test_what_all_questions_over_a_context_begin_with_stands_once(
+def test_common_first_tokens_of_questions_are_shared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prefix_packing, "PAD_MULTIPLE", 1)
@@ -113,7 +113,7 @@ def drawing(mask: torch.Tensor) -> list[str]:
 
 
 @pytest.mark.parametrize("length", [1, 20, 45, 1000])
-def test_every_row_stands_whole_in_one_block_and_its_labels_stand_once(length: int) -> None:
+def test_every_row_is_in_one_block_and_has_its_labels_once(length: int) -> None:
     rng = random.Random(length)
     for count in (1, 2, 9, 30):
         contexts, branches, labels = drawn(rng, count)
@@ -143,7 +143,7 @@ def test_every_row_stands_whole_in_one_block_and_its_labels_stand_once(length: i
         assert sequence.blocks[-1].stop == sequence.input_ids.shape[1] == len(sequence.block_of)
 
 
-def test_a_block_holds_no_more_than_asked_for_and_else_the_context_is_repeated() -> None:
+def test_a_context_is_repeated_where_a_block_is_full() -> None:
     context, other = list(range(10)), list(range(4))
     branches = [[1] * size for size in (3, 3, 4, 5, 1, 30, 2)]
     contexts = [context, context, other, context, context, context, other]
@@ -156,7 +156,7 @@ def test_a_block_holds_no_more_than_asked_for_and_else_the_context_is_repeated()
     assert sizes == [[10, 3, 3], [4, 4, 2], [10, 5, 1], [10, 30]]
 
 
-def test_rows_keep_their_order_where_contexts_come_in_a_row() -> None:
+def test_rows_keep_their_order_where_equal_contexts_are_adjacent() -> None:
     contexts, branches, labels = drawn(random.Random(0), 20)
     order = sorted(range(20), key=contexts.__getitem__)
     contexts, branches, labels = (
@@ -167,7 +167,7 @@ def test_rows_keep_their_order_where_contexts_come_in_a_row() -> None:
         assert found[found >= 200].tolist() == [own[-1] for own in labels]
 
 
-def test_blocks_are_filled_up_by_what_has_no_label_and_what_nothing_sees(
+def test_padding_of_blocks_has_no_label_and_nothing_attends_to_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prefix_packing, "PAD_MULTIPLE", 16)
@@ -184,7 +184,7 @@ def test_blocks_are_filled_up_by_what_has_no_label_and_what_nothing_sees(
     assert filled > 0
 
 
-def test_padded_rows_stand_on_the_left_and_their_padding_has_no_label() -> None:
+def test_rows_are_padded_on_the_right_without_labels() -> None:
     sequence = padded([[1, 2, 3], [4]], [[IGNORED, 2, 3], [4]])
     assert sequence.input_ids.tolist() == [[1, 2, 3], [4, 0, 0]]
     assert sequence.labels.tolist() == [[IGNORED, 2, 3], [4, IGNORED, IGNORED]]
@@ -272,7 +272,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_those_of_separate_rows(
+def test_loss_and_gradients_equal_those_of_separate_rows(
     kind: str, mode: str, attention: str, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(kind)
@@ -296,7 +296,7 @@ def test_loss_and_gradients_are_those_of_separate_rows(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_fills_a_sequence_up_changes_nothing(
+def test_padding_of_a_sequence_changes_nothing(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prefix_packing, "PAD_MULTIPLE", 16)
@@ -329,7 +329,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_products_of_matrices_attend_as_the_fused_kernel(groups: int) -> None:
+def test_attention_by_matrix_products_equals_the_fused_kernel(groups: int) -> None:
     torch.manual_seed(0)
     branches = [[4] * 5, [5] * 9, [6]]
     mask = packed([[1, 2, 3]] * 3, branches, branches, 100).blocks[0].mask
@@ -351,7 +351,7 @@ def calls_of(sequence: Packed) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_attends_in_products_close_to_float32(
+def test_attention_by_matrix_products_in_bfloat16_is_close_to_float32(
     kind: str, request: pytest.FixtureRequest, products: list[torch.Size],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -372,7 +372,7 @@ def test_bfloat16_attends_in_products_close_to_float32(
         products.clear()
 
 
-def test_dropout_of_attention_takes_the_fused_kernel_and_drops(
+def test_attention_with_dropout_uses_the_fused_kernel_and_drops(
     gpt2_folder: Path, products: list[torch.Size]
 ) -> None:
     model = load_model(

@@ -1,4 +1,4 @@
-"""Predictor weights come back from their file as they were, or not at all."""
+"""Trained weights come back from their file unchanged, or not at all."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_weights_come_back(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end", "all", "gone"])
-def test_of_a_file_that_is_damaged_or_gone_nothing_comes(file: Path, damage: str) -> None:
+def test_a_damaged_or_missing_file_gives_nothing(file: Path, damage: str) -> None:
     content = file.read_bytes()
     changed = {"a byte": content[:-9] + b"x" + content[-8:], "the end": content[:-1], "all": b""}
     if damage == "gone":

@@ -1,4 +1,4 @@
-"""The drawing in the documents is of the mask that the code makes now."""
+"""The drawing in the documents shows the mask that the code makes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The built-in data set: rebuilt from its seed, right, and with nothing shared that would help."""
+"""The built-in data set: rebuilt from its seed, correct, and without leaks between splits."""
 
 import json
 import re
@@ -53,7 +53,9 @@ def test_without_questions_the_rest_is_the_same(
     ]
 
 
-def test_there_are_enough_five_a_paragraph(train: list[Question], dev: list[Question]) -> None:
+def test_there_are_enough_questions_five_per_paragraph(
+    train: list[Question], dev: list[Question]
+) -> None:
     assert len(train) >= 2600
     assert len(dev) >= 500
     assert len({question.title for question in train}) >= 100
@@ -78,7 +80,7 @@ def test_dev_shares_no_article_and_no_name_with_train(
     assert len(asked & shared) < 0.1 * len(asked)
 
 
-def test_some_questions_of_dev_are_put_as_none_of_train(
+def test_some_questions_of_dev_are_phrased_as_none_of_train(
     train: list[Question], dev: list[Question]
 ) -> None:
     def shape(question: Question) -> str:
@@ -89,7 +91,7 @@ def test_some_questions_of_dev_are_put_as_none_of_train(
     assert 0.1 < len(new) / len(dev) < 0.9
 
 
-def test_answers_are_of_many_sorts_and_at_any_place(train: list[Question]) -> None:
+def test_answers_are_of_many_kinds_and_at_any_position(train: list[Question]) -> None:
     places = [q.starts[0] / len(q.context) for q in train]
     for tenth in range(10):
         assert sum(tenth / 10 <= place < (tenth + 1) / 10 for place in places) > 0.03 * len(train)
@@ -114,7 +116,7 @@ def test_no_answer_is_known_without_the_paragraph(
     assert hits / len(dev) < 0.02
 
 
-def test_dev_has_more_golds_where_they_are_as_right(dev: list[Question]) -> None:
+def test_dev_has_several_gold_answers_where_they_are_equally_right(dev: list[Question]) -> None:
     several = [question for question in dev if len(question.answers) > 1]
     assert several
     for question in several:

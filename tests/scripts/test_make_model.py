@@ -1,4 +1,4 @@
-"""The built-in model: small, plain, and without a question in what it has read."""
+"""The built-in model: small, plain GPT-2, and pretrained without questions."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_names_of_pretraining_are_not_those_of_the_data() -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_what_is_told_again_stands_in_the_paragraph(kind: str) -> None:
+def test_restated_facts_are_in_the_paragraph(kind: str) -> None:
     writer = Writer("pretrain", 4)
     paragraph = writer.paragraph(kind, writer.word(), (3, 3))
     for fact in paragraph.facts:

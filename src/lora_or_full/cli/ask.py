@@ -175,18 +175,16 @@ def _answer_file(folder: Path, base: str | None, file: Path, output: Path) -> No
     questions, _ = squad.check(squad.read_files([file]), unanswerable="keep", misaligned="repair")
     if not questions:
         raise UserError(f"{file} holds no question.")
-    given = load(folder, base).answers([(q.context, q.question) for q in questions])
-    texts = {
-        q.id: one.answer.text if one.answer else "" for q, one in zip(questions, given, strict=True)
-    }
+    given = load(folder, base).answers(questions)
+    texts = {row["id"]: answer.text if answer else "" for row, answer in given}
     try:
         store.write_json(output, texts)
     except OSError as error:
         raise UserError(f"--output {output} can't be written: {error.strerror}.") from None
     print(f"{len(texts):,} answers: {output}")
     for count, problem in (
-        (sum(one.context_cut for one in given), "contexts were too long, and shortened"),
-        (sum(one.answer is None for one in given), "questions were too long, and not answered"),
+        (sum(row["context_cut"] for row, _ in given), "contexts were too long, and shortened"),
+        (sum(answer is None for _, answer in given), "questions were too long, and not answered"),
     ):
         if count:
             print(f"Note: {count:,} {problem}.", file=sys.stderr)

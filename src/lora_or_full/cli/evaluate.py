@@ -110,7 +110,8 @@ def evaluate(
     if (output / store.RESULTS).is_file() and _recorded_fingerprint(output) != of_questions:
         raise UserError(f"{output} holds the scores on other questions: choose another --name.")
     predictor, began = load(folder, base), time.monotonic()
-    rows, contexts = predictions_of(predictor, questions)
+    rows = predictions_of(predictor, questions)
+    contexts = list(dict.fromkeys(q.context for q in questions))  # by the number of a paragraph
     results = {
         "name": name,
         "data": {
@@ -140,28 +141,10 @@ def evaluate(
     return results
 
 
-def predictions_of(
-    predictor: "Predictor", questions: "list[Question]"
-) -> tuple[list[Prediction], list[str]]:
-    """Answer and score questions.
-
-    Returns:
-        Predictions by id, and the contexts that they name by number.
-    """
-    given = predictor.answers([(q.context, q.question) for q in questions])
-    contexts = list(dict.fromkeys(q.context for q in questions))
-    numbers = {context: number for number, context in enumerate(contexts)}
-    rows = [
-        prediction(
-            {
-                "id": q.id, "title": q.title, "paragraph": numbers[q.context],
-                "question": q.question, "answers": q.answers, "context_cut": one.context_cut,
-            },
-            one.answer,
-        )
-        for q, one in zip(questions, given, strict=True)
-    ]  # fmt: skip
-    return sorted(rows, key=lambda row: row["id"]), contexts
+def predictions_of(predictor: "Predictor", questions: "list[Question]") -> list[Prediction]:
+    """Answer and score questions; the predictions come by id."""
+    scored = [prediction(row, answer) for row, answer in predictor.answers(questions)]
+    return sorted(scored, key=lambda row: row["id"])
 
 
 def seen(config: Config, questions: "list[Question]") -> int | None:

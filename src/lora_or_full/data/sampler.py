@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, Sampler
 
+from lora_or_full.data.tokenized import TokenizedQuestions
+
 
 class StepSampler(Sampler[tuple[list[int], int]]):
     """Samples micro-batches: row numbers, and the label count of the whole step.
@@ -61,6 +63,16 @@ class StepSampler(Sampler[tuple[list[int], int]]):
             shares = self.devices * self.micro_batches
             first, stop = (len(rows) * n // shares for n in (share, share + 1))
             yield rows[first:stop], sum(self.labels[row] for row in rows)
+
+
+def evaluation_batches(rows: TokenizedQuestions, size: int) -> list[list[int]]:
+    """Deal rows into batches to answer: those of a paragraph together, the longest first."""
+    lengths, paragraphs = rows.column("prompt_tokens"), rows.column("paragraph")
+    longest: dict[int, int] = {}
+    for length, paragraph in zip(lengths, paragraphs, strict=True):
+        longest[paragraph] = max(length, longest.get(paragraph, 0))
+    order = sorted(range(len(rows)), key=lambda n: (-longest[paragraphs[n]], paragraphs[n]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 class ResumableLoader(DataLoader):

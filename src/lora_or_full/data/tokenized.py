@@ -64,13 +64,14 @@ def make(
         tokenizer: The model's tokenizer.
         prefix: Token ids of the prompt prefix.
         length: Largest number of tokens of a prompt, in training with its answer.
-        training: Whether the gold answers may be looked at.
+        training: Whether the gold answers may be looked at; otherwise a question may have none.
     """
     contexts = list(dict.fromkeys(q.context for q in questions))
     numbers = {context: number for number, context in enumerate(contexts)}
     context_ids = prompt.encode(tokenizer, list(map(prompt.context_text, contexts)))
     asked = prompt.encode(tokenizer, [prompt.question_text(q.question) for q in questions])
-    said = prompt.encode(tokenizer, [prompt.answer_text(q.answers[0]) for q in questions])
+    first = [q.answers[0] if q.answers else "" for q in questions]
+    said = prompt.encode(tokenizer, list(map(prompt.answer_text, first)))
     rows: list[TokenizedQuestion] = []
     golds: list[tuple[int, int]] = []  # of each row: the characters of its first answer
     cut: dict[int, list[int]] = {}  # the rows of each context that is cut around their answers
@@ -100,7 +101,8 @@ def make(
                 "answer_tokens": len(answer_ids),
             }
         )
-        golds.append((q.starts[0], q.starts[0] + len(q.answers[0])))
+        if training:
+            golds.append((q.starts[0], q.starts[0] + len(q.answers[0])))
     offsets = _offsets(tokenizer, [contexts[paragraph] for paragraph in cut])
     for spans, cut_rows in zip(offsets, cut.values(), strict=True):
         needed = [_tokens_of(*golds[number], spans) for number in cut_rows]

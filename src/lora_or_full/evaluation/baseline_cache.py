@@ -1,4 +1,4 @@
-"""The scores of a model before training, computed once for all runs that begin alike."""
+"""Cache of the scores before training, which runs of the same base model and test set share."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ CODE = ("data", "modeling", "generation", "evaluation")  # sub-packages that sco
 
 
 def path(config: Config, test: str, model: str) -> Path:
-    """Folder of the scores, named by all that they depend on.
+    """Folder of the scores, named by a hash of all that they depend on.
 
     Args:
         config: The run's configuration, its precision resolved.

@@ -12,9 +12,9 @@ def mean(values: Sequence[float]) -> float:
 
 
 def standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """Give the standard error of a mean when whole clusters were sampled, not single values.
+    """Give the standard error of a mean over values that were sampled in clusters.
 
-    The linearized ratio estimator with k / (k - 1) (Cochran, 1977, chapter 9A).
+    The linearized ratio estimator with k / (k - 1) (Cochran, 1977, Sampling Techniques, ch. 9A).
 
     Args:
         values: One per question.
@@ -35,7 +35,8 @@ def standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> flo
 def share_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
     """Give a 95 % interval (percent) for the mean of values that are 0 or 100, such as EM.
 
-    Wilson's score interval (1927) with the effective number of independent values.
+    Wilson's score interval (1927) with the effective number of independent values, which gives the
+    clustered standard error.
     """
     p = mean(values) / 100
     error = standard_error(values, clusters) / 100

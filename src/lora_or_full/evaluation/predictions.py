@@ -1,4 +1,4 @@
-"""What is recorded of an answer, and the scores of all answers."""
+"""Predictions (scored answers), and the scores of a test set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class Answer:
         text: Up to the first newline.
         log_probability: Natural logarithm, the end token included.
         ended: Whether it ended by itself.
-        gold_log_probability: Of the gold answer; None if none was given.
+        reference_log_probability: Of the gold answer; None if none was given.
     """
 
     text: str
     log_probability: float
     ended: bool
-    gold_log_probability: float | None = None
+    reference_log_probability: float | None = None
 
 
 def prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:

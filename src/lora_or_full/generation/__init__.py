@@ -1,1 +1,1 @@
-"""Answers from a model: caches, greedy decoding, finished runs that can be asked."""
+"""Answers from a model: key-value caches, greedy decoding, predictors of finished runs."""

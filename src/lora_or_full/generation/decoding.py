@@ -44,7 +44,7 @@ def greedy(
     stops: Sequence[int],
     max_new_tokens: int,
     packed_length: int | None,
-    golds: Sequence[list[int]] | None = None,
+    references: Sequence[list[int]] | None = None,
 ) -> list[Answer]:
     """Answer each prompt greedily, with the same result as if it were the only one.
 
@@ -55,7 +55,7 @@ def greedy(
         stops: Tokens that end an answer.
         max_new_tokens: Largest number of tokens of an answer.
         packed_length: Tokens of a block whose questions share a context; None if the model can't.
-        golds: Token ids of a gold answer to each prompt, whose log-probability is computed too.
+        references: Token ids of a gold answer per prompt, whose log-probability is computed too.
 
     Returns:
         An answer per prompt, in their order.
@@ -64,19 +64,19 @@ def greedy(
         return []
     order = sorted(range(len(prompts)), key=lambda n: prompts[n].context)
     prompts = [prompts[n] for n in order]
-    ordered = None if golds is None else [golds[n] for n in order]
+    ordered = None if references is None else [references[n] for n in order]
     backend = (
         PaddedCache(model, prompts, ordered)
         if packed_length is None
         else SharedPrefixCache(model, prompts, packed_length, max_new_tokens - 1, ordered)
     )
-    logits, of_golds = backend.prefill()  # (prompts, vocabulary), (prompts,)
+    logits, of_references = backend.prefill()  # (prompts, vocabulary), (prompts,)
     value, token = logits.float().log_softmax(-1).max(-1)  # (prompts,)
     found = continue_greedily(backend, token, value, tokenizer, stops, max_new_tokens)
-    if golds is not None:
+    if references is not None:
         found = [
-            replace(answer, gold_log_probability=number)
-            for answer, number in zip(found, of_golds.tolist(), strict=True)
+            replace(answer, reference_log_probability=number)
+            for answer, number in zip(found, of_references.tolist(), strict=True)
         ]
     answers = dict(zip(order, found, strict=True))
     return [answers[number] for number in range(len(answers))]

@@ -1,9 +1,10 @@
-"""Caches for decoding: prompts that a model reads at once (prefill), and tokens appended to each.
+"""Caches for decoding: all prompts are read at once (prefill), then answers grow token by token.
 
 If the model can share a context (`shares_context`), it is read once for all its questions, and
-their answers grow side by side in one sequence; otherwise each prompt is a row of its own.
+their answers grow in one sequence; otherwise each prompt is a row of its own.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,12 +27,11 @@ Model = PreTrainedModel | PeftModel
 
 
 def shares_context(model: Model, length: int) -> bool:
-    """Try whether a shared context gives the same logits as separate ones.
+    """Test whether a shared context gives the same logits as separate prompts.
 
     Args:
         model: In float32 and eval mode.
-        length: Tokens of the two trial prompts, each with two more tokens; at most as many as the
-            model can read.
+        length: Tokens of each of the two test prompts, limited to what the model can read.
     """
     length = max(2, min(length, model.config.max_position_embeddings) - 2)
     draw = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ def shares_context(model: Model, length: int) -> bool:
             _trial(PaddedCache(model, prompts)),
         )
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
-        return False  # it does not accept these arguments, or can't compute with them
+        return False  # the model does not accept these arguments
     return bool((shared - alone).abs().max() < 1e-3 * alone.std())
 
 
@@ -59,17 +59,17 @@ def _trial(backend: "SharedPrefixCache | PaddedCache") -> torch.Tensor:
 
 
 class SharedPrefixCache:
-    """A DecodingBackend for prompts that share contexts, as blocks of one sequence.
+    """A DecodingBackend for prompts that share contexts, packed into blocks of one sequence.
 
-    Each block has its own region of the cache, with room for new tokens, so that what its tokens
-    attend to is contiguous and never copied.
+    Each block has its own region of the cache, with room for its new tokens, so that the keys which
+    its tokens attend to are contiguous and never copied.
 
     Args:
         model: In eval mode.
         prompts: Those of the same context adjacent.
         packed_length: Tokens of a block.
         room: New tokens per prompt.
-        golds: Token ids of a gold answer per prompt; new tokens do not attend to them.
+        references: Token ids of a gold answer per prompt; new tokens do not attend to them.
     """
 
     def __init__(
@@ -78,21 +78,21 @@ class SharedPrefixCache:
         prompts: Sequence[PromptTokens],
         packed_length: int,
         room: int,
-        golds: Sequence[list[int]] | None = None,
+        references: Sequence[list[int]] | None = None,
     ) -> None:
         self.model = model
-        self.golds = golds or [[]] * len(prompts)
-        read = [gold[:-1] for gold in self.golds]  # nothing is predicted after the last token
+        self.references = references or [[]] * len(prompts)
+        read = [ids[:-1] for ids in self.references]  # nothing is predicted after the last token
         # The label of a question's last token is the number of its prompt; along the gold answer it
         # grows by the number of prompts.
         marks = [
             [IGNORED] * (len(p.question) - 1)
-            + [row + offset * len(prompts) for offset in range(len(gold) + 1)]
-            for row, (p, gold) in enumerate(zip(prompts, read, strict=True))
+            + [row + offset * len(prompts) for offset in range(len(answer) + 1)]
+            for row, (p, answer) in enumerate(zip(prompts, read, strict=True))
         ]
         sequence = packed(
             [p.prefix + p.context for p in prompts],
-            [p.question + gold for p, gold in zip(prompts, read, strict=True)],
+            [p.question + answer for p, answer in zip(prompts, read, strict=True)],
             marks,
             packed_length,
         ).to(model.device)
@@ -130,9 +130,9 @@ class SharedPrefixCache:
         """
         self.cache = Cache(layers=[*self.layers])
         output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
-        logits, count = output.logits[0], len(self.golds)  # (marks, vocabulary)
+        logits, count = output.logits[0], len(self.references)  # (marks, vocabulary)
         rows, offsets = self.marks % count, self.marks // count
-        return logits[:count], _of_golds(logits, rows, offsets, self.golds)
+        return logits[:count], _log_probabilities(logits, rows, offsets, self.references)
 
     def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Append a token (A) to each of the kept rows (A); give the next logits (A, vocabulary)."""
@@ -207,15 +207,22 @@ class PreallocatedLayer(DynamicLayer):
 
 
 class PaddedCache:
-    """A DecodingBackend with one row per prompt, padded on the left."""
+    """A DecodingBackend with one row per prompt, padded on the left.
+
+    Args:
+        model: In eval mode.
+        prompts: In any order.
+        references: Token ids of a gold answer per prompt.
+    """
 
     def __init__(
         self,
         model: Model,
         prompts: Sequence[PromptTokens],
-        golds: Sequence[list[int]] | None = None,
+        references: Sequence[list[int]] | None = None,
     ) -> None:
-        self.model, self.prompts, self.golds = model, prompts, golds or [[]] * len(prompts)
+        self.model, self.prompts = model, prompts
+        self.references = references or [[]] * len(prompts)
         longest = max(len(p.prompt) for p in prompts)
         rows = [[0] * (longest - len(p.prompt)) + p.prompt for p in prompts]
         self.ids = torch.tensor(rows, device=model.device)  # (B, T)
@@ -238,55 +245,77 @@ class PaddedCache:
             logits_to_keep=1,
         )
         self.cache = output.past_key_values
-        return output.logits[:, -1], self._of_golds()
-
-    def _of_golds(self) -> torch.Tensor:
-        """Log-probabilities of the gold answers, computed in rows padded on the right."""
-        if not any(self.golds):
-            return torch.zeros(len(self.golds))
-        pairs = list(zip(self.prompts, self.golds, strict=True))
-        rows = padded([p.prompt + gold[:-1] for p, gold in pairs], [[] for _ in pairs])
-        rows = rows.to(self.model.device)
-        ends = torch.tensor([len(p.prompt) - 1 for p, _ in pairs])
-        offsets = torch.arange(rows.input_ids.shape[1]) - ends[:, None]  # (B, T): in the answer
-        answers = (offsets >= 0) & (offsets < torch.tensor(list(map(len, self.golds)))[:, None])
-        columns = answers.any(dim=0).nonzero().squeeze(1)  # (K,)
-        logits = self.model(**rows.model_inputs(columns.to(self.model.device))).logits  # (B, K, V)
-        row, column = answers[:, columns].nonzero(as_tuple=True)
-        return _of_golds(logits[row, column], row, offsets[row, columns[column]], self.golds)
+        return output.logits[:, -1], self._of_references()
 
     def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Append a token (A) to each of the kept rows (A); give the next logits (A, vocabulary)."""
         if len(kept) < len(self.mask):
-            self.cache.batch_select_indices(kept)
-        self.mask = torch.cat([self.mask[kept], torch.ones_like(tokens)[:, None]], dim=1)
+            self.select(kept)
+        return self.append(tokens[:, None])
+
+    @torch.no_grad()
+    def append(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append token ids (B, T) to all rows; give the next logits (B, vocabulary)."""
+        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
         output = self.model(
-            input_ids=tokens[:, None],
+            input_ids=ids,
             attention_mask=self.mask,
-            position_ids=self.mask.sum(-1, keepdim=True) - 1,
+            position_ids=self.mask.cumsum(-1)[:, -ids.shape[1] :] - 1,
             past_key_values=self.cache,
             use_cache=True,
+            logits_to_keep=1,
         )
         return output.logits[:, -1]
 
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows (B); a row may occur more than once."""
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
 
-def _of_golds(
-    logits: torch.Tensor, rows: torch.Tensor, offsets: torch.Tensor, golds: Sequence[list[int]]
+    def copy(self) -> "PaddedCache":
+        """Give an independent copy, whose answers grow apart from this one's."""
+        copied = copy.copy(self)
+        copied.cache = copy.deepcopy(self.cache)
+        return copied
+
+    def _of_references(self) -> torch.Tensor:
+        """Log-probabilities of the gold answers, computed in rows padded on the right."""
+        if not any(self.references):
+            return torch.zeros(len(self.references))
+        pairs = list(zip(self.prompts, self.references, strict=True))
+        rows = padded([p.prompt + answer[:-1] for p, answer in pairs], [[] for _ in pairs])
+        rows = rows.to(self.model.device)
+        ends = torch.tensor([len(p.prompt) - 1 for p, _ in pairs])
+        offsets = torch.arange(rows.input_ids.shape[1]) - ends[:, None]  # (B, T): in the answer
+        sizes = torch.tensor([len(answer) for answer in self.references])
+        answers = (offsets >= 0) & (offsets < sizes[:, None])
+        columns = answers.any(dim=0).nonzero().squeeze(1)  # (K,)
+        logits = self.model(**rows.model_inputs(columns.to(self.model.device))).logits  # (B, K, V)
+        row, column = answers[:, columns].nonzero(as_tuple=True)
+        return _log_probabilities(
+            logits[row, column], row, offsets[row, columns[column]], self.references
+        )
+
+
+def _log_probabilities(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    offsets: torch.Tensor,
+    answers: Sequence[list[int]],
 ) -> torch.Tensor:
-    """Sum the log-probability of each gold answer.
+    """Log-probability of each of some answers (B), 0 for an empty one.
 
     Args:
         logits: (N, vocabulary).
-        rows: Row whose gold answer each of the logits predicts (N).
+        rows: Number of the answer that each of the logits predicts (N).
         offsets: Index of the predicted token in that answer (N).
-        golds: Token ids of the gold answers (B).
-
-    Returns:
-        Log-probabilities (B); 0 without an answer.
+        answers: Token ids of the answers (B).
     """
-    total = torch.zeros(len(golds), dtype=torch.float32, device=logits.device)
+    total = torch.zeros(len(answers), dtype=torch.float32, device=logits.device)
     pairs = enumerate(zip(rows.tolist(), offsets.tolist(), strict=True))
-    held = [(n, row, golds[row][offset]) for n, (row, offset) in pairs if offset < len(golds[row])]
+    held = [
+        (n, row, answers[row][offset]) for n, (row, offset) in pairs if offset < len(answers[row])
+    ]
     if not held:
         return total
     number, row, token = torch.tensor(held, device=logits.device).T

@@ -1,4 +1,4 @@
-"""What was trained, loaded again to be asked: a run, or an adapter or a model made elsewhere."""
+"""Trained models that answer questions: finished runs, and other PEFT adapters and models."""
 
 import json
 import math
@@ -16,10 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_or_full.config import compose
 from lora_or_full.config.schema import Config
-from lora_or_full.data import prompt
+from lora_or_full.data import prompt, tokenized
 from lora_or_full.data.fingerprints import weights_fingerprint
 from lora_or_full.data.hub import folder_of
 from lora_or_full.data.prompt import PromptTokens
+from lora_or_full.data.sampler import evaluation_batches
+from lora_or_full.data.squad import Question
+from lora_or_full.data.tokenized import TokenizedQuestion
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.predictions import Answer
 from lora_or_full.evaluation.spans import Span, spans
@@ -39,28 +42,16 @@ class Reply(NamedTuple):
     """An answer about a context.
 
     Attributes:
-        text: Empty if the model says nothing.
+        text: Empty if the model generates no text.
         probability: Product of the probabilities of its tokens, the end included.
         ended: Whether it ended by itself.
-        spans: Its spans in the context; none if it is not there.
+        spans: Where the text is in the context.
     """
 
     text: str
     probability: float
     ended: bool
     spans: list[Span]
-
-
-class BatchAnswer(NamedTuple):
-    """The answer to one of many questions.
-
-    Attributes:
-        answer: None if the question alone is too long.
-        context_cut: Whether the context was shortened.
-    """
-
-    answer: Answer | None
-    context_cut: bool
 
 
 @dataclass(frozen=True)
@@ -71,9 +62,9 @@ class Predictor:
         label: Name that tells it from others.
         model: The model, with or without an adapter.
         tokenizer: Its tokenizer.
-        config: Configuration of its run; the defaults of conf/ for what was made elsewhere.
+        config: Configuration of its run; the defaults of conf/ if it is not of a run.
         positions: Tokens that the model can read at once.
-        record: Record of its run; None for what was made elsewhere.
+        record: Record of its run; None if it is not of a run.
     """
 
     label: str
@@ -95,7 +86,7 @@ class Predictor:
 
     @cached_property
     def _packed_length(self) -> int | None:
-        """None if the model can't share a context, which its run knows."""
+        """None if the model can't share a context, which the record of a run says."""
         if self.record is not None:
             shares = self.record.model.shares_context
         else:
@@ -103,7 +94,7 @@ class Predictor:
         return self.config.packed_length if shares else None
 
     def read(self, context: str) -> ContextSession:
-        """Read a context, to be asked about by `ask`.
+        """Read a context, for questions by `ask`.
 
         Raises:
             UserError: It is empty.
@@ -136,43 +127,38 @@ class Predictor:
             for answer in answers
         ]
 
-    def answers(self, pairs: Sequence[tuple[str, str]]) -> list[BatchAnswer]:
-        """Answer pairs of context and question greedily, in batches as a run's own test."""
-        contexts = list(dict.fromkeys(context for context, _ in pairs))
-        numbers = {context: number for number, context in enumerate(contexts)}
-        of = [numbers[context] for context, _ in pairs]
-        ids = prompt.encode(self.tokenizer, [prompt.context_text(text) for text in contexts])
-        prefix = prompt.prefix_ids(self.tokenizer)
-        prompts, longest = [], [0] * len(contexts)
-        questions = [prompt.question_text(question) for _, question in pairs]
-        for number, own in zip(of, prompt.encode(self.tokenizer, questions), strict=True):
-            room = self.max_prompt_length - len(prefix) - len(own)
-            kept = ids[number][prompt.window(len(ids[number]), max(room, 0))]
-            prompts.append(PromptTokens(prefix, kept, own))
-            longest[number] = max(longest[number], len(prompts[-1].prompt))
-        order = sorted(range(len(pairs)), key=lambda n: (-longest[of[n]], of[n]))
-        size = self.config.eval_batch_size
+    def answers(
+        self, questions: Sequence[Question]
+    ) -> list[tuple[TokenizedQuestion, Answer | None]]:
+        """Answer questions greedily, in the same batches as a run's own test.
+
+        Returns:
+            The row of each question (`tokenized.make`), and its answer; None if the question alone
+            is too long.
+        """
+        prefix, limit = prompt.prefix_ids(self.tokenizer), self.max_prompt_length
+        rows = tokenized.make(questions, self.tokenizer, prefix, limit, training=False)
+        batches = evaluation_batches(rows, self.config.eval_batch_size)
         found: dict[int, Answer] = {}
         console = Console(stderr=True)
         hidden = not console.is_terminal
-        starts = range(0, len(order), size)
-        for start in track(starts, self.label, console=console, transient=True, disable=hidden):
-            batch = order[start : start + size]
-            fit = [n for n in batch if len(prompts[n].prompt) <= self.max_prompt_length]
+        for batch in track(batches, self.label, console=console, transient=True, disable=hidden):
+            fit = {n: row for n in batch if (row := rows[n])["prompt_tokens"] <= limit}
+            prompts = [
+                PromptTokens(prefix, row["context_ids"], row["question_ids"])
+                for row in fit.values()
+            ]
             with autocast_for(self.config.trainer.precision, self.model.device):
                 answers = greedy(
-                    self.model, self.tokenizer, [prompts[n] for n in fit], self.stops,
-                    self.config.max_new_tokens, self._packed_length,
+                    self.model, self.tokenizer, prompts, self.stops, self.config.max_new_tokens,
+                    self._packed_length,
                 )  # fmt: skip
             found |= zip(fit, answers, strict=True)
-        return [
-            BatchAnswer(found.get(n), len(part.context) < len(ids[of[n]]))
-            for n, part in enumerate(prompts)
-        ]
+        return [(rows[n], found.get(n)) for n in range(len(rows))]
 
 
 def load(folder: Path, base: str | None) -> Predictor:
-    """Load what was trained.
+    """Load a finished run, an adapter or a model.
 
     Args:
         folder: Folder of a finished run, of an adapter in PEFT's format, or of a model.
@@ -187,7 +173,7 @@ def load(folder: Path, base: str | None) -> Predictor:
     if (folder / "adapter_config.json").is_file():
         return _load_adapter_folder(folder, base)
     if (folder / "config.json").is_file():
-        return _load_elsewhere(folder, load_model(folder, str(folder), {}), folder, folder)
+        return _ready(folder, load_model(folder, str(folder), {}), folder, folder, None)
     raise not_a_run(folder, "results.json, adapter_config.json or config.json")
 
 
@@ -198,12 +184,12 @@ def quiet_transformers() -> None:
 
 
 def base_folder(folder: Path, record: RunRecord, base: str | None) -> Path:
-    """Folder of the model that a run began with.
+    """Folder of a run's base model.
 
     Args:
         folder: The run's folder.
         record: Its record.
-        base: Hub id or folder where the model is now; None for the one that the run names.
+        base: Hub id or folder of the same model; None for the one that the run names.
 
     Raises:
         UserError: The model is not available, or is another one.
@@ -227,7 +213,7 @@ def _load_run(folder: Path, base: str | None) -> Predictor:
         model: Model = load_adapter(load_model(source, settings.name, settings.config), weights)
     else:
         source, model = weights, load_model(weights, str(weights), {})
-    return _ready(folder, model, source, weights, record.config, record)
+    return _ready(folder, model, source, weights, record)
 
 
 def _load_adapter_folder(folder: Path, base: str | None) -> Predictor:
@@ -241,20 +227,17 @@ def _load_adapter_folder(folder: Path, base: str | None) -> Predictor:
     source = _model_folder(name, Path(compose.defaults().cache_dir))
     model = load_adapter(load_model(source, name, {}), folder)
     own = (folder / "tokenizer_config.json").is_file()
-    return _load_elsewhere(folder, model, source, folder if own else source)
-
-
-def _load_elsewhere(folder: Path, model: Model, source: Path, tokenizer: Path) -> Predictor:
-    """Ask what was made elsewhere as a run with the defaults of conf/ is asked."""
-    config = compose.defaults()
-    config = config.with_precision(resolve_precision(config.trainer))
-    return _ready(folder, model, source, tokenizer, config, None)
+    return _ready(folder, model, source, folder if own else source, None)
 
 
 def _ready(
-    folder: Path, model: Model, source: Path, tokenizer: Path, config: Config,
-    record: RunRecord | None,
-) -> Predictor:  # fmt: skip
+    folder: Path, model: Model, source: Path, tokenizer: Path, record: RunRecord | None
+) -> Predictor:
+    if record is not None:
+        config = record.config
+    else:
+        config = compose.defaults()
+        config = config.with_precision(resolve_precision(config.trainer))
     dtype = STORED.get(config.trainer.precision, torch.float32)
     torch.nn.Module.to(model, device_of(config.trainer.accelerator), dtype)
     label, positions = folder.resolve().name, max_positions(source)

@@ -1,4 +1,4 @@
-"""Faster kernels for the same functions, for any model of torch's usual layers."""
+"""Faster kernels that compute the same, for models of torch's and transformers' usual layers."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 NEEDED = "needed"  # argument of a model: the columns (K) whose logits are needed
-CPU_FACTS = Path("/proc/cpuinfo")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def speed_up(model: PreTrainedModel) -> None:
@@ -21,20 +21,20 @@ def speed_up(model: PreTrainedModel) -> None:
                 setattr(layer, name, nn.GELU(approximate="tanh"))
     if onednn_is_faster():
         for layer in model.modules():
-            if type(layer) in OF_ONEDNN:
-                layer.__class__ = OF_ONEDNN[type(layer)]  # others hold this very layer
+            if type(layer) in ONEDNN_LAYERS:
+                layer.__class__ = ONEDNN_LAYERS[type(layer)]  # others may hold this layer
     _compute_what_is_needed(model)
 
 
 def speed_up_full(model: PreTrainedModel) -> None:
-    """Speed up a model whose every weight is trained.
+    """Speed up a model in which every weight is trained.
 
-    If head and embedding share weights, the embedding's gradient, of the few tokens that were read,
-    is added to the head's in place instead of being written out for the whole vocabulary.
+    If output layer and embedding share weights, the embedding's gradient becomes sparse: that of
+    the few tokens that were read is added in place, not written out for the whole vocabulary.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if isinstance(embedding, nn.Embedding) and head is not None:
-        embedding.sparse = head.weight is embedding.weight
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(embedding, nn.Embedding) and output is not None:
+        embedding.sparse = output.weight is embedding.weight
 
 
 def speed_up_dropout(model: nn.Module) -> None:
@@ -47,7 +47,7 @@ def speed_up_dropout(model: nn.Module) -> None:
 def _compute_what_is_needed(model: PreTrainedModel) -> None:
     """Let the last layer's MLP compute only the NEEDED columns, if a call names them.
 
-    No token attends to another after it, so the other columns are not read: they get zeros.
+    No attention follows it, so the other columns are not read: they get zeros.
     """
     with_mlp = [
         (layer, child)
@@ -81,16 +81,16 @@ def _compute_what_is_needed(model: PreTrainedModel) -> None:
 
 
 def onednn_is_faster() -> bool:
-    """Tell whether oneDNN multiplies float32 matrices faster than MKL, torch's choice on x86.
+    """Whether oneDNN multiplies float32 matrices faster than MKL, torch's choice on x86.
 
-    On AMD processors MKL does not use AVX-512: oneDNN takes half the time (measured).
+    On AMD processors MKL does not use AVX-512: oneDNN takes half the time (measured on two cores).
     """
     return (
         torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and CPU_FACTS.is_file()
-        and "AuthenticAMD" in CPU_FACTS.read_text()
+        and CPU_INFO.is_file()
+        and "AuthenticAMD" in CPU_INFO.read_text()
     )
 
 
@@ -166,4 +166,4 @@ class _Conv1D(_ByOneDNN, Conv1D):
     transposed = True
 
 
-OF_ONEDNN = {nn.Linear: _Linear, Conv1D: _Conv1D}
+ONEDNN_LAYERS = {nn.Linear: _Linear, Conv1D: _Conv1D}

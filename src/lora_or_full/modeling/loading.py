@@ -1,4 +1,4 @@
-"""Loads a causal language model from its folder, and puts adapters on it."""
+"""Loading a causal language model, its tokenizer and adapters from folders."""
 
 import inspect
 import warnings
@@ -8,12 +8,7 @@ from typing import Any
 
 import peft
 import torch
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-)
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -31,9 +26,12 @@ from lora_or_full.errors import UserError, first_line
 from lora_or_full.modeling.kernels import speed_up, speed_up_dropout
 from lora_or_full.modeling.prefix_packing import ATTENTION
 
-# Files are read as data: code in a folder is refused, and nobody has to trust it.
+# Folders are read as data: code in them is never run.
 AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # layers that can get LoRA
+PROMPT_LEARNING = (
+    "it adds tokens to a prompt. LoRA and other types that change weights are supported."
+)
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # layers that can get an adapter
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -44,7 +42,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **AS_DATA)
-    except Exception as error:  # of many kinds, by which library reads what is wrong
+    except Exception as error:  # its type depends on the library that fails
         raise UserError(f"No tokenizer loads from {folder}: {first_line(error)}") from None
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer in {folder} is not a fast one with an end-of-text token.")
@@ -57,7 +55,7 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
     Args:
         folder: Local folder of the model.
         name: What an adapter's file names as its base model.
-        config: Values of the model's own configuration to replace, such as attn_pdrop.
+        config: Values of the model's own configuration to change, such as attn_pdrop.
 
     Raises:
         UserError: The folder holds no supported causal language model, its weights are not
@@ -73,9 +71,9 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
             )
         try:
             setattr(settings, key, value)
-        except Exception as error:  # its own checks raise many kinds
+        except Exception as error:  # of whatever type the configuration's own checks raise
             raise UserError(f"model.config.{key}={value}: {first_line(error)}") from None
-    loaded: Any  # transformers types it as a model, which with output_loading_info it is not
+    loaded: Any  # a pair, which transformers' types do not say
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -85,7 +83,7 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
             output_loading_info=True,
             **AS_DATA,
         )
-    except Exception as error:  # of many kinds, by which library reads what is wrong
+    except Exception as error:  # its type depends on the library that fails
         raise _no_model(folder, error) from None
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
@@ -143,16 +141,19 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
     if "fan_in_fan_out" in inspect.signature(kind).parameters:
         transposed = any(isinstance(layer, Conv1D) for layer in layers.values())
         arguments = {"fan_in_fan_out": transposed, **arguments}
-    # LoRA's usual start draws only its own matrices; some of PEFT's others take from the model's.
-    drawn = arguments.get("init_lora_weights", True)
-    held = [(w, w.detach().clone()) for w in model.parameters()] if isinstance(drawn, str) else []
+    # By default only LoRA's own matrices are drawn; methods such as PiSSA change the model's.
+    method = arguments.get("init_lora_weights", True)
+    held = [(w, w.detach().clone()) for w in model.parameters()] if isinstance(method, str) else []
     try:
-        adapted = get_peft_model(model, kind(task_type="CAUSAL_LM", **arguments))
+        config = kind(task_type="CAUSAL_LM", **arguments)
+        if config.is_prompt_learning:
+            raise UserError(f"adapter._target_={adapter.target}: {PROMPT_LEARNING}")
+        adapted = get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"PEFT refuses these values of adapter.*: {first_line(error)}") from None
     if any(not torch.equal(weight, before) for weight, before in held):
         raise UserError(
-            f"adapter.init_lora_weights={drawn} changes the model's own weights, which an adapter "
+            f"adapter.init_lora_weights={method} changes the model's own weights, which an adapter "
             "does not hold: it would answer otherwise than it was scored. Leave it out."
         )
     assert isinstance(adapted, PeftModel)
@@ -172,10 +173,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         if config.is_prompt_learning:
-            raise UserError(
-                f"{folder} is an adapter of type {config.peft_type.value}, which adds tokens to a "
-                "prompt. LoRA and other types that change weights are supported."
-            )
+            raise UserError(f"{folder} is a {config.peft_type.value} adapter: {PROMPT_LEARNING}")
         with warnings.catch_warnings(action="ignore"):  # missing weights, which are refused below
             adapted = PeftModel.from_pretrained(model, str(folder), config=config)
         with safe_open(weights, "pt") as file:
@@ -187,7 +185,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if missing_weights := expected - saved:
         raise _other_base(folder, model, f"it lacks {len(missing_weights)} weights")
     if surplus:
-        raise _other_base(folder, model, f"{len(surplus)} of its weights have no place in it")
+        raise _other_base(folder, model, f"{len(surplus)} of its weights do not belong to it")
     return adapted.eval()
 
 
@@ -195,9 +193,9 @@ def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
     """Store the frozen weights of matrix products in a lower precision.
 
     Under autocast to `dtype` results stay the same, bit for bit, since the products round these
-    weights anyway. Embeddings and norms, which autocast leaves in float32, are unchanged: a head
-    that shares its weights with the embedding gets its own. The model's file, which loading has
-    mapped into memory, is not needed afterwards.
+    weights anyway. Embeddings and norms, which autocast leaves in float32, are unchanged: an output
+    layer that shares its weights with the embedding gets its own. All other weights are copied out
+    of the model's file, which loading has mapped into memory.
     """
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, Conv1D)):
@@ -211,7 +209,7 @@ def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def _check_supported(model: PreTrainedModel) -> None:
-    """Refuse a model type whose answers depend on the padding of a batch, by trying it."""
+    """Refuse a model type whose answers depend on padding; this is tested on a few tokens."""
     ids = torch.arange(1, 7).unsqueeze(0) % model.config.vocab_size  # (1, 6)
     padded = torch.cat([ids[:, :1].repeat(1, 2), ids], dim=1)  # (1, 8)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
@@ -236,7 +234,7 @@ def _check_supported(model: PreTrainedModel) -> None:
 def _configuration(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, **AS_DATA)
-    except Exception as error:  # of many kinds, by what is wrong with the file
+    except Exception as error:  # its type depends on the library that fails
         raise _no_model(folder, error) from None
 
 

@@ -39,11 +39,11 @@ def resolve_precision(trainer: TrainerConfig) -> str:
 def cpu_gain() -> float:
     """Speed of bfloat16 matrix products on this processor, relative to float32.
 
-    The instruction set does not tell: with AMX it is four and more, with AVX-512 alone about two
-    on some processors and a half on others. Measured in 0.2 s, the best of twenty products each.
+    The instruction set alone does not say: with AMX it is four and more, with AVX-512 about two on
+    some processors and a half on others. This measures it in 0.2 s: the best of twenty products.
     """
     products = {
-        torch.float32: multiply if onednn_is_faster() else linear,  # as a model's layers
+        torch.float32: multiply if onednn_is_faster() else linear,  # as a model's layers do
         torch.bfloat16: linear,
     }
     factors = {dtype: torch.ones(512, 768, dtype=dtype) for dtype in products}

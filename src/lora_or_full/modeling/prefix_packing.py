@@ -21,9 +21,9 @@ from lora_or_full.modeling.kernels import NEEDED
 
 PADDING_SEGMENT = -1  # segment of the padding of a block
 CONTEXT_SEGMENT = 0  # segment of a context; its questions are 1, 2, ...
-# Blocks are padded to a multiple: oneDNN keeps code and memory for each length that it meets, which
-# for bfloat16 took an eighth of the time and a gigabyte (measured on two cores with AVX-512).
-# Without AVX-512 MKL multiplies, which does not, and padding would take a thirtieth of the time.
+# Blocks are padded to a multiple: oneDNN compiles and keeps a kernel for each length, which for
+# bfloat16 took an eighth of the time and a gigabyte (measured on two cores with AVX-512). Without
+# AVX-512 MKL multiplies, which does not, and padding would take a thirtieth of the time.
 PAD_MULTIPLE = 1 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
 # Up to this many tokens attention by matrix products is faster in bfloat16 on a CPU than the fused
 # kernel, which computes at the speed of float32 there; beyond it they need too much memory.
@@ -38,12 +38,12 @@ class Block(NamedTuple):
         stop: One past the last token.
         mask: Whether each token may attend to each key (R, C); without a cache C = R.
         keys: With a cache, the slots of the C keys.
-        causal_rows: The first so many tokens attend to all earlier ones, which needs no mask.
+        causal_rows: Number of first tokens that attend to all earlier ones, without a mask.
     """
 
     start: int
     stop: int
-    mask: torch.Tensor  # (R, C), bool; without a cache (R, R)
+    mask: torch.Tensor
     keys: slice | None = None
     causal_rows: int = 0
 
@@ -214,14 +214,14 @@ def group_by_prefix(
 
 
 def common_prefix(branches: Sequence[list[int]], labels: Sequence[list[int]]) -> list[int]:
-    """Give the tokens that all `branches` begin with, up to the first that predicts a label."""
+    """Give the tokens that all branches begin with, up to the first one that predicts a label."""
     tokens = zip(*branches, strict=False)  # per position, up to the shortest
     predicted = zip(*(own[1:] for own in labels), strict=False)
     shared = []
-    for here, targets in zip(tokens, predicted, strict=False):
-        if len(set(here)) > 1 or set(targets) != {IGNORED}:
+    for ids, targets in zip(tokens, predicted, strict=False):
+        if len(set(ids)) > 1 or set(targets) != {IGNORED}:
             break
-        shared.append(here[0])
+        shared.append(ids[0])
     return shared
 
 
@@ -305,6 +305,6 @@ def _products(
     return (weights @ value).transpose(1, 2)
 
 
-ATTENTION = "by_block"  # the name that a model's `set_attn_implementation` knows it by
+ATTENTION = "by_block"  # its name for a model's `set_attn_implementation`
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
