@@ -379,7 +379,7 @@ def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
         done = subprocess.run(
             [sys.executable, *command.words[1:]], cwd=place, capture_output=True, text=True
         )
-        assert "MODEL_FOLDER needs a config.json" in done.stderr
+        assert "MODEL_FOLDER must hold a config.json" in done.stderr
         return
     words = ready(command.words, place)
     for word in words:
