@@ -32,7 +32,7 @@ from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.generation import decoding
 from lora_or_full.modeling.loading import load_tokenizer
 from lora_or_full.modeling.precision import resolve_precision
-from lora_or_full.training.profiling import PeakMemory, operation_counter
+from lora_or_full.training.profiling import CostMonitor, PeakMemory, operation_counter
 
 SKIPPED = 2  # first steps of a run, in which kernels are chosen and memory is allocated
 COUNTED = 4  # steps whose operations are counted
@@ -54,7 +54,7 @@ def config_of(spec: Spec) -> Config:
         f"cache_dir='{spec['cache']}'",
         "trainer.max_epochs=1",
         "trainer.enable_progress_bar=false",
-        "trainer.accelerator=cpu",
+        f"trainer.accelerator={device_of(spec).type}",
     ]
     if "preset" in spec:
         words.append(f"experiment={spec['preset']}")
@@ -73,28 +73,52 @@ def config_of(spec: Spec) -> Config:
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
+def device_of(spec: Spec) -> torch.device:
+    """The device of a measurement; the CPU if it names none."""
+    return torch.device(spec.get("device", "cpu"))
+
+
+class Clock:
+    """Notes when each step ended. It waits for a GPU only where the measured time begins and ends,
+    so that the steps between may overlap as they do in use."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.times: list[float] = []
+        self.cuda = device_of(spec).type == "cuda"
+        steps = -(-spec["questions"] // config_of(spec).batch_size)
+        self.ends = (SKIPPED, steps)
+
+    def __call__(self) -> None:
+        if self.cuda and len(self.times) + 1 in self.ends:
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
 def this_project(spec: Spec, memory: PeakMemory) -> Result:
     """Fit by Lightning with this project's data and module, including the validation at the end."""
     config = config_of(spec)
     memory.reset()
     data, module, _ = experiment.build(config)
-    times: list[float] = []
+    clock = Clock(spec)
 
     class Times(L.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
-            times.append(time.perf_counter())
+            clock()
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = experiment.build_trainer(config, Path(folder), 0, [Times()])
+        # CostMonitor too, since every run of a user has it.
+        trainer = experiment.build_trainer(config, Path(folder), 0, [CostMonitor(), Times()])
         trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
     peak = memory.read()
-    batches = [batch["sequences"] for batch in data.train_dataloader()]
+    device = device_of(spec)
+    module.to(device)
+    batches = [batch["sequences"].to(device) for batch in data.train_dataloader()]
     with trainer.precision_plugin.forward_context(), operation_counter() as count:
         for batch in batches[:COUNTED]:
             module.loss_sum(batch)[0].backward()
     tokens = [batch.input_ids.numel() for batch in batches]
-    return {"times": times, "peak": peak, "flops": flops_of(count, tokens)}
+    return {"times": clock.times, "peak": peak, "flops": flops_of(count, tokens)}
 
 
 class InOrder:
@@ -105,13 +129,13 @@ class InOrder:
 
 
 class Times(transformers.TrainerCallback):
-    """Records when each step ended."""
+    """Calls a clock at the end of each step."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.times.append(time.perf_counter())
+        self.clock()
 
 
 def peer(spec: Spec, memory: PeakMemory) -> Result:
@@ -132,7 +156,8 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
         "num_train_epochs": 1,
         "learning_rate": config.lr,
         "bf16": spec["precision"] == "bf16",
-        "use_cpu": True,
+        "use_cpu": device_of(spec).type == "cpu",
+        "torch_compile": spec.get("compile", False),
         "report_to": "none",
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -141,7 +166,7 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
     }
     tokenizer = transformers.AutoTokenizer.from_pretrained(spec["model"])
     tokenizer.pad_token = tokenizer.eos_token
-    times = Times()
+    clock = Clock(spec)
     trainer: Any
     table = Dataset.from_list(rows)
     if spec["side"] == "trl":
@@ -164,53 +189,68 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
             train_dataset=table,
             data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         )
-    trainer.add_callback(times)
+    trainer.add_callback(Times(clock))
     trainer.train()
     peak = memory.read()
     batches = list(trainer.get_train_dataloader())
     tokens = [batch["input_ids"].numel() for batch in batches]
     with operation_counter() as count:
         for batch in batches[:COUNTED]:
-            trainer.compute_loss(model, dict(batch)).backward()
-    return {"times": times.times, "peak": peak, "flops": flops_of(count, tokens)}
+            trainer.compute_loss(model, trainer._prepare_inputs(dict(batch))).backward()
+    return {"times": clock.times, "peak": peak, "flops": flops_of(count, tokens)}
 
 
 def evaluation(spec: Spec, memory: PeakMemory) -> Result:
-    """Generate answers of NEW_TOKENS tokens: one by one by `generate`, or by this project."""
-    config = config_of(spec)
+    """Generate NEW_TOKENS tokens a question by `generate`, `rows` at a time, or by this project.
+
+    On a GPU `generate` has the whole model in the precision of the measurement, its fastest way.
+    """
+    config, device = config_of(spec), device_of(spec)
+    bf16 = spec["precision"] == "bf16"
     if spec["side"] == "this project":
         data, module, _ = experiment.build(config)
+        module.to(device).eval()
     else:
         data = data_of(config)
         model = plain_model(spec, config).eval()
+        model.to(device, torch.bfloat16 if bf16 else torch.float32)
     prompts = [
         PromptTokens(data.prefix, row["context_ids"], row["question_ids"])
         for row in (data.train[number] for number in range(len(data.train)))
     ]
     memory.reset()
-    began = time.perf_counter()
-    if spec["side"] == "this project":
-        module.eval()
-        size = config.eval_batch_size
-        bf16 = spec["precision"] == "bf16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            for start in range(0, len(prompts), size):
-                decoding.greedy(
-                    module.model, data.tokenizer, prompts[start : start + size], [], NEW_TOKENS,
-                    module.packed_length,
-                )  # fmt: skip
-    else:
+
+    def ours(some: list[PromptTokens]) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            decoding.greedy(
+                module.model, data.tokenizer, some, [], NEW_TOKENS, module.packed_length
+            )
+
+    def generate(some: list[PromptTokens]) -> None:
+        longest = max(len(parts.prompt) for parts in some)
+        missing = [longest - len(parts.prompt) for parts in some]
+        ids = [[0] * n + parts.prompt for n, parts in zip(missing, some, strict=True)]
+        mask = [[0] * n + [1] * (longest - n) for n in missing]
         with torch.no_grad():
-            for parts in prompts:
-                ids = torch.tensor([parts.prompt])
-                model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=False,
-                    min_new_tokens=NEW_TOKENS,
-                    max_new_tokens=NEW_TOKENS,
-                    pad_token_id=0,
-                )
+            model.generate(
+                input_ids=torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                do_sample=False,
+                min_new_tokens=NEW_TOKENS,
+                max_new_tokens=NEW_TOKENS,
+                pad_token_id=0,
+            )
+
+    own = spec["side"] == "this project"
+    answer, size = (ours, config.eval_batch_size) if own else (generate, spec.get("rows", 1))
+    if device.type == "cuda":
+        answer(prompts[:size])  # chooses kernels
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for start in range(0, len(prompts), size):
+        answer(prompts[start : start + size])
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - began
     return {"rate": len(prompts) / seconds, "peak": memory.read()}
 
@@ -241,19 +281,28 @@ def flops_of(count: Any, tokens: list[int]) -> float:
     return count.get_total_flops() / counted * sum(tokens[SKIPPED:])
 
 
-def product_rate(precision: str) -> float:
-    """Largest rate of floating-point operations (1/s) of a matrix product of GPT-2's size."""
+def product_rate(precision: str, device: torch.device) -> float:
+    """Largest rate of floating-point operations (1/s) of a matrix product.
+
+    On a CPU one of GPT-2's size; on a GPU one of 4,096 rows and columns, which fills it.
+    """
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-    left, right = torch.randn(1024, 768, dtype=dtype), torch.randn(768, 3072, dtype=dtype)
+    rows, inner, columns = (1024, 768, 3072) if device.type == "cpu" else (4096, 4096, 4096)
+    left = torch.randn(rows, inner, dtype=dtype, device=device)
+    right = torch.randn(inner, columns, dtype=dtype, device=device)
     turned, best = right.t(), 0.0
+    products = [lambda: torch.mm(left, right)]
+    if device.type == "cpu":
+        products.append(
+            lambda: torch.ops.mkldnn._linear_pointwise(left, turned, None, "none", [], "")
+        )
     for _ in range(30):
-        for product in (
-            lambda: torch.mm(left, right),
-            lambda: torch.ops.mkldnn._linear_pointwise(left, turned, None, "none", [], ""),
-        ):
+        for product in products:
             began = time.perf_counter()
             product()
-            best = max(best, 2 * 1024 * 768 * 3072 / (time.perf_counter() - began))
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - began))
     return best
 
 
@@ -265,7 +314,7 @@ def main() -> None:
         import trl  # noqa: F401  # counts to the memory of imports
     random.seed(0)
     torch.manual_seed(0)
-    memory = PeakMemory(torch.device("cpu"))
+    memory = PeakMemory(device_of(spec))
     memory.reset()
     imported = memory.read()
     if spec["what"] == "evaluation":
@@ -279,7 +328,7 @@ def main() -> None:
         result["seconds"] = seconds
         precision = config_of(spec).trainer.precision if "preset" in spec else spec["precision"]
         rate = result.pop("flops") / seconds
-        result["utilisation"] = rate / product_rate(precision)
+        result["utilisation"] = rate / product_rate(precision, device_of(spec))
     result["peak"] -= imported
     print("RESULT " + json.dumps(result))
 
