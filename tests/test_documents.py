@@ -238,6 +238,7 @@ SCRIPTS: dict[str, list[str]] = {
     "scripts/draw_mask.py": [],
     "bench/compare.py": [],
     "bench/decoding.py": [],
+    "bench/gpu.py": ["--device=cpu", "--only=gradients"],
     "bench/same.py": [],
 }
 CLI = [sys.executable, "-m", "lora_or_full.cli.main"]
