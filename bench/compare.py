@@ -9,20 +9,21 @@ comparison alternate. Peers: pip install -e '.[bench]'.
 
 import argparse
 import json
-import os
-import platform
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from material import made_up, origin
+
 from lora_or_full.config import compose
 from lora_or_full.modeling.precision import resolve_precision
 
@@ -117,7 +118,7 @@ def grow(rounds: int, model: str, cache: Path, folder: Path) -> list[str]:
     """Measure how time and memory grow with the number of questions; the lines of a table."""
     found: dict[int, list[Result]] = {count: [] for count in GROWTH}
     for count in GROWTH:
-        text = json.dumps(made_up(count * 3 // 2 + 80))
+        text = json.dumps(made_up(count * 3 // 2 + 80, 1, lambda rng: rng.randrange(4, 8), 1))
         (folder / f"{count}.json").write_text(text, encoding="utf-8")
     spec = LORA | RANDOM | (BF16 if NATIVE_BF16 else FP32) | {"side": OURS}
     for _ in range(rounds):  # alternating, so that other load on the machine is no growth
@@ -146,46 +147,16 @@ def five_each(source: Path) -> dict[str, Any]:
     return content
 
 
-def made_up(count: int) -> dict[str, Any]:
-    """Questions, each over its own context of nonsense words.
-
-    The distribution of lengths is the same for any count.
-    """
-    rng = random.Random(0)
-    words = ["".join(rng.choices("aeioulmnrst", k=rng.randrange(2, 8))) for _ in range(3000)]
-    articles = []
-    for number in range(count):
-        context = " ".join(rng.choices(words, k=rng.randrange(4, 8)))
-        answer = context.split()[2]
-        qa = {
-            "id": str(number),
-            "question": f"Which one is the {rng.choice(words)}?",
-            "answers": [{"text": answer, "answer_start": context.index(answer)}],
-        }
-        paragraph = {"context": context, "qas": [qa]}
-        if number % 20 == 0:
-            articles.append({"title": f"Article {number}", "paragraphs": []})
-        articles[-1]["paragraphs"].append(paragraph)  # type: ignore[attr-defined]
-    return {"version": "1.1", "data": articles}
-
-
 def spread(values: Iterable[float], form: str) -> str:
     """Median (minimum to maximum)."""
     values = list(values)
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
 
 
-def origin(model: str, data: Path, rounds: int) -> str:
-    """Say what the figures were measured with."""
-    names = ["torch", "transformers", "peft", "lightning", *[TRL] * WITH_TRL]
-    packages = ", ".join(f"{name} {version(name)}" for name in names)
-    commit = subprocess.run(
-        ["git", "-C", str(SIDES.parent), "describe", "--always", "--dirty"],
-        capture_output=True, text=True,
-    ).stdout.strip()  # fmt: skip
+def about(model: str, data: Path, rounds: int) -> str:
+    """Say what the figures were measured with, and how to read them."""
     return (
-        f"{Path(model).name}, {data.name}, {rounds} rounds; {os.cpu_count()} cores, "
-        f"{platform.machine()}, Python {platform.python_version()}, {packages}; commit {commit}.\n"
+        f"{Path(model).name}, {data.name}, {rounds} rounds; {origin(torch.device('cpu'))}.\n"
         "Each cell: median (minimum-maximum). Ratios are within a round, to the first line of the "
         "comparison.\nMemory is the peak above that of a process that has imported the libraries. "
         "Utilisation is the rate of floating-point operations relative to that of a matrix product."
@@ -234,7 +205,7 @@ def main() -> None:
                 for line in compare(name, args.rounds, args.model, file, cache)
             ]
     table = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *lines]
-    text = "\n".join([*table, "", origin(args.model, args.data, args.rounds), ""])
+    text = "\n".join([*table, "", about(args.model, args.data, args.rounds), ""])
     args.output.write_text(text, encoding="utf-8")
     print("\n" + text)
 

@@ -9,9 +9,7 @@ texts. --device=cpu tries all parts with small models. TRL is compared where it 
 import argparse
 import json
 import os
-import platform
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,44 +17,47 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import same
 import sides
+from material import BUILTIN, PROJECT, gpt2, llama, made_up, origin
 
 import experiment
 from lora_or_full.config import compose
 from lora_or_full.config.schema import validate
-from lora_or_full.generation import decoding
-from lora_or_full.modeling.loading import load_tokenizer
+from lora_or_full.generation.decoding import text_of
 from lora_or_full.training.profiling import operation_counter
 
-BENCH = Path(__file__).resolve().parent
-PROJECT = BENCH.parent
-BUILTIN = PROJECT / "assets" / "model"
 TOLERANCE = 1e-4  # relative difference of a loss or gradient in float32
+SMALL = ("data.train_size=64", "data.validation_size=32", "data.test_size=32")  # of a demo run
 LIMIT = 8 * 60  # seconds of the whole check
 Row = list[str]
 
 
 @dataclass
 class Place:
-    """Where a part runs: a device, a folder for what it makes, and whether models are small."""
+    """Where a part runs: a device, and a folder for what it makes."""
 
     device: torch.device
     folder: Path
 
     @property
     def small(self) -> bool:
+        """Whether this only tries the parts."""
         return self.device.type == "cpu"
+
+    @property
+    def answers(self) -> int:
+        """Number of questions whose answers are compared."""
+        return 8 if self.small else 48
 
 
 # Parts: each gives the rows of its table, the first of them its head.
@@ -68,7 +69,8 @@ def gradients(place: Place) -> Iterator[Row]:
     for model in (BUILTIN, llama(place.folder)):
         for mode in ("lora", "full"):
             for packing in (True, False):
-                module, batch = first_batch(place, model, mode, packing)
+                data, module = project(place, model, mode, packing)
+                batch = next(iter(data.train_dataloader()))["sequences"]
                 own = loss_and_gradients(module, batch, torch.device("cpu"))
                 there = loss_and_gradients(module, batch, place.device)
                 differences = [relative(there[name], own[name]) for name in own]
@@ -80,26 +82,23 @@ def gradients(place: Place) -> Iterator[Row]:
 
 
 def answers(place: Place) -> Iterator[Row]:
-    """Greedy answers in batches, against one by one on the same device and on the CPU."""
+    """Greedy answers in batches, against `generate` one by one on the same device, and the CPU."""
     yield ["model", "mode", "questions", "as one by one", "as on the CPU", "all"]
     for model in (BUILTIN, llama(place.folder)):
         for mode in ("lora", "full"):
             data, module = project(place, model, mode, True)
             module.eval()
-            rows = [data.validation[n] for n in range(8 if place.small else 48)]
-            prompts = [data._prompt(row) for row in rows]
+            batch = data.collate_evaluation([data.validation[n] for n in range(place.answers)])
             found: dict[str, list[str]] = {}
             for name, device in (("cpu", torch.device("cpu")), ("here", place.device)):
                 module.to(device)
-                found[name] = texts(module, data, prompts, module.packed_length)
-            found["alone"] = [
-                text for prompt in prompts for text in texts(module, data, [prompt], None)
-            ]
+                found[name] = [answer.text for answer in module.answers(batch)]
+            found["alone"] = [generated(module, part.prompt) for part in batch.prompts]
             alone, cpu = (
                 sum(map(str.__eq__, found["here"], found[other])) for other in ("alone", "cpu")
             )
-            good = verdict(alone == cpu == len(prompts))
-            yield [model.name, mode, str(len(prompts)), str(alone), str(cpu), good]
+            good = verdict(alone == cpu == place.answers)
+            yield [model.name, mode, str(place.answers), str(alone), str(cpu), good]
 
 
 def training(place: Place) -> Iterator[Row]:
@@ -110,7 +109,7 @@ def training(place: Place) -> Iterator[Row]:
     peers += [{"side": "trl"}] * (find_spec("trl") is not None)
     for mode in ("lora", "full"):
         for size, steps in ((5, 60), (64, 24)) if not place.small else ((5, 6),):
-            base: sides.Result = {}
+            plain: sides.Result = {}
             for peer in [*peers, {"side": "this project"}]:
                 spec = {"what": "training", "mode": mode, "batch_size": size} | peer
                 result = measured(place, spec | {"questions": size * steps})
@@ -118,18 +117,22 @@ def training(place: Place) -> Iterator[Row]:
                 if "error" in result:
                     yield [mode, str(size), side, result["error"], *[""] * 4]
                     continue
-                base = base or result
+                if side == "plain":
+                    plain = result
+                rate, peak = (
+                    f"{result[name] / plain[name]:.2f}" if plain else ""
+                    for name in ("rate", "peak")
+                )
                 yield [
-                    mode, str(size), side, f"{result['rate']:.1f}",
-                    f"{result['rate'] / base['rate']:.2f}", f"{result['peak'] / 1e6:,.0f}",
-                    f"{result['peak'] / base['peak']:.2f}", f"{100 * result['utilisation']:.1f}",
+                    mode, str(size), side, f"{result['rate']:.1f}", rate,
+                    f"{result['peak'] / 1e6:,.0f}", peak, f"{100 * result['utilisation']:.1f}",
                 ]  # fmt: skip
 
 
 def answering(place: Place) -> Iterator[Row]:
     """Answering 16 tokens a question, against `generate`, in bf16."""
     yield ["side", "questions/s", "times one by one", "peak, MB"]
-    first = 0.0
+    alone = None
     for name, count, spec in (
         ("generate, one by one", 20, {"side": "generate"}),
         ("generate, batches of 32", 160, {"side": "generate", "rows": 32}),
@@ -140,8 +143,9 @@ def answering(place: Place) -> Iterator[Row]:
         if "error" in result:
             yield [name, result["error"], "", ""]
             continue
-        first = first or result["rate"]
-        ratio = f"{result['rate'] / first:.2f}"
+        if name == "generate, one by one":
+            alone = result["rate"]
+        ratio = f"{result['rate'] / alone:.2f}" if alone else ""
         yield [name, f"{result['rate']:.1f}", ratio, f"{result['peak'] / 1e6:,.0f}"]
 
 
@@ -157,10 +161,15 @@ def floor(place: Place) -> Iterator[Row]:
             module.to(place.device).train()
             batch = next(iter(data.train_dataloader()))["sequences"].to(place.device)
 
-            def step(module: Any = module, batch: Any = batch) -> None:
+            weights = list(module.trainable_parameters().values())
+            optimizer = torch.optim.AdamW(weights, lr=0.0, fused=True)
+
+            def step(module: Any = module, batch: Any = batch, optimizer: Any = optimizer) -> None:
+                optimizer.zero_grad()
                 with torch.autocast(place.device.type, torch.bfloat16):
                     loss, _ = module.loss_sum(batch)
                 loss.backward()
+                optimizer.step()
 
             with operation_counter() as count:
                 step()
@@ -168,8 +177,7 @@ def floor(place: Place) -> Iterator[Row]:
             # Every weight is read forward and backward; a trained one also by AdamW, with its
             # gradient and two moments, and three of these are written.
             sizes = [p.nbytes for p in module.parameters()]
-            trained = [p.nbytes for p in module.parameters() if p.requires_grad]
-            moved = 2 * sum(sizes) + 7 * sum(trained)
+            moved = 2 * sum(sizes) + 7 * sum(weight.nbytes for weight in weights)
             yield [
                 mode, str(size), f"{operations / 1e9:.1f}", f"{1e3 * operations / product:.2f}",
                 f"{moved / 1e6:,.0f}", f"{1e3 * moved / memory:.2f}",
@@ -182,14 +190,10 @@ def precisions(place: Place) -> Iterator[Row]:
     yield ["mode", "device", "precision", "validation loss", "EM, %", "F1, %", "EM within 3 points"]
     here = place.device.type
     for mode in ("lora", "full"):
-        runs = {
-            (device, precision): start(place, mode, device, f"trainer.precision={precision}")
-            for device, precision in (
-                ("cpu", "32-true"), (here, "32-true"), (here, "bf16-mixed"), (here, "16-mixed"),
-            )
-        }  # fmt: skip
+        places = [("cpu", "32-true"), (here, "32-true"), (here, "bf16-mixed"), (here, "16-mixed")]
+        runs = [start(place, mode, device, f"trainer.precision={p}") for device, p in places]
         base = None
-        for (device, precision), run in runs.items():
+        for (device, precision), run in zip(places, runs, strict=True):
             if (fault := run.failed()) is not None:
                 yield [mode, device, precision, fault, "", "", verdict(False)]
                 continue
@@ -208,20 +212,24 @@ def resumed(place: Place) -> Iterator[Row]:
     yield ["mode", "trainer.deterministic", "largest difference of a weight", "equal"]
     for mode in ("lora", "full"):
         for deterministic in ("false", "true"):
-            words = [f"trainer.deterministic={deterministic}", "checkpoint_minutes=0.02"]
+            words = [
+                f"trainer.deterministic={deterministic}", "checkpoint_minutes=0.02",
+                "trainer.precision=32-true",  # auto is measured, and two runs may find it otherwise
+                *SMALL,
+            ]  # fmt: skip
             whole, stopped = (start(place, mode, place.device.type, *words) for _ in range(2))
             file = stopped.folder / "checkpoints" / "last.ckpt"
             while stopped.process.poll() is None and not file.exists():
                 time.sleep(0.05)
             stopped.process.send_signal(signal.SIGINT)
             stopped.process.wait()
-            again = start(place, mode, place.device.type, f"resume={stopped.folder}")
+            again = launched(stopped.folder, f"resume={stopped.folder}")
             faults = [whole.failed(), again.failed()]
             if any(faults):
                 yield [mode, deterministic, " ".join(filter(None, faults)), verdict(False)]
                 continue
-            own, other = (weights(run) for run in (whole.folder, stopped.folder))
-            worst = max(float((own[name] - other[name]).abs().max()) for name in own)
+            own, other = (same.weights(run) for run in (whole.folder, stopped.folder))
+            worst = max(float(abs(own[name] - other[name]).max()) for name in own)
             yield [mode, deterministic, f"{worst:.1e}", verdict(worst == 0)]
 
 
@@ -249,29 +257,22 @@ class Run:
 
 
 def start(place: Place, mode: str, device: str, *words: str) -> Run:
-    """Start a short demo run."""
-    resumes = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
-    if resumes:
-        folder, words = Path(resumes[0]), (*words,)
-    else:
-        folder = Path(tempfile.mkdtemp(dir=place.folder)) / "run"
-        sizes = ["data.train_size=64", "data.validation_size=32", "data.test_size=32"]
-        words = (
-            "experiment=demo", f"mode={mode}", f"trainer.accelerator={device}",
-            f"hydra.run.dir={folder}", f"cache_dir={folder.parent / 'cache'}",
-            *(sizes if place.small else []), *words,
-        )  # fmt: skip
+    """Start a demo run."""
+    folder = Path(tempfile.mkdtemp(dir=place.folder)) / "run"
+    return launched(
+        folder, "experiment=demo", f"mode={mode}", f"trainer.accelerator={device}",
+        f"hydra.run.dir={folder}", f"cache_dir={folder.parent / 'cache'}",
+        *(SMALL if place.small else ()), *words,
+    )  # fmt: skip
+
+
+def launched(folder: Path, *words: str) -> Run:
+    """Start src/run.py with some words."""
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "src" / "run.py"), *words],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder.parent,
     )  # fmt: skip
     return Run(process, folder)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Exported weights of a run."""
-    files = [*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors")]
-    return {name: weight for file in files for name, weight in load_file(file).items()}
 
 
 def measured(place: Place, spec: sides.Spec) -> sides.Result:
@@ -283,7 +284,7 @@ def measured(place: Place, spec: sides.Spec) -> sides.Result:
         "precision": "bf16", "device": place.device.type,
     } | spec  # fmt: skip
     process = subprocess.run(
-        [sys.executable, str(BENCH / "sides.py"), json.dumps(spec)],
+        [sys.executable, sides.__file__, json.dumps(spec)],
         capture_output=True, text=True,
     )  # fmt: skip
     for line in process.stdout.splitlines():
@@ -311,12 +312,6 @@ def project(
     return data, module
 
 
-def first_batch(place: Place, model: Path, mode: str, packing: bool) -> tuple[Any, Any]:
-    """A module, and the sequences of its first step."""
-    data, module = project(place, model, mode, packing)
-    return module, next(iter(data.train_dataloader()))["sequences"]
-
-
 def loss_and_gradients(module: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """The loss of a batch on a device, and the gradient of each trained weight, on the CPU."""
     module.to(device).train()
@@ -330,13 +325,19 @@ def loss_and_gradients(module: Any, batch: Any, device: torch.device) -> dict[st
     return found
 
 
-def texts(module: Any, data: Any, prompts: list[Any], packed_length: int | None) -> list[str]:
-    """Greedy answers of a module."""
-    limit = module.config.max_new_tokens
-    found = decoding.greedy(
-        module.model, data.tokenizer, prompts, module.stops, limit, packed_length
+@torch.no_grad()
+def generated(module: Any, prompt: list[int]) -> str:
+    """The greedy answer to a prompt by transformers' `generate`."""
+    ids = torch.tensor([prompt], device=module.device)
+    output = module.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=module.config.max_new_tokens,
+        eos_token_id=module.stops,
+        pad_token_id=module.stops[0],
     )
-    return [answer.text for answer in found]
+    return text_of(module.tokenizer, output[0, len(prompt) :].tolist())
 
 
 def relative(own: torch.Tensor, other: torch.Tensor) -> float:
@@ -369,58 +370,22 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def gpt2(folder: Path) -> Path:
-    """GPT-2 of full size with random weights, and the built-in tokenizer."""
-    return made(folder / "gpt2", lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config()))
-
-
-def llama(folder: Path) -> Path:
-    """A small model of Llama's type with grouped-query attention."""
-    config = transformers.LlamaConfig(
-        vocab_size=transformers.AutoConfig.from_pretrained(BUILTIN).vocab_size,
-        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024,
-    )  # fmt: skip
-    return made(folder / "llama", lambda: transformers.LlamaForCausalLM(config))
-
-
-def made(folder: Path, build: Callable[[], Any]) -> Path:
-    """Save a model with the built-in tokenizer, unless it is there."""
-    if not folder.exists():
-        torch.manual_seed(0)
-        build().save_pretrained(folder)
-        for file in BUILTIN.glob("tokenizer*"):
-            shutil.copy(file, folder)
-    return folder
-
-
 def questions(folder: Path, paragraphs: int) -> Path:
     """A SQuAD file of nonsense, five questions a paragraph, with SQuAD's lengths in tokens."""
     file = folder / f"{paragraphs}.json"
-    if file.exists():
-        return file
-    rng, tokenizer = random.Random(0), load_tokenizer(BUILTIN)
-    words = ["".join(rng.choices("aeioulmnrst", k=rng.randrange(2, 8))) for _ in range(3000)]
-    tokens = len(tokenizer(" ".join(words))["input_ids"]) / len(words)
-    articles: list[dict[str, Any]] = []
-    for number in range(paragraphs):
-        # GPT-2's tokens of SQuAD's paragraphs: 155 on average, half of them from 110 to 185.
-        length = max(40, min(400, rng.lognormvariate(5.0, 0.4)))
-        context = " ".join(rng.choices(words, k=round(length / tokens)))
-        qas = []
-        for question in range(5):
-            answer = rng.choice(context.split())
-            asked = " ".join(rng.choices(words, k=round(13 / tokens)))
-            answer_start = context.index(answer)
-            qas.append({
-                "id": f"{number}-{question}", "question": f"{asked}?",
-                "answers": [{"text": answer, "answer_start": answer_start}],
-            })  # fmt: skip
-        if number % 10 == 0:
-            articles.append({"title": f"Article {number}", "paragraphs": []})
-        articles[-1]["paragraphs"].append({"context": context, "qas": qas})
-    file.write_text(json.dumps({"version": "1.1", "data": articles}), encoding="utf-8")
+    if not file.exists():
+        content = made_up(paragraphs, 5, context_words, 2)
+        file.write_text(json.dumps(content), encoding="utf-8")
     return file
+
+
+def context_words(rng: random.Random) -> int:
+    """Draw the words of a context of a usual length: a nonsense word has about four tokens.
+
+    Measured on SQuADShifts' Wikipedia part, made by SQuAD's procedure: 157 tokens of GPT-2 a
+    context, half of them from 114 to 185; their logarithms have mean 4.97 and deviation 0.43.
+    """
+    return max(10, round(rng.lognormvariate(4.97, 0.43) / 4))
 
 
 def verdict(good: bool) -> str:
@@ -431,20 +396,6 @@ def verdict(good: bool) -> str:
 def cell(text: str) -> str:
     """Text as a cell of a table."""
     return text.replace("|", "/")[:200]
-
-
-def origin(device: torch.device) -> str:
-    """Say what all of this was measured with."""
-    name = device.type if device.type == "cpu" else torch.cuda.get_device_name(device)
-    capability = "" if device.type == "cpu" else f" ({torch.cuda.get_device_capability(device)})"
-    packages = ["torch", "transformers", "peft", "lightning", *["trl"] * bool(find_spec("trl"))]
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    done = subprocess.run(
-        ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    commit = done.stdout.strip() or "unknown"
-    return f"{name}{capability}, Python {platform.python_version()}, {versions}; commit {commit}"
 
 
 def run_part(name: str, device: str, folder: Path, seconds: float, output: Path) -> bool:

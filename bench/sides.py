@@ -99,18 +99,19 @@ def this_project(spec: Spec, memory: PeakMemory) -> Result:
     config = config_of(spec)
     memory.reset()
     data, module, _ = experiment.build(config)
-    clock = Clock(spec)
+    built = memory.read()
+    clock, cost = Clock(spec), CostMonitor()
 
     class Times(L.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
             clock()
 
     with tempfile.TemporaryDirectory() as folder:
-        # CostMonitor too, since every run of a user has it.
-        trainer = experiment.build_trainer(config, Path(folder), 0, [CostMonitor(), Times()])
+        # CostMonitor too, since every run of a user has it; it resets the peak between phases.
+        trainer = experiment.build_trainer(config, Path(folder), 0, [cost, Times()])
         trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
-    peak = memory.read()
+    peak = max(built, memory.read(), *cost.peak.values())
     device = device_of(spec)
     module.to(device)
     batches = [batch["sequences"].to(device) for batch in data.train_dataloader()]
@@ -203,7 +204,7 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
 def evaluation(spec: Spec, memory: PeakMemory) -> Result:
     """Generate NEW_TOKENS tokens a question by `generate`, `rows` at a time, or by this project.
 
-    On a GPU `generate` has the whole model in the precision of the measurement, its fastest way.
+    For `generate` the whole model is stored in that precision, its fastest way.
     """
     config, device = config_of(spec), device_of(spec)
     bf16 = spec["precision"] == "bf16"
