@@ -19,7 +19,7 @@ from lora_or_full.data.splits import NAMES, Splits
 from lora_or_full.data.squad import Question, fingerprint
 from lora_or_full.data.tokenized import TokenizedQuestion, TokenizedQuestions
 from lora_or_full.errors import UserError
-from lora_or_full.modeling.prefix_packing import Sequences, packed, padded
+from lora_or_full.modeling.prefix_packing import Sequences, in_rows, packed, padded
 
 
 class EvaluationBatch(NamedTuple):
@@ -51,6 +51,7 @@ class SquadDataModule(L.LightningDataModule):
     Attributes:
         packed_length: None, until it is set, gives each question a row of its own. Training without
             `mask_prompt` always does, since a shared context would count once.
+        in_rows: Whether packed questions lie in rows of recurring shapes, for a GPU.
         max_prompt_length: Largest number of tokens of a prompt in evaluation.
         train: Tokenized questions, after `setup`; `validation` and `test` likewise.
         facts: Counts and fingerprints, after `setup`.
@@ -62,6 +63,7 @@ class SquadDataModule(L.LightningDataModule):
         self.splits = Splits(config.data, config.seed, Path(config.cache_dir))
         self.max_prompt_length = min(config.max_length, positions - config.max_new_tokens)
         self.packed_length: int | None = None
+        self.in_rows = False
         self.devices, self.device = 1, 0
         self.prefix = prompt.prefix_ids(tokenizer)
         self.train: TokenizedQuestions
@@ -156,12 +158,21 @@ class SquadDataModule(L.LightningDataModule):
         prompts = [self._prompt(row) for row in rows]
         answers = [row["answer_ids"] for row in rows]
         length = self.packed_length if self.config.mask_prompt else None
+        made = sequences(prompts, answers, self.config.mask_prompt, length, self.in_rows)
         return {
-            "sequences": sequences(prompts, answers, self.config.mask_prompt, length),
+            "sequences": made,
             "step_labels": step_labels,
             "samples": len(rows),
             "tokens": sum(row["prompt_tokens"] + row["answer_tokens"] for row in rows),
         }
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Lightning's hook: move the sequences, and look at nothing else."""
+        if isinstance(batch, EvaluationBatch):
+            return batch
+        return batch | {"sequences": batch["sequences"].to(device)}
 
     def collate_evaluation(self, rows: Sequence[TokenizedQuestion]) -> EvaluationBatch:
         """Collate questions to answer."""
@@ -226,6 +237,7 @@ def sequences(
     answers: Sequence[list[int]],
     mask_prompt: bool,
     packed_length: int | None,
+    rows: bool = False,
 ) -> Sequences:
     """Put prompts and answers into sequences with labels.
 
@@ -234,6 +246,7 @@ def sequences(
         answers: Token ids of their answers, each with the end-of-text token.
         mask_prompt: Whether only the answers carry loss.
         packed_length: Tokens of a block that shares a context; None for padded rows.
+        rows: Whether blocks lie in rows.
     """
     labels = [
         prompt.labels(part.prompt, answer, mask_prompt)
@@ -245,7 +258,7 @@ def sequences(
     contexts = [part.prefix + part.context for part in prompts]
     branches = [part.question + answer for part, answer in zip(prompts, answers, strict=True)]
     targets = [own[-len(branch) :] for own, branch in zip(labels, branches, strict=True)]
-    return packed(contexts, branches, targets, packed_length)
+    return (in_rows if rows else packed)(contexts, branches, targets, packed_length)
 
 
 class _MicroBatches(torch.utils.data.Dataset):

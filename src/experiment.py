@@ -25,7 +25,7 @@ from lora_or_full.evaluation import baseline_cache
 from lora_or_full.evaluation.predictions import Prediction, scores
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.modeling.loading import load_tokenizer, max_positions
-from lora_or_full.modeling.precision import device_name, resolve_precision
+from lora_or_full.modeling.precision import device_name, device_of, resolve_precision
 from lora_or_full.processes import is_first_process, stop_signals_to
 from lora_or_full.runs import provenance, store
 from lora_or_full.training import console
@@ -155,6 +155,7 @@ def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[s
     steps = config.trainer.max_epochs * data.steps
     module = LitQuestionAnswering(config, folder, tokenizer, steps)
     data.packed_length = module.packed_length
+    data.in_rows = device_of(config.trainer.accelerator).type == "cuda"
     facts = {
         "name": config.model.name,
         "type": module.model.config.model_type,

@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from datamodule import EvaluationBatch
@@ -25,11 +24,15 @@ from lora_or_full.evaluation.predictions import Answer, Prediction, prediction
 from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.kv_cache import shares_context
 from lora_or_full.modeling import trained_weights
+from lora_or_full.modeling.cuda_graphs import GraphedLoss
 from lora_or_full.modeling.kernels import speed_up_full
 from lora_or_full.modeling.loading import add_adapter, load_model, store_frozen
 from lora_or_full.modeling.precision import frozen_dtype
 from lora_or_full.modeling.prefix_packing import Sequences
 from lora_or_full.training.distributed import gathered
+
+# Losses in a row that may overflow under a gradient scaler: it halves its scale, 65,536, each time.
+OVERFLOWS = 16
 
 
 class LitQuestionAnswering(L.LightningModule):
@@ -82,7 +85,10 @@ class LitQuestionAnswering(L.LightningModule):
         if isinstance(self.model, PeftModel) and kept_dtype != torch.float32:
             store_frozen(self.model, kept_dtype)
         self.epochs: list[dict[str, float]] = []
-        self.train_loss = MeanMetric(sync_on_compute=False)  # it counts all devices at each step
+        self.graphed: GraphedLoss | None = None
+        # Of this epoch, over all devices: loss and labels; of this moment: losses in a row that
+        # were not finite. On the device, since to read them there each step would make it wait.
+        self.train_sums, self.failed = torch.zeros(2), torch.zeros(())
         # Of this validation: the loss of each gold answer with its tokens; the predictions.
         self.losses: list[tuple[float, int]] = []
         self.samples: list[Prediction] = []
@@ -91,11 +97,36 @@ class LitQuestionAnswering(L.LightningModule):
         self.strict_loading = False
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook: use dense embedding gradients where devices sum them."""
-        if self.trainer.world_size > 1:
+        """Lightning's hook: use dense embedding gradients where devices sum them, and on GPUs.
+
+        There the sparse ones are added up in an order that differs from time to time.
+        """
+        if self.trainer.world_size > 1 or self.trainer.strategy.root_device.type != "cpu":
             for layer in self.model.modules():
                 if isinstance(layer, torch.nn.Embedding):
                     layer.sparse = False
+
+    def on_fit_start(self) -> None:
+        """Lightning's hook: move sums to the device, and prepare CUDA graphs for one device."""
+        self.train_sums, self.failed = (
+            value.to(self.device) for value in (self.train_sums, self.failed)
+        )
+        alone = self.device.type == "cuda" and self.trainer.world_size == 1
+        if alone and self.config.cuda_graphs and self.packed_length and self.config.mask_prompt:
+            weights = list(self.trainable_parameters().values())
+            self.graphed = GraphedLoss(self.loss_sum, weights)
+
+    def on_fit_end(self) -> None:
+        """Lightning's hook: free the graphs; the model leaves the device."""
+        self.graphed = None
+        for weight in self.trainable_parameters().values():
+            weight.grad = None
+
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Lightning's hook: clear gradients; those that graphs write to stay in place."""
+        optimizer.zero_grad(set_to_none=self.graphed is None)
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Weights that training changes, by name; tied ones once."""
@@ -114,20 +145,18 @@ class LitQuestionAnswering(L.LightningModule):
         """Sum the cross entropy over all labels.
 
         Args:
-            sequences: Token ids and labels, packed (1, T) or padded (B, T).
+            sequences: Token ids and labels, packed or padded.
 
         Returns:
             The sum (nats), and the number of labels that count.
         """
-        targets = sequences.labels[:, 1:]  # (B, T-1): a token's label is predicted one before it
-        columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
-        # (B, K, V): only of the columns that hold a label in some row
-        logits = self.model(**sequences.model_inputs(columns), use_cache=False).logits
-        chosen = targets[:, columns]  # (B, K)
+        needed, targets = sequences.labelled()
+        # (B, K, V): only where some row has a label
+        logits = self.model(**sequences.model_inputs(needed), use_cache=False).logits
         loss = cross_entropy(
-            logits.float().flatten(0, 1), chosen.flatten(), ignore_index=IGNORED, reduction="sum"
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        return loss, (chosen != IGNORED).sum()
+        return loss, (targets != IGNORED).sum()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout by the batch, so that a resumed run continues with the same masks."""
@@ -140,29 +169,37 @@ class LitQuestionAnswering(L.LightningModule):
         Raises:
             UserError: The loss is not finite.
         """
-        loss, count = self.loss_sum(batch["sequences"])
+        loss, count = (self.graphed or self.loss_sum)(batch["sequences"])
         # Over all devices: a fault of one stops all of them, and the logged loss is of all.
-        total, tokens = self.trainer.strategy.reduce(
+        sums = self.trainer.strategy.reduce(
             torch.stack([loss.detach(), count.to(loss)]), reduce_op="sum"
         )
-        if not torch.isfinite(total):
-            raise UserError(
-                f"The loss is {total.item()} at step {self.global_step} of epoch "
-                f"{self.current_epoch + 1}. The last good checkpoint is kept. A smaller lr, "
-                "more optimizer.warmup_steps or trainer.precision=32-true may help."
-            )
-        if tokens > 0:
-            self.train_loss.update(total / tokens, weight=tokens)
-            self.log("train/loss", total / tokens, prog_bar=True)
+        finite = sums[0].isfinite()
+        self.failed = torch.where(finite, 0, self.failed + 1)
+        self.train_sums += torch.where(finite, sums, 0)
+        # To look makes a GPU wait for its results, so only now and then there.
+        if self.device.type == "cpu" or batch_idx % self.config.trainer.log_every_n_steps == 0:
+            self._check_loss(sums[0])
+        self.log("train/loss", sums[0] / sums[1].clamp(min=1), prog_bar=True)
         # Lightning divides by the micro-batches and averages over devices. This undoes both, since
         # a token weighs the same in whichever micro-batch it is.
         share = self.trainer.accumulate_grad_batches * self.trainer.world_size
         return loss * share / batch["step_labels"]
 
+    def _check_loss(self, loss: torch.Tensor) -> None:
+        """Stop at a loss that is not finite; a scaler of gradients may skip some."""
+        if self.failed > (OVERFLOWS if self.trainer.scaler else 0):
+            raise UserError(
+                f"The loss is {loss.item()} at step {self.global_step} of epoch "
+                f"{self.current_epoch + 1}. The last good checkpoint is kept. A smaller lr, "
+                "more optimizer.warmup_steps or trainer.precision=32-true may help."
+            )
+
     def on_train_epoch_end(self) -> None:
         """Record the epoch's mean training loss."""
-        self.epochs[-1]["train_loss"] = self.train_loss.compute().item()
-        self.train_loss.reset()
+        loss, labels = self.train_sums.tolist()
+        self.epochs[-1]["train_loss"] = loss / labels
+        self.train_sums.zero_()
         self.log("train/epoch_loss", self.epochs[-1]["train_loss"], sync_dist=True)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
@@ -226,6 +263,7 @@ class LitQuestionAnswering(L.LightningModule):
             greedy(
                 self.model, self.tokenizer, prompts, self.stops, self.config.max_new_tokens,
                 self.packed_length, references if with_references else None,
+                self.config.cuda_graphs,
             )
         )  # fmt: skip
         return [None if prompt is None else next(found) for prompt in batch.prompts]
@@ -275,7 +313,7 @@ class LitQuestionAnswering(L.LightningModule):
             )
         checkpoint["state_dict"] = {name: weight.detach() for name, weight in trained.items()}
         checkpoint["epochs"] = self.epochs
-        checkpoint["train_loss"] = [self.train_loss.mean_value, self.train_loss.weight]
+        checkpoint["train_sums"] = self.train_sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `on_save_checkpoint` stored.
@@ -285,9 +323,7 @@ class LitQuestionAnswering(L.LightningModule):
         """
         self._check_names(checkpoint["state_dict"].keys(), "The checkpoint")
         self.epochs = checkpoint["epochs"]
-        self.train_loss.mean_value, self.train_loss.weight = (
-            value.to(self.device) for value in checkpoint["train_loss"]
-        )
+        self.train_sums = checkpoint["train_sums"].to(self.device)
 
     def save_trained(self, file: Path) -> None:
         """Write the trained weights as safetensors, atomically."""

@@ -19,6 +19,7 @@ from lora_or_full.evaluation.predictions import Answer
 from lora_or_full.generation import decoding
 from lora_or_full.generation.decoding import greedy, stop_ids, text_of
 from lora_or_full.generation.kv_cache import shares_context
+from lora_or_full.modeling import prefix_packing
 from lora_or_full.modeling.loading import load_model
 
 KINDS = ["gpt2_folder", "llama_folder", "grouped_llama_folder"]
@@ -84,7 +85,16 @@ def check(answers: list[Answer], expected: list[Expected]) -> None:
     )
 
 
-@pytest.mark.usefixtures("ids_for_texts")
+@pytest.fixture(params=["by blocks", "in rows"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode as on a CPU, and in rows as on a GPU; rows are short, so that there are several."""
+    if request.param == "in rows":
+        monkeypatch.setattr(decoding, "ROW_DEVICES", ("cpu",))
+        monkeypatch.setattr(prefix_packing, "ROW_LENGTH", 80)
+        monkeypatch.setattr(prefix_packing, "LENGTH_MULTIPLE", 8)
+
+
+@pytest.mark.usefixtures("ids_for_texts", "layout")
 @pytest.mark.parametrize("packed_length", PACKED_LENGTHS)
 def test_answers_of_a_batch_equal_those_of_generate_to_each_prompt_alone(
     packed_length: int | None, case: Case, tokenizer: PreTrainedTokenizerBase
@@ -95,7 +105,7 @@ def test_answers_of_a_batch_equal_those_of_generate_to_each_prompt_alone(
         assert {a.reference_log_probability for a in answers} == {None}
 
 
-@pytest.mark.usefixtures("ids_for_texts")
+@pytest.mark.usefixtures("ids_for_texts", "layout")
 @pytest.mark.parametrize("packed_length", PACKED_LENGTHS)
 def test_gold_answers_have_the_probability_of_a_separate_pass_and_change_no_answer(
     packed_length: int | None, case: Case, tokenizer: PreTrainedTokenizerBase

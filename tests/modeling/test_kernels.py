@@ -58,9 +58,9 @@ def test_products_by_onednn_equal_those_of_torch(
 
 
 @pytest.mark.parametrize("kind", ["gpt2_folder", "llama_folder"])
-@pytest.mark.parametrize("columns", [[2, 5, 8], [8], []], ids=str)
-def test_the_last_mlp_computes_only_the_needed_columns(
-    columns: list[int], kind: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize("tokens", [[2, 5, 8, 11, 17], [8], []], ids=str)
+def test_the_last_mlp_and_the_output_layer_compute_only_the_needed_tokens(
+    tokens: list[int], kind: str, request: pytest.FixtureRequest
 ) -> None:
     model = load_model(request.getfixturevalue(kind), "tiny", {})
     mlps = [layer for name, layer in model.named_modules() if name.endswith(".mlp")]
@@ -70,16 +70,17 @@ def test_the_last_mlp_computes_only_the_needed_columns(
         next(iter(mlp.children())).register_forward_pre_hook(
             lambda layer, args: seen.append(args[0].shape[1])
         )
-    ids, needed = torch.arange(18).view(2, 9), torch.tensor(columns, dtype=torch.long)
+    ids, needed = torch.arange(18).view(2, 9), torch.tensor(tokens, dtype=torch.long)
     results = []
-    for named in ({}, {kernels.NEEDED: needed}, {}):
+    for named in ({}, {"logits_to_keep": needed, kernels.NEEDED: needed}, {}):
         seen.clear()
         model.zero_grad()
-        logits = model(input_ids=ids, logits_to_keep=needed, **named).logits
+        logits = model(input_ids=ids, **named).logits
+        logits = logits[0] if named else logits.flatten(0, 1)[needed]  # (tokens, vocabulary)
         logits.sin().sum().backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         results.append((logits.detach(), gradients))
-        assert seen == [9] * (len(mlps) - 1) + [len(columns) if named else 9]
+        assert seen == [9] * (len(mlps) - 1) + [len(tokens) if named else 9]
     for logits, gradients in results[1:]:
         assert torch.allclose(logits, results[0][0], atol=1e-5)
         assert gradients.keys() == results[0][1].keys()

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from datamodule import sequences
 from lora_or_full.data.prompt import IGNORED, PromptTokens
-from lora_or_full.modeling import prefix_packing
+from lora_or_full.modeling import attention, prefix_packing
 from lora_or_full.modeling.loading import load_model
 from lora_or_full.modeling.prefix_packing import (
     CONTEXT_SEGMENT,
@@ -253,11 +253,11 @@ def by_rows(
 
 def by_sequence(model: Any, sequence: Any) -> tuple[float, dict[str, torch.Tensor]]:
     """The same, all at once."""
-    logits = model(**sequence.model_inputs(), use_cache=False).logits
+    needed, targets = sequence.labelled()
+    logits = model(**sequence.model_inputs(needed), use_cache=False).logits
     loss = cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), sequence.labels[:, 1:].flatten(),
-        ignore_index=IGNORED, reduction="sum",
-    )  # fmt: skip
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
     loss.backward()
     return loss.item(), gradients(model)
 
@@ -273,16 +273,22 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 @pytest.mark.parametrize("mode", ["lora", "full"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_equal_those_of_separate_rows(
-    kind: str, mode: str, attention: str, request: pytest.FixtureRequest
-) -> None:
+    kind: str, mode: str, attention: str, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     folder = request.getfixturevalue(kind)
     prompts, answers = questions()
     own = own_model(folder, kind, mode)
     loss, expected = by_rows(plain_model(folder, own, attention), prompts, answers)
     assert all(gradient.norm() > 0 for gradient in expected.values())
+    monkeypatch.setattr(prefix_packing, "ROW_LENGTH", 100)
+    monkeypatch.setattr(prefix_packing, "LENGTH_MULTIPLE", 8)
+    monkeypatch.setattr(prefix_packing, "LABELS_MULTIPLE", 16)
+    made = [sequences(prompts, answers, True, length) for length in (None, 1, 60, 1000)]
+    in_rows = [sequences(prompts, answers, True, length, True) for length in (1, 60, 1000)]
+    assert all(rows.tokens.shape[1] > 1 for rows in in_rows)
     blocks = []
-    for length in (None, 1, 60, 1000):  # rows; none shares; some share; all that can do
-        sequence = sequences(prompts, answers, True, length)
+    for sequence in (*made, *in_rows):  # padded; none shares; some share; all that can do
         own.zero_grad()
         given, found = by_sequence(own, sequence)
         assert given == pytest.approx(loss, rel=1e-5)
@@ -292,7 +298,7 @@ def test_loss_and_gradients_equal_those_of_separate_rows(
             scale = max(gradient.norm().item(), 1e-2 * max(g.norm() for g in expected.values()))
             assert (found[name] - gradient).norm() < 1e-5 * scale, name
         blocks.append(len(sequence.blocks) if isinstance(sequence, Packed) else 0)
-    assert blocks == [0, 8, 4, 3]
+    assert blocks == [0, 8, 4, 3, 0, 0, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -318,13 +324,13 @@ def test_padding_of_a_sequence_changes_nothing(
 def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shapes of the keys of each attention that is computed as products of matrices."""
     seen: list[torch.Size] = []
-    original = prefix_packing._products
+    original = attention._products
 
     def attend(query: Any, key: Any, value: Any, mask: Any, scaling: Any) -> Any:
         seen.append(key.shape)
         return original(query, key, value, mask, scaling)
 
-    monkeypatch.setattr(prefix_packing, "_products", attend)
+    monkeypatch.setattr(attention, "_products", attend)
     return seen
 
 
@@ -340,7 +346,7 @@ def test_attention_by_matrix_products_equals_the_fused_kernel(groups: int) -> No
     fused, _ = sdpa_attention_forward(
         module, query, key, value, mask[None, None], dropout=0.0, scaling=0.3
     )
-    assert torch.allclose(prefix_packing._products(query, key, value, mask, 0.3), fused, atol=1e-5)
+    assert torch.allclose(attention._products(query, key, value, mask, 0.3), fused, atol=1e-5)
 
 
 def calls_of(sequence: Packed) -> int:
@@ -360,8 +366,8 @@ def test_attention_by_matrix_products_in_bfloat16_is_close_to_float32(
     assert isinstance(sequence, Packed)
     loss, expected = by_sequence(model, sequence)
     assert products == []
-    for small, calls in ((prefix_packing.MATMUL_ATTENTION_LIMIT, 2 * calls_of(sequence)), (8, 0)):
-        monkeypatch.setattr(prefix_packing, "MATMUL_ATTENTION_LIMIT", small)
+    for small, calls in ((attention.MATMUL_ATTENTION_LIMIT, 2 * calls_of(sequence)), (8, 0)):
+        monkeypatch.setattr(attention, "MATMUL_ATTENTION_LIMIT", small)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             given, found = by_sequence(model, sequence)

@@ -197,6 +197,9 @@ class Config(_Section):
     max_new_tokens: Count = key("largest number of tokens of a generated answer")
     packing: bool = key("questions share their context in one sequence, in training and evaluation")
     packed_length: Count = key("tokens of a context with its questions; more repeat the context")
+    cuda_graphs: bool = key(
+        "on a GPU replay recorded steps: faster where they are small", changes_result=False
+    )
     mask_prompt: bool = key("loss on answer and end-of-text only; false: on every token")
     resume: Text | None = key("folder of an interrupted run to resume", changes_result=False)
     checkpoint_minutes: Positive = key(

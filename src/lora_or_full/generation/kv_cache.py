@@ -54,8 +54,27 @@ def shares_context(model: Model, length: int) -> bool:
 @torch.no_grad()
 def _trial(backend: "SharedPrefixCache | PaddedCache") -> torch.Tensor:
     """The logits (3, 2, vocabulary) after two prompts, and after one and two more tokens."""
-    both = torch.arange(2)
+    both = torch.arange(2, device=backend.model.device)
     return torch.stack([backend.prefill()[0], backend.step(both, both), backend.step(both, both)])
+
+
+def marked(
+    prompts: Sequence[PromptTokens], references: Sequence[list[int]]
+) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """Give contexts, questions with their gold answers, and marks in place of labels, to be packed.
+
+    The mark of a question's last token is the number of its prompt; along the gold answer it grows
+    by the number of prompts.
+    """
+    read = [ids[:-1] for ids in references]  # nothing is predicted after the last token
+    marks = [
+        [IGNORED] * (len(p.question) - 1)
+        + [row + offset * len(prompts) for offset in range(len(answer) + 1)]
+        for row, (p, answer) in enumerate(zip(prompts, read, strict=True))
+    ]
+    contexts = [p.prefix + p.context for p in prompts]
+    branches = [p.question + answer for p, answer in zip(prompts, read, strict=True)]
+    return contexts, branches, marks
 
 
 class SharedPrefixCache:
@@ -82,25 +101,12 @@ class SharedPrefixCache:
     ) -> None:
         self.model = model
         self.references = references or [[]] * len(prompts)
-        read = [ids[:-1] for ids in self.references]  # nothing is predicted after the last token
-        # The label of a question's last token is the number of its prompt; along the gold answer it
-        # grows by the number of prompts.
-        marks = [
-            [IGNORED] * (len(p.question) - 1)
-            + [row + offset * len(prompts) for offset in range(len(answer) + 1)]
-            for row, (p, answer) in enumerate(zip(prompts, read, strict=True))
-        ]
-        sequence = packed(
-            [p.prefix + p.context for p in prompts],
-            [p.question + answer for p, answer in zip(prompts, read, strict=True)],
-            marks,
-            packed_length,
-        ).to(model.device)
-        marked = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
-        marked = marked[sequence.labels[0, marked].argsort()]
-        self.marks = sequence.labels[0, marked]
-        ends, answered = marked[: len(prompts)], marked[len(prompts) :]
-        self.inputs = sequence.model_inputs(marked)
+        sequence = packed(*marked(prompts, self.references), packed_length).to(model.device)
+        needed = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
+        needed = needed[sequence.labels[0, needed].argsort()]
+        self.marks = sequence.labels[0, needed]
+        ends, answered = needed[: len(prompts)], needed[len(prompts) :]
+        self.inputs = sequence.model_inputs(needed)
         # Per row: its block, its segment, the next position, and the cache slots of its new tokens.
         self.block, self.segment = sequence.block_of[ends], sequence.segment_of[ends]
         self.positions = sequence.position_ids[0, ends] + 1
@@ -132,7 +138,7 @@ class SharedPrefixCache:
         output = self.model(**self.inputs, past_key_values=self.cache, use_cache=True)
         logits, count = output.logits[0], len(self.references)  # (marks, vocabulary)
         rows, offsets = self.marks % count, self.marks // count
-        return logits[:count], _log_probabilities(logits, rows, offsets, self.references)
+        return logits[:count], log_probabilities(logits, rows, offsets, self.references)
 
     def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Append a token (A) to each of the kept rows (A); give the next logits (A, vocabulary)."""
@@ -191,10 +197,10 @@ class PreallocatedLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write keys and values (1, heads, new, width).
+        """Write keys and values (B, heads, new, width).
 
         Returns:
-            All slots (1, heads, size, width); of the first call only the new keys and values.
+            All slots (B, heads, size, width); of the first call only the new keys and values.
         """
         first = not self.is_initialized
         if first:
@@ -292,12 +298,12 @@ class PaddedCache:
         columns = answers.any(dim=0).nonzero().squeeze(1)  # (K,)
         logits = self.model(**rows.model_inputs(columns.to(self.model.device))).logits  # (B, K, V)
         row, column = answers[:, columns].nonzero(as_tuple=True)
-        return _log_probabilities(
+        return log_probabilities(
             logits[row, column], row, offsets[row, columns[column]], self.references
         )
 
 
-def _log_probabilities(
+def log_probabilities(
     logits: torch.Tensor,
     rows: torch.Tensor,
     offsets: torch.Tensor,

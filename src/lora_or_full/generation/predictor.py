@@ -151,7 +151,7 @@ class Predictor:
             with autocast_for(self.config.trainer.precision, self.model.device):
                 answers = greedy(
                     self.model, self.tokenizer, prompts, self.stops, self.config.max_new_tokens,
-                    self._packed_length,
+                    self._packed_length, cuda_graphs=self.config.cuda_graphs,
                 )  # fmt: skip
             found |= zip(fit, answers, strict=True)
         return [(rows[n], found.get(n)) for n in range(len(rows))]

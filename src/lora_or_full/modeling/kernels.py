@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-NEEDED = "needed"  # argument of a model: the columns (K) whose logits are needed
+NEEDED = "needed"  # argument of a model: numbers (K) among all B·T tokens whose logits are needed
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -45,10 +45,18 @@ def speed_up_dropout(model: nn.Module) -> None:
 
 
 def _compute_what_is_needed(model: PreTrainedModel) -> None:
-    """Let the last layer's MLP compute only the NEEDED columns, if a call names them.
+    """Let the last layer's MLP and the output layer compute only the NEEDED tokens of a call.
 
-    No attention follows it, so the other columns are not read: they get zeros.
+    No attention follows that MLP, so the other tokens are not read: they get zeros. The rows of a
+    batch are put one after another, so that `logits_to_keep` chooses tokens instead of columns.
     """
+    decoder = getattr(model, model.base_model_prefix)
+
+    def join(decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if kwargs.get(NEEDED) is not None:
+            output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[None]  # (1, B·T, W)
+
+    decoder.register_forward_hook(join, with_kwargs=True)
     with_mlp = [
         (layer, child)
         for layer in model.modules()
@@ -68,12 +76,13 @@ def _compute_what_is_needed(model: PreTrainedModel) -> None:
     def take(mlp: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
         nonlocal shape
         shape = args[0].shape  # (B, T, width)
-        return None if columns is None else (args[0][:, columns],)
+        return None if columns is None else (args[0].flatten(0, 1).index_select(0, columns)[None],)
 
     def put(mlp: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         if columns is None:
             return None
-        return output.new_zeros(shape).index_copy(1, columns, output)
+        zeros = output.new_zeros(shape).flatten(0, 1)  # (B·T, width)
+        return zeros.index_copy(0, columns, output[0]).view(shape)
 
     last.register_forward_pre_hook(note, with_kwargs=True)
     mlp.register_forward_pre_hook(take)

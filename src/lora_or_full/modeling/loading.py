@@ -23,8 +23,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_or_full.config.schema import AdapterConfig
 from lora_or_full.errors import UserError, first_line
+from lora_or_full.modeling.attention import ATTENTION
 from lora_or_full.modeling.kernels import speed_up, speed_up_dropout
-from lora_or_full.modeling.prefix_packing import ATTENTION
 
 # Folders are read as data: code in them is never run.
 AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

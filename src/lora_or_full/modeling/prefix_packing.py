@@ -3,18 +3,18 @@
 A context and its questions make a block. The positions of each question continue after its context.
 A token attends to the context and to its own question up to itself, in its own block only. So each
 question is computed as in a sequence of its own, but the context once per block instead of once per
-question. Blocks follow one another in one sequence, with almost no padding. (Derived here;
-Hydragen, Juravsky et al., 2024, arXiv 2402.05099, shares prefixes in decoding.)
+question. (Derived here; Hydragen, Juravsky et al., 2024, arXiv 2402.05099, shares prefixes in
+decoding.)
+
+On a CPU blocks follow one another in one sequence, with almost no padding, and attend one after
+another (`Packed`). A GPU waits for each call, so there they lie in a few rows of equal length, with
+one call a layer and shapes that recur (`PackedRows`).
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.modeling.kernels import NEEDED
@@ -25,9 +25,7 @@ CONTEXT_SEGMENT = 0  # segment of a context; its questions are 1, 2, ...
 # bfloat16 took an eighth of the time and a gigabyte (measured on two cores with AVX-512). Without
 # AVX-512 MKL multiplies, which does not, and padding would take a thirtieth of the time.
 PAD_MULTIPLE = 1 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
-# Up to this many tokens attention by matrix products is faster in bfloat16 on a CPU than the fused
-# kernel, which computes at the speed of float32 there; beyond it they need too much memory.
-MATMUL_ATTENTION_LIMIT = 512
+ROW_LENGTH, LENGTH_MULTIPLE, LABELS_MULTIPLE = 512, 128, 128  # of PackedRows
 
 
 class Block(NamedTuple):
@@ -48,11 +46,25 @@ class Block(NamedTuple):
     causal_rows: int = 0
 
 
+class Labelled(NamedTuple):
+    """Where logits are needed (K), and the labels there (B, K), or (1, K) of all rows.
+
+    Numbers are of columns, or of all tokens in the order of rows.
+    """
+
+    needed: torch.Tensor
+    targets: torch.Tensor
+
+
 class Padded(NamedTuple):
     """Token ids and labels (B, T): one row per question, padded on the right."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+
+    def labelled(self) -> Labelled:
+        """Give the columns that hold a label in some row."""
+        return _labelled_columns(self.labels)
 
     def to(self, device: torch.device) -> "Padded":
         """Move to a device."""
@@ -83,12 +95,62 @@ class Packed(NamedTuple):
         ids, labels, positions, block_of, segment_of = (t.to(device) for t in self[:5])
         return Packed(ids, labels, positions, block_of, segment_of, blocks)
 
+    def labelled(self) -> Labelled:
+        """Give the tokens before a label."""
+        return _labelled_columns(self.labels)
+
     def model_inputs(self, columns: torch.Tensor | None = None) -> dict[str, Any]:
         """Give the arguments of the model for the logits of `columns` (K), or of all."""
         return block_inputs(self.input_ids, self.position_ids, self.blocks, columns)
 
 
-Sequences = Padded | Packed
+class PackedRows(NamedTuple):
+    """Blocks in R rows of L tokens, of few different shapes.
+
+    Attributes:
+        tokens: Token ids, positions, numbers of blocks and segments (4, R, L).
+        wanted: Where logits are needed, by number among all R·L tokens, and the labels there
+            (2, N); filled up with the first token and IGNORED.
+    """
+
+    tokens: torch.Tensor
+    wanted: torch.Tensor
+
+    def to(self, device: torch.device) -> "PackedRows":
+        """Move to a device, without waiting for a GPU."""
+        if device.type == "cuda" and self.tokens.device.type == "cpu":
+            return PackedRows(*(t.pin_memory().to(device, non_blocking=True) for t in self))
+        return PackedRows(self.tokens.to(device), self.wanted.to(device))
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Labels of the wanted tokens (N)."""
+        return self.wanted[1]
+
+    def labelled(self) -> Labelled:
+        """Give the tokens before a label."""
+        return Labelled(self.wanted[0], self.wanted[1:])
+
+    def model_inputs(self, needed: torch.Tensor | None = None) -> dict[str, Any]:
+        """Give the arguments of the model for the logits of the `needed` tokens (N), or of all."""
+        input_ids, position_ids, block_of, segment_of = self.tokens
+        mask = (block_of[:, :, None] == block_of[:, None]) & may_attend(segment_of, segment_of)
+        wanted = {} if needed is None else {"logits_to_keep": needed, NEEDED: needed}
+        return wanted | {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "attention_mask": mask.tril()[:, None],  # (R, 1, L, L)
+        }
+
+
+Sequences = Padded | Packed | PackedRows
+
+
+def _labelled_columns(labels: torch.Tensor) -> Labelled:
+    """The columns (K) of labels (B, T) that hold one in some row; each is predicted one before."""
+    targets = labels[:, 1:]
+    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    return Labelled(columns, targets[:, columns])
 
 
 def block_inputs(
@@ -142,12 +204,83 @@ def packed(
         length: Largest number of tokens of a block, unless a single question has more; further
             questions repeat the context.
     """
+    planes, sizes, causal_rows = _joined(contexts, branches, labels, length)
+    ids, positions, block_of, segment_of, targets = planes
+    blocks, start = [], 0
+    for size, causal in zip(sizes, causal_rows, strict=True):
+        owners = segment_of[start : start + size]
+        mask = may_attend(owners, owners).tril()
+        blocks.append(Block(start, start + size, mask, causal_rows=causal))
+        start += size
+    return Packed(ids[None], targets[None], positions[None], block_of, segment_of, blocks)
+
+
+def in_rows(
+    contexts: Sequence[list[int]],
+    branches: Sequence[list[int]],
+    labels: Sequence[list[int]],
+    length: int,
+) -> PackedRows:
+    """Pack questions as `packed`, but in rows; the number of labels is rounded up too."""
+    *planes, targets = laid_out(contexts, branches, labels, length)
+    # A label is predicted one token before, and no block begins with one.
+    before = targets.flatten().roll(-1)
+    needed = (before != IGNORED).nonzero().squeeze(1)
+    size = _multiple(max(1, len(needed)), LABELS_MULTIPLE)
+    wanted = torch.tensor([[0], [IGNORED]]).repeat(1, size)
+    wanted[:, : len(needed)] = torch.stack([needed, before[needed]])
+    return PackedRows(torch.stack(planes), wanted)
+
+
+def laid_out(
+    contexts: Sequence[list[int]],
+    branches: Sequence[list[int]],
+    labels: Sequence[list[int]],
+    length: int,
+) -> torch.Tensor:
+    """Put blocks into rows, the longest first, each into the first row that has room.
+
+    A row has ROW_LENGTH tokens, or more for a longer block, or fewer if one row holds all. Numbers
+    and lengths of rows are rounded up, so that shapes recur.
+
+    Returns:
+        Token ids, positions, blocks, segments and labels (5, R, L).
+    """
+    planes, sizes, _ = _joined(contexts, branches, labels, length)
+    blocks = planes.split(sizes, dim=1)
+    width = _multiple(min(max(*sizes, ROW_LENGTH), sum(sizes)), LENGTH_MULTIPLE)
+    rows: list[list[torch.Tensor]] = []
+    room: list[int] = []  # of each row
+    for block in sorted(blocks, key=lambda block: -block.shape[1]):
+        row = next((r for r, free in enumerate(room) if free >= block.shape[1]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(width)
+        rows[row].append(block)
+        room[row] -= block.shape[1]
+    filling = torch.tensor([0, 0, PADDING_SEGMENT, PADDING_SEGMENT, IGNORED])
+    count = len(rows) if len(rows) <= 2 else _multiple(len(rows), 2)
+    made = filling[:, None, None].repeat(1, count, width)
+    for row, held in enumerate(rows):
+        made[:, row, : width - room[row]] = torch.cat(held, dim=1)
+    return made
+
+
+def _joined(
+    contexts: Sequence[list[int]],
+    branches: Sequence[list[int]],
+    labels: Sequence[list[int]],
+    length: int,
+) -> tuple[torch.Tensor, list[int], list[int]]:
+    """Token ids, positions, blocks, segments and labels (5, T) of all blocks; and of each its size
+    and number of causal rows."""
     ids: list[int] = []
     targets: list[int] = []
     positions: list[int] = []
     block_of: list[int] = []
     segment_of: list[int] = []
-    blocks: list[Block] = []
+    sizes: list[int] = []
+    causal_rows: list[int] = []
     for number, rows in enumerate(group_by_prefix(contexts, branches, length)):
         opening = common_prefix([branches[row] for row in rows], [labels[row] for row in rows])
         start, context = len(ids), contexts[rows[0]] + opening
@@ -166,34 +299,31 @@ def packed(
         targets += [IGNORED] * filling
         positions += [0] * filling
         segment_of += [PADDING_SEGMENT] * filling
-        block_of += [number] * (len(ids) - start)
-        owners = torch.tensor(segment_of[start:])
-        alone = len(rows) == 1  # padding may attend to anything: nothing attends to it
-        causal_rows = len(owners) if alone else len(context) // PAD_MULTIPLE * PAD_MULTIPLE
-        blocks.append(
-            Block(start, len(ids), may_attend(owners, owners).tril(), causal_rows=causal_rows)
-        )
-    return Packed(
-        torch.tensor([ids]),
-        torch.tensor([targets]),
-        torch.tensor([positions]),
-        torch.tensor(block_of),
-        torch.tensor(segment_of),
-        blocks,
-    )
+        sizes.append(len(ids) - start)
+        block_of += [number] * sizes[-1]
+        # Where it is alone, padding may attend to anything: nothing attends to it.
+        alone = len(rows) == 1
+        causal_rows.append(sizes[-1] if alone else len(context) // PAD_MULTIPLE * PAD_MULTIPLE)
+    planes = torch.tensor([ids, positions, block_of, segment_of, targets])
+    return planes, sizes, causal_rows
+
+
+def _multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
 
 
 def may_attend(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Give whether tokens may attend to earlier ones, by their segments.
 
     Args:
-        rows: Segments of the tokens (R).
-        columns: Segments of the earlier tokens (C).
+        rows: Segments of the tokens (..., R).
+        columns: Segments of the earlier tokens (..., C).
 
     Returns:
-        A bool (R, C).
+        A bool (..., R, C).
     """
-    return (columns == CONTEXT_SEGMENT) | (rows[:, None] == columns)
+    earlier = columns[..., None, :]
+    return (earlier == CONTEXT_SEGMENT) | (rows[..., None] == earlier)
 
 
 def group_by_prefix(
@@ -223,88 +353,3 @@ def common_prefix(branches: Sequence[list[int]], labels: Sequence[list[int]]) ->
             break
         shared.append(ids[0])
     return shared
-
-
-def attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    blocks: Sequence[Block] | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend by transformers' fused kernel, or block by block.
-
-    Args:
-        module: The attention layer.
-        query: (B, heads, T, width).
-        key: (B, key heads, T, width).
-        value: (B, key heads, T, width).
-        attention_mask: Mask without blocks.
-        blocks: Blocks of the sequence; None for the fused kernel.
-        kwargs: Further arguments of transformers.
-
-    Returns:
-        (B, T, heads, width), and no weights.
-    """
-    if blocks is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    parts = []
-    # Split, not sliced: a slice's gradient would be written out for the whole sequence.
-    sizes = [block.stop - block.start for block in blocks]
-    queries = query.split(sizes, 2)
-    seen = (
-        zip(key.split(sizes, 2), value.split(sizes, 2), strict=True)
-        if blocks[0].keys is None
-        else ((key[:, :, block.keys], value[:, :, block.keys]) for block in blocks)
-    )
-    for (*_, mask, _, causal_rows), size, q, (k, v) in zip(
-        blocks, sizes, queries, seen, strict=True
-    ):
-        if causal_rows:
-            own = (part if causal_rows == size else part[:, :, :causal_rows] for part in (q, k, v))
-            q_own, k_own, v_own = own
-            triangle = mask[:causal_rows, :causal_rows]
-            parts.append(_attend(module, q_own, k_own, v_own, triangle, True, **kwargs))
-        if causal_rows < size:
-            rest = q[:, :, causal_rows:] if causal_rows else q
-            parts.append(_attend(module, rest, k, v, mask[causal_rows:], False, **kwargs))
-    return torch.cat(parts, dim=1), None
-
-
-def _attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    causal: bool,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """Attend from rows (R) to columns (C) by a mask (R, C): (B, R, heads, width).
-
-    With `causal` the mask is the triangle, of which the fused kernel computes only half.
-    """
-    # Rotary positions may leave queries and keys, but not values, in float32.
-    low = value.device.type == "cpu" and value.dtype == torch.bfloat16
-    if low and value.shape[2] <= MATMUL_ATTENTION_LIMIT and not kwargs.get("dropout"):
-        return _products(query, key, value, mask, kwargs["scaling"])
-    kwargs = kwargs | {"attention_mask": None if causal else mask[None, None], "is_causal": causal}
-    return sdpa_attention_forward(module, query, key, value, **kwargs)[0]
-
-
-def _products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """Attend by matrix products, in the precision of `value`."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = (query * scaling) @ key.transpose(2, 3)  # (B, heads, R, C)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-    return (weights @ value).transpose(1, 2)
-
-
-ATTENTION = "by_block"  # its name for a model's `set_attn_implementation`
-AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -72,15 +72,33 @@ class PeakMemory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+class _Moment:
+    """A moment, on a GPU that of its own work: Python runs ahead of it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        self.time = time.perf_counter()
+        if self.event is not None:
+            self.event.record()
+
+    def since(self, earlier: "_Moment") -> float:
+        """Seconds since an earlier moment; on a GPU after it has been waited for."""
+        if self.event is None or earlier.event is None:
+            return self.time - earlier.time
+        return earlier.event.elapsed_time(self.event) / 1000
+
+
 class CostMonitor(L.Callback):
     """Measures training and evaluation separately, also across interruptions.
 
+    A micro-batch lasts from the end of the one before, so that reading and copying it counts too.
     With several devices, questions and tokens are those of all, the peak is the largest of one, and
     seconds are those of the first, with which the others keep step.
     """
 
     def __init__(self) -> None:
         self.steps: list[float] = []  # seconds of each micro-batch, without validation
+        self.moments: list[_Moment] = []  # not yet in `steps`
         self.samples = self.tokens = 0
         self.seconds = {"train": 0.0, "evaluation": 0.0}
         self.peak = {"train": 0, "evaluation": 0}
@@ -94,21 +112,21 @@ class CostMonitor(L.Callback):
     on_test_start = on_fit_start
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-        """Note the time."""
-        self.started = time.perf_counter()
+        """Note the time, where no micro-batch ended just now."""
+        if not self.moments:
+            self.moments.append(_Moment(self.memory.device))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add up seconds, questions and tokens."""
-        _synchronize(pl_module.device)
-        self.steps.append(time.perf_counter() - self.started)
-        self.seconds["train"] += self.steps[-1]
+        """Note the time, and add up questions and tokens."""
+        self.moments.append(_Moment(self.memory.device))
         self.samples += batch["samples"]
         self.tokens += batch["tokens"]
 
     def on_validation_start(self, *_: Any) -> None:
-        """Read the peak of training."""
+        """Read seconds and peak of training."""
+        self._read_moments()
         self._read_peak("train")
         self.evaluation_started = time.perf_counter()
 
@@ -123,6 +141,7 @@ class CostMonitor(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Measurements so far, over all devices."""
+        self._read_moments()
         shares = gathered((self.samples, self.tokens, self.peak))
         return {
             "steps": self.steps,
@@ -156,6 +175,15 @@ class CostMonitor(L.Callback):
             "imports_bytes": self.imports if how != ON_CUDA else 0,
         }
 
+    def _read_moments(self) -> None:
+        """Add the seconds between the moments. What follows, such as saving, is not counted."""
+        if self.moments:
+            _synchronize(self.memory.device)
+        seconds = [end.since(begin) for begin, end in itertools.pairwise(self.moments)]
+        self.steps += seconds
+        self.seconds["train"] += sum(seconds)
+        self.moments = []
+
     def _read_peak(self, phase: str) -> None:
         self.peak[phase] = max(self.peak[phase], self.memory.read())
         self.memory.reset()
@@ -188,7 +216,7 @@ def profile_step(
     module.to(device)  # Lightning moves it away at the end of a fit
     first = itertools.islice(data.train_dataloader(), 200)
     batch = max(first, key=lambda batch: int(batch["tokens"]))
-    batch = module.transfer_batch_to_device(batch, device, 0)
+    batch = data.transfer_batch_to_device(batch, device, 0)
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in module.parameters()}
     saved: dict[int, int] = {}  # bytes of each storage
 
@@ -230,7 +258,7 @@ def estimate_duration(
     training, test = data.train_dataloader(), data.test_dataloader()
 
     def timed(batch: Any, work: Callable[[Any], Any]) -> float:
-        batch = module.transfer_batch_to_device(batch, device, 0)
+        batch = data.transfer_batch_to_device(batch, device, 0)
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
             work(batch)
