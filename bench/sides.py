@@ -55,6 +55,7 @@ def config_of(spec: Spec) -> Config:
         "trainer.max_epochs=1",
         "trainer.enable_progress_bar=false",
         f"trainer.accelerator={device_of(spec).type}",
+        *spec.get("words", []),
     ]
     if "preset" in spec:
         words.append(f"experiment={spec['preset']}")
@@ -114,6 +115,7 @@ def this_project(spec: Spec, memory: PeakMemory) -> Result:
     peak = max(built, memory.read(), *cost.peak.values())
     device = device_of(spec)
     module.to(device)
+    data.in_rows = False  # the arithmetic that is needed, without what fills up rows
     batches = [batch["sequences"].to(device) for batch in data.train_dataloader()]
     with trainer.precision_plugin.forward_context(), operation_counter() as count:
         for batch in batches[:COUNTED]:

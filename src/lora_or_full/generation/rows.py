@@ -5,8 +5,10 @@ waits for it computes nothing. (On a CPU answers that have ended cost time: see 
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache
 
 from lora_or_full.data.prompt import IGNORED, PromptTokens
@@ -16,7 +18,7 @@ from lora_or_full.generation.kv_cache import (
     log_probabilities,
     marked,
 )
-from lora_or_full.modeling.cuda_graphs import uncached_autocast
+from lora_or_full.modeling.cuda_graphs import Recorder
 from lora_or_full.modeling.prefix_packing import (
     CONTEXT_SEGMENT,
     PADDING_SEGMENT,
@@ -25,6 +27,13 @@ from lora_or_full.modeling.prefix_packing import (
 )
 
 LOOK = 4  # tokens between two looks whether all answers have ended
+# Not cuDNN's, which takes long to prepare each new shape, and each batch has its own.
+KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+@cache
+def _recorder() -> Recorder:
+    return Recorder()
 
 
 class _ZeroedLayer(PreallocatedLayer):
@@ -121,7 +130,8 @@ class RowsDecoder:
             log-probabilities; and the log-probability of the gold answer, 0 without one.
         """
         inputs = self.batch.model_inputs(self.batch.wanted[0])
-        output = self.model(**inputs, past_key_values=self.cache, use_cache=True)
+        with sdpa_kernel(KERNELS):
+            output = self.model(**inputs, past_key_values=self.cache, use_cache=True)
         logits, count = output.logits[0], len(self.references)  # (marks, vocabulary)
         of_references = log_probabilities(
             logits, self.marks % count, self.marks // count, self.references
@@ -144,9 +154,7 @@ class RowsDecoder:
             else:
                 self._advance()  # also prepares kernels, which a recording must not
                 if record and number + 1 < self.room:
-                    graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(graph), uncached_autocast():
-                        self._advance()
+                    graph = _recorder().record(self._advance)
         return (
             self.tokens[:, place].T.tolist(),
             self.values[:, place].T.tolist(),
@@ -157,13 +165,14 @@ class RowsDecoder:
         """Read the newest token of each answer, and write the next; everything on the device."""
         shape = self.positions.shape  # (R, Q)
         self._write_to(self.columns + self.now * self.width)
-        logits = self.model(
-            input_ids=self.tokens.index_select(0, self.now[None]).view(shape),
-            position_ids=self.positions,
-            attention_mask=(self.visible & (self.number <= self.now))[:, None],  # (R, 1, Q, C)
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits  # (R, Q, vocabulary)
+        with sdpa_kernel(KERNELS):
+            logits = self.model(
+                input_ids=self.tokens.index_select(0, self.now[None]).view(shape),
+                position_ids=self.positions,
+                attention_mask=(self.visible & (self.number <= self.now))[:, None],  # (R, 1, Q, C)
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits  # (R, Q, vocabulary)
         value, token = logits.float().log_softmax(-1).flatten(0, 1).max(-1)
         self.now += 1
         self.positions += 1

@@ -1,7 +1,7 @@
-"""A training step as CUDA graphs: one launch forward and one backward instead of thousands.
+"""CUDA graphs: a recorded step is replayed by one launch instead of a thousand.
 
-At a few questions a step a GPU computes faster than Python launches its kernels. A graph is
-recorded once for each shape of a batch and replayed for all others of that shape.
+At a few questions a step a GPU computes faster than Python launches its kernels. A training step is
+recorded once for each shape of a batch, and replayed for all others of that shape.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,32 @@ from lora_or_full.modeling.prefix_packing import PackedRows
 
 WARM_UP = 2  # passes before a recording, in which libraries choose kernels and allocate
 Loss = tuple[torch.Tensor, torch.Tensor]  # its sum, and the number of labels
+
+
+class Recorder:
+    """Records graphs that share memory: one may run only when the ones before have ended."""
+
+    def __init__(self) -> None:
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.last: torch.cuda.CUDAGraph | None = None  # the memory lives as long as a graph of it
+
+    def record(self, work: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+        """Record what `work` launches, without running it. It must have run once before.
+
+        (`torch.cuda.graph` would give all free memory back to the system first, each time.)
+        """
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream), uncached_autocast():
+            graph.capture_begin(self.pool)
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self.stream)
+        self.last = graph
+        return graph
 
 
 @dataclass
@@ -45,8 +71,7 @@ class GraphedLoss:
     ) -> None:
         self.loss_sum, self.weights = loss_sum, list(weights)
         self.recordings: dict[tuple[torch.Size, ...], _Recording] = {}
-        # Graphs run one after another, so that they can use the same memory.
-        self.pool = torch.cuda.graph_pool_handle()
+        self.recorder = Recorder()
         self.start = torch.zeros((), device=self.weights[0].device, requires_grad=True)
         for weight in self.weights:
             weight.grad = torch.zeros_like(weight)
@@ -66,21 +91,25 @@ class GraphedLoss:
     def _record(self, batch: PackedRows) -> _Recording:
         batch = PackedRows(*(tensor.clone() for tensor in batch))
         scale = torch.ones((), device=batch.tokens.device)
-        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), uncached_autocast():
-            for _ in range(WARM_UP):
-                loss, _ = self.loss_sum(batch)
-                torch.autograd.grad(loss, self.weights, scale, allow_unused=True)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(forward, pool=self.pool), uncached_autocast():
-            loss, count = self.loss_sum(batch)
-        with torch.cuda.graph(backward, pool=self.pool):
-            found = torch.autograd.grad(loss, self.weights, scale, allow_unused=True)
+        result: list[torch.Tensor] = []
+
+        def forward() -> None:
+            result[:] = self.loss_sum(batch)
+
+        def backward() -> None:
+            found = torch.autograd.grad(result[0], self.weights, scale, allow_unused=True)
             pairs = [(w.grad, g) for w, g in zip(self.weights, found, strict=True) if g is not None]
             torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
-        return _Recording(batch, loss.detach(), count, scale, forward, backward)
+
+        with uncached_autocast():
+            for _ in range(WARM_UP):
+                forward()
+                torch.autograd.grad(result[0], self.weights, scale, allow_unused=True)
+        result.clear()
+        torch.cuda.empty_cache()  # graphs have memory of their own
+        graphs = self.recorder.record(forward), self.recorder.record(backward)
+        loss, count = result
+        return _Recording(batch, loss.detach(), count, scale, *graphs)
 
 
 class _Replay(torch.autograd.Function):

@@ -25,7 +25,7 @@ CONTEXT_SEGMENT = 0  # segment of a context; its questions are 1, 2, ...
 # bfloat16 took an eighth of the time and a gigabyte (measured on two cores with AVX-512). Without
 # AVX-512 MKL multiplies, which does not, and padding would take a thirtieth of the time.
 PAD_MULTIPLE = 1 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
-ROW_LENGTH, LENGTH_MULTIPLE, LABELS_MULTIPLE = 512, 128, 128  # of PackedRows
+ROW_LENGTH, LENGTH_MULTIPLE, LABELS_MULTIPLE = 512, 128, 32  # of PackedRows
 
 
 class Block(NamedTuple):
@@ -226,7 +226,7 @@ def in_rows(
     # A label is predicted one token before, and no block begins with one.
     before = targets.flatten().roll(-1)
     needed = (before != IGNORED).nonzero().squeeze(1)
-    size = _multiple(max(1, len(needed)), LABELS_MULTIPLE)
+    size = _multiple(max(1, len(needed)), LABELS_MULTIPLE * len(planes[0]))
     wanted = torch.tensor([[0], [IGNORED]]).repeat(1, size)
     wanted[:, : len(needed)] = torch.stack([needed, before[needed]])
     return PackedRows(torch.stack(planes), wanted)
@@ -259,7 +259,7 @@ def laid_out(
         rows[row].append(block)
         room[row] -= block.shape[1]
     filling = torch.tensor([0, 0, PADDING_SEGMENT, PADDING_SEGMENT, IGNORED])
-    count = len(rows) if len(rows) <= 2 else _multiple(len(rows), 2)
+    count = len(rows) if len(rows) <= 16 else _multiple(len(rows), 4)
     made = filling[:, None, None].repeat(1, count, width)
     for row, held in enumerate(rows):
         made[:, row, : width - room[row]] = torch.cat(held, dim=1)
