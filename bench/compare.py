@@ -29,7 +29,7 @@ from lora_or_full.modeling.precision import resolve_precision
 
 SIDES = Path(__file__).with_name("sides.py")
 CPU = compose.defaults().trainer.model_copy(update={"accelerator": "cpu"})
-NATIVE_BF16 = resolve_precision(CPU) == "bf16-mixed"
+NATIVE_BF16 = resolve_precision(CPU, 768) == "bf16-mixed"
 WITH_TRL = find_spec("trl") is not None
 Spec = dict[str, Any]
 Result = dict[str, float]

@@ -1,7 +1,7 @@
 """Check this project on a GPU and measure it there: python bench/gpu.py --output=gpu.md
 
 Each part runs in a process of its own with a time limit, so that the failure of one does not hide
-the others; what it found is appended to the output as soon as it ends. Everything that is needed is
+the others; what it found is appended to the output when it ends. Everything that is needed is
 made here: a GPT-2 of full size with random weights, and questions of SQuAD's lengths over nonsense
 texts. --device=cpu tries all parts with small models. TRL is compared where it is installed.
 """
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +41,7 @@ from lora_or_full.training.profiling import operation_counter
 TOLERANCE = 1e-4  # relative difference of a loss or gradient in float32
 SMALL = ("data.train_size=64", "data.validation_size=32", "data.test_size=32")  # of a demo run
 LIMIT = 8 * 60  # seconds of the whole check
+MODES = ("lora", "full")
 Row = list[str]
 
 
@@ -59,7 +60,7 @@ class Place:
     @property
     def answers(self) -> int:
         """Number of questions whose answers are compared."""
-        return 8 if self.small else 48
+        return 8 if self.small else 12
 
 
 # Parts: each gives the rows of its table, the first of them its head.
@@ -69,7 +70,7 @@ def gradients(place: Place) -> Iterator[Row]:
     """Loss and every gradient in float32, against the CPU."""
     yield ["model", "mode", "sequences", "loss", "largest gradient difference", f"<= {TOLERANCE}"]
     for model in (BUILTIN, llama(place.folder)):
-        for mode in ("lora", "full"):
+        for mode in MODES:
             for packing in (True, False):
                 data, module = project(place, model, mode, packing)
                 batches = [b["sequences"] for b in itertools.islice(data.train_dataloader(), 4)]
@@ -102,7 +103,7 @@ def answers(place: Place) -> Iterator[Row]:
     """Greedy answers in batches, against `generate` one by one on the same device, and the CPU."""
     yield ["model", "mode", "questions", "as one by one", "as on the CPU", "all"]
     for model in (BUILTIN, llama(place.folder)):
-        for mode in ("lora", "full"):
+        for mode in MODES:
             data, module = project(place, model, mode, True)
             module.eval()
             batch = data.collate_evaluation([data.validation[n] for n in range(place.answers)])
@@ -120,48 +121,64 @@ def answers(place: Place) -> Iterator[Row]:
 
 def training(place: Place) -> Iterator[Row]:
     """Training, against plain transformers + PEFT and TRL, in bf16 with sdpa."""
+    yield from trained(place, [{"side": "trl"}] * (find_spec("trl") is not None))
+
+
+def compiled(place: Place) -> Iterator[Row]:
+    """Training, against plain transformers + PEFT with torch.compile, in bf16 with sdpa."""
+    yield from trained(place, [{"side": "plain", "compile": True}])
+
+
+def trained(place: Place, peers: list[sides.Spec]) -> Iterator[Row]:
+    """The plain side, some peers, and this project: for this one more steps, since it records."""
     yield ["mode", "questions a step", "side", "questions/s", "times plain", "peak, MB",
            "of plain", "product share, %"]  # fmt: skip
-    peers: list[sides.Spec] = [{"side": "plain"}, {"side": "plain", "compile": True}]
-    peers += [{"side": "trl"}] * (find_spec("trl") is not None)
-    for mode in ("lora", "full"):
-        for size, steps in ((5, 240), (64, 100)) if not place.small else ((5, 6),):
-            plain: sides.Result = {}
-            for peer in [*peers, {"side": "this project"}]:
-                spec = {"what": "training", "mode": mode, "batch_size": size} | peer
-                result = measured(place, spec | {"questions": size * steps})
-                side = peer["side"] + " compiled" * peer.get("compile", False)
-                if "error" in result:
-                    yield [mode, str(size), side, result["error"], *[""] * 4]
-                    continue
-                if side == "plain":
-                    plain = result
-                rate, peak = (
-                    f"{result[name] / plain[name]:.2f}" if plain else ""
-                    for name in ("rate", "peak")
-                )
-                yield [
-                    mode, str(size), side, f"{result['rate']:.1f}", rate,
-                    f"{result['peak'] / 1e6:,.0f}", peak, f"{100 * result['utilisation']:.1f}",
-                ]  # fmt: skip
+    own = {"side": "this project"}
+    sizes = ((5, 120, 800), (64, 40, 200)) if not place.small else ((5, 6, 6),)
+    specs = [
+        {"what": "training", "mode": mode, "batch_size": size} | side
+        | {"questions": size * (longer if side == own else steps)}
+        for mode in MODES
+        for size, steps, longer in sizes
+        for side in ({"side": "plain"}, *peers, own)
+    ]  # fmt: skip
+    plain: sides.Result = {}
+    for spec, result in measured(place, specs):
+        side = spec["side"] + " compiled" * spec.get("compile", False)
+        head = [spec["mode"], str(spec["batch_size"]), side]
+        if "error" in result:
+            yield [*head, result["error"], *[""] * 4]
+            continue
+        if side == "plain":
+            plain = result
+        rate, peak = (f"{result[n] / plain[n]:.2f}" if plain else "" for n in ("rate", "peak"))
+        yield [
+            *head, f"{result['rate']:.1f}", rate, f"{result['peak'] / 1e6:,.0f}", peak,
+            f"{100 * result['utilisation']:.1f}",
+        ]  # fmt: skip
 
 
 def answering(place: Place) -> Iterator[Row]:
     """Answering 16 tokens a question, against `generate`, in bf16."""
     yield ["side", "questions/s", "times one by one", "peak, MB"]
+    ways: dict[str, tuple[int, sides.Spec]] = {
+        "generate, one by one": (20, {"side": "generate"}),
+        "generate, batches of 32": (160, {"side": "generate", "rows": 32}),
+        "this project, batches of 32": (1280, {"side": "this project"}),
+        "this project, batches of 256": (
+            2560, {"side": "this project", "words": ["eval_batch_size=256"]},
+        ),
+    }  # fmt: skip
+    common = {"what": "evaluation", "mode": "lora", "batch_size": 5}
+    specs = [
+        common | spec | {"questions": 20 if place.small else count} for count, spec in ways.values()
+    ]
     alone = None
-    for name, count, spec in (
-        ("generate, one by one", 20, {"side": "generate"}),
-        ("generate, batches of 32", 160, {"side": "generate", "rows": 32}),
-        ("this project", 640, {"side": "this project"}),
-    ):
-        spec = {"what": "evaluation", "mode": "lora", "batch_size": 5} | spec
-        result = measured(place, spec | {"questions": 20 if place.small else count})
+    for name, (_, result) in zip(ways, measured(place, specs), strict=True):
         if "error" in result:
             yield [name, result["error"], "", ""]
             continue
-        if name == "generate, one by one":
-            alone = result["rate"]
+        alone = alone or (result["rate"] if name == "generate, one by one" else None)
         ratio = f"{result['rate'] / alone:.2f}" if alone else ""
         yield [name, f"{result['rate']:.1f}", ratio, f"{result['peak'] / 1e6:,.0f}"]
 
@@ -172,7 +189,7 @@ def floor(place: Place) -> Iterator[Row]:
            "ms by the memory's rate", "ms measured"]  # fmt: skip
     model = BUILTIN if place.small else gpt2(place.folder)
     product, memory = sides.product_rate("bf16", place.device), memory_rate(place.device)
-    for mode in ("lora", "full"):
+    for mode in MODES:
         for size in (5, 64):
             data, module = project(place, model, mode, True, batch_size=size, bf16=True)
             module.to(place.device).train()
@@ -206,7 +223,7 @@ def precisions(place: Place) -> Iterator[Row]:
     """The built-in demo here and on the CPU: scores within noise, in every precision."""
     yield ["mode", "device", "precision", "validation loss", "EM, %", "F1, %", "EM within 3 points"]
     here = place.device.type
-    for mode in ("lora", "full"):
+    for mode in MODES:
         places = [("cpu", "32-true"), (here, "32-true"), (here, "bf16-mixed"), (here, "16-mixed")]
         runs = [start(place, mode, device, f"trainer.precision={p}") for device, p in places]
         base = None
@@ -227,33 +244,42 @@ def precisions(place: Place) -> Iterator[Row]:
 def resumed(place: Place) -> Iterator[Row]:
     """A run that was stopped and resumed, against one that was not: its weights."""
     yield ["mode", "trainer.deterministic", "largest difference of a weight", "equal"]
-    for mode in ("lora", "full"):
-        for deterministic in ("false", "true"):
-            words = [
-                f"trainer.deterministic={deterministic}", "checkpoint_minutes=0.02",
-                "trainer.precision=32-true",  # auto is measured, and two runs may find it otherwise
-                *SMALL,
-            ]  # fmt: skip
-            whole, stopped = (start(place, mode, place.device.type, *words) for _ in range(2))
-            file = stopped.folder / "checkpoints" / "last.ckpt"
-            while stopped.process.poll() is None and not file.exists():
-                time.sleep(0.05)
-            stopped.process.send_signal(signal.SIGINT)
-            stopped.process.wait()
-            again = launched(stopped.folder, f"resume={stopped.folder}")
-            faults = [whole.failed(), again.failed()]
-            if any(faults):
-                yield [mode, deterministic, " ".join(filter(None, faults)), verdict(False)]
-                continue
-            own, other = (same.weights(run) for run in (whole.folder, stopped.folder))
-            worst = max(float(abs(own[name] - other[name]).max()) for name in own)
-            yield [mode, deterministic, f"{worst:.1e}", verdict(worst == 0)]
+    # Without `deterministic` a GPU may add up in any order: there it is told, not promised.
+    cases = [(mode, deterministic) for deterministic in ("true", "false") for mode in MODES]
+    runs = []
+    for mode, deterministic in cases:
+        words = [
+            f"trainer.deterministic={deterministic}", "checkpoint_minutes=0.02",
+            "trainer.precision=32-true",  # auto is measured, and two runs may find it otherwise
+            *SMALL,
+        ]  # fmt: skip
+        runs.append([start(place, mode, place.device.type, *words) for _ in range(2)])
+    for _, stopped in runs:
+        file = stopped.folder / "checkpoints" / "last.ckpt"
+        while stopped.process.poll() is None and not file.exists():
+            time.sleep(0.05)
+        stopped.process.send_signal(signal.SIGINT)
+    for (mode, deterministic), (whole, stopped) in zip(cases, runs, strict=True):
+        stopped.process.wait()
+        again = launched(stopped.folder, f"resume={stopped.folder}")
+        faults = [whole.failed(), again.failed()]
+        if any(faults):
+            yield [mode, deterministic, " ".join(filter(None, faults)), verdict(False)]
+            continue
+        own, other = (same.weights(run) for run in (whole.folder, stopped.folder))
+        worst = max(float(abs(own[name] - other[name]).max()) for name in own)
+        promised = deterministic == "true" or place.small
+        yield [mode, deterministic, f"{worst:.1e}",
+               verdict(worst == 0) if promised else "yes" if worst == 0 else "no"]  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Place], Iterator[Row]]] = {
     part.__name__: part
-    for part in (gradients, answers, training, answering, floor, precisions, resumed)
-}
+    for part in (
+        gradients, answers, precisions, resumed, training, answering, floor, compiled,
+    )
+}  # fmt: skip
+RIGHT = [gradients.__name__, answers.__name__, precisions.__name__, resumed.__name__]
 
 
 # What the parts use.
@@ -288,26 +314,41 @@ def launched(folder: Path, *words: str) -> Run:
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "src" / "run.py"), *words],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},  # several run at once
     )  # fmt: skip
     return Run(process, folder)
 
 
-def measured(place: Place, spec: sides.Spec) -> sides.Result:
-    """Measure one side in a process of its own, on full-size GPT-2 and questions like SQuAD's."""
-    spec = {
+def measured(
+    place: Place, specs: Sequence[sides.Spec]
+) -> Iterator[tuple[sides.Spec, sides.Result]]:
+    """Measure sides, one after another, each in a process of its own.
+
+    They have full-size GPT-2 and questions like SQuAD's. All import what they need before.
+    """
+    common = {
         "model": str(BUILTIN if place.small else gpt2(place.folder)),
-        "data": str(questions(place.folder, spec["questions"] // 5 + 40)),
         "cache": str(place.folder / "cache"), "draw_by": "paragraph", "dropout": 0.0,
-        "precision": "bf16", "device": place.device.type,
-    } | spec  # fmt: skip
-    process = subprocess.run(
-        [sys.executable, sides.__file__, json.dumps(spec)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    for line in process.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line.removeprefix("RESULT "))
-    return {"error": cell((process.stderr.strip().splitlines() or ["no message"])[-1])}
+        "precision": "bf16", "device": place.device.type, "waits": True,
+    }  # fmt: skip
+    specs = [
+        common | {"data": str(questions(place.folder, spec["questions"] // 5 + 40))} | spec
+        for spec in specs
+    ]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, sides.__file__, json.dumps(spec)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for spec in specs
+    ]  # fmt: skip
+    for spec, process in zip(specs, processes, strict=True):
+        output, errors = process.communicate("go\n")
+        lines = [x for x in output.splitlines() if x.startswith("RESULT ")]
+        if lines:
+            yield spec, json.loads(lines[0].removeprefix("RESULT "))
+        else:
+            yield spec, {"error": cell((errors.strip().splitlines() or ["no message"])[-1])}
 
 
 def project(
@@ -416,28 +457,45 @@ def cell(text: str) -> str:
     return text.replace("|", "/")[:200]
 
 
-def run_part(name: str, device: str, folder: Path, seconds: float, output: Path) -> bool:
-    """Run a part in a process of its own, and append what it prints; whether it ended well."""
-    print(f"{name} ...", flush=True)
-    began = time.perf_counter()
-    words = [sys.executable, __file__, f"--device={device}", f"--part={name}", f"--folder={folder}"]
-    with output.open("a", encoding="utf-8") as file:
-        file.write(f"\n## {(PARTS[name].__doc__ or name).strip()}\n\n")
-        file.flush()
-        process = subprocess.Popen(
-            words, stdout=file, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+@dataclass
+class Part:
+    """A part that runs in a process of its own."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    rows: Path
+    errors: Path
+    began: float
+
+    @classmethod
+    def started(cls, name: str, device: str, folder: Path) -> "Part":
+        """Start a part."""
+        print(f"{name} ...", flush=True)
+        words = [f"--device={device}", f"--part={name}", f"--folder={folder}"]
+        rows, errors = folder / f"{name}.md", folder / f"{name}.txt"
+        with rows.open("wb") as out, errors.open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, __file__, *words], stdout=out, stderr=err, start_new_session=True
+            )
+        return cls(name, process, rows, errors, time.perf_counter())
+
+    def ended(self, seconds: float, output: Path) -> bool:
+        """Wait for it, and append what it printed; whether it ended well."""
+        reason = ""
         try:
-            _, errors = process.communicate(timeout=seconds)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            errors = f"stopped after {seconds:.0f} s"
-            process.returncode = 1
-        if process.returncode:
-            file.write(f"\n**This part failed:**\n\n```\n{errors[-3000:].strip()}\n```\n")
-        file.write(f"\n{time.perf_counter() - began:.0f} s\n")
-    return process.returncode == 0
+            reason = f"stopped after {time.perf_counter() - self.began:.0f} s"
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        with output.open("a", encoding="utf-8") as file:
+            title = (PARTS[self.name].__doc__ or self.name).strip()
+            file.write(f"\n## {title}\n\n{self.rows.read_text(encoding='utf-8')}")
+            if self.process.returncode:
+                reason = reason or self.errors.read_text(encoding="utf-8")[-3000:].strip()
+                file.write(f"\n**This part failed:**\n\n```\n{reason}\n```\n")
+            file.write(f"\n{time.perf_counter() - self.began:.0f} s\n")
+        return self.process.returncode == 0
 
 
 def main() -> None:
@@ -467,16 +525,17 @@ def main() -> None:
         parser.error(f"--only={unknown[0]}: the parts are {', '.join(PARTS)}.")
     args.output.write_text(f"# On {origin(torch.device(args.device))}\n", encoding="utf-8")
     ends = time.perf_counter() + args.seconds
+    # What is timed runs alone; the rest side by side where there are processors for it.
+    together = [name for name in names if name in RIGHT and args.device == "cuda"]
+    groups = [together, *([name] for name in names if name not in together)]
+    good = []
     with tempfile.TemporaryDirectory() as folder:
-        results = {
-            name: run_part(
-                name, args.device, Path(folder), max(1, ends - time.perf_counter()), args.output
-            )
-            for name in names
-        }
+        for group in groups:
+            parts = [Part.started(name, args.device, Path(folder)) for name in group]
+            good += [part.ended(max(1, ends - time.perf_counter()), args.output) for part in parts]
     text = args.output.read_text(encoding="utf-8")
     print(text)
-    if not all(results.values()) or "**NO**" in text:
+    if not all(good) or "**NO**" in text:
         sys.exit(f"Not all is well: see {args.output}")
 
 

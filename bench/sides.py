@@ -1,7 +1,9 @@
 """One measurement in a separate process: training or evaluation by one side of a comparison.
 
-compare.py starts it with a JSON specification; it prints a JSON result. The sides (transformers,
-TRL, this project) get the same questions in the same steps, those of this project's data module.
+compare.py and gpu.py start it with a JSON specification; it prints a JSON result. With `waits` it
+begins at a line of input, so that several can import what they need at once. The sides
+(transformers, TRL, this project) get the same questions in the same steps, those of this project's
+data module.
 """
 
 import json
@@ -31,7 +33,6 @@ from lora_or_full.config.schema import Config, validate
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.generation import decoding
 from lora_or_full.modeling.loading import load_tokenizer
-from lora_or_full.modeling.precision import resolve_precision
 from lora_or_full.training.profiling import CostMonitor, PeakMemory, operation_counter
 
 SKIPPED = 2  # first steps of a run, in which kernels are chosen and memory is allocated
@@ -67,8 +68,7 @@ def config_of(spec: Spec) -> Config:
             f"model.config={{{dropouts}}}",
             f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}",
         ]
-    config = validate(compose.compose(words, []))
-    return config.with_precision(resolve_precision(config.trainer))
+    return experiment.with_precision(validate(compose.compose(words, [])))
 
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -315,6 +315,8 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     if spec["side"] == "trl":
         import trl  # noqa: F401  # counts to the memory of imports
+    if spec.get("waits"):
+        sys.stdin.readline()
     random.seed(0)
     torch.manual_seed(0)
     memory = PeakMemory(device_of(spec))

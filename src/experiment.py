@@ -24,7 +24,7 @@ from lora_or_full.errors import UserError, first_line
 from lora_or_full.evaluation import baseline_cache
 from lora_or_full.evaluation.predictions import Prediction, scores
 from lora_or_full.modeling.kernels import onednn_is_faster
-from lora_or_full.modeling.loading import load_tokenizer, max_positions
+from lora_or_full.modeling.loading import hidden_size, load_tokenizer, max_positions
 from lora_or_full.modeling.precision import device_name, device_of, resolve_precision
 from lora_or_full.processes import is_first_process, stop_signals_to
 from lora_or_full.runs import provenance, store
@@ -60,7 +60,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     """
     began = time.time()
     _quiet_libraries()
-    config = config.with_precision(resolve_precision(config.trainer))
+    config = with_precision(config)
     if is_first_process():
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         store.write_text(folder / "config.yaml", text)
@@ -132,6 +132,16 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     for file in (answered, folder / "before.partial.jsonl", checkpoints / BEFORE):
         file.unlink(missing_ok=True)
     return results
+
+
+def with_precision(config: Config) -> Config:
+    """Give the configuration with the precision that this hardware and the model's width decide.
+
+    Raises:
+        UserError: The model is not available.
+    """
+    folder = folder_of(config.model.name, "model", Path(config.cache_dir))
+    return config.with_precision(resolve_precision(config.trainer, hidden_size(folder)))
 
 
 def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[str, Any]]:

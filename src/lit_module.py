@@ -198,7 +198,7 @@ class LitQuestionAnswering(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Record the epoch's mean training loss."""
         loss, labels = self.train_sums.tolist()
-        self.epochs[-1]["train_loss"] = loss / labels
+        self.epochs[-1]["train_loss"] = loss / labels if labels else math.nan
         self.train_sums.zero_()
         self.log("train/epoch_loss", self.epochs[-1]["train_loss"], sync_dist=True)
 

@@ -196,6 +196,7 @@ def test_a_run_records_the_precision_that_its_hardware_was_given(
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: native)
     monkeypatch.setattr(precision, "cpu_gain", lambda: 4.0)
+    monkeypatch.setattr(precision, "NARROW", 16)
     settings["trainer"]["precision"] = "auto"
     computed = set()
     original = LitQuestionAnswering.training_step

@@ -416,6 +416,38 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings: Settings, tmp_path: P
         fit(settings, tmp_path)
 
 
+@pytest.mark.parametrize(("overflows", "raises"), [([1, 2, 4], False), (range(1, 18), True)])
+def test_under_a_scaler_a_few_losses_may_overflow(
+    overflows: list[int], raises: bool, settings: Settings, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It skips their steps. What they were does not count in the mean loss of the epoch."""
+    calls = itertools.count()
+    losses: list[tuple[float, int]] = []
+    original = LitQuestionAnswering.loss_sum
+
+    def loss_sum(self: LitQuestionAnswering, sequences: Any) -> Any:
+        loss, count = original(self, sequences)
+        if next(calls) in overflows:
+            return loss + torch.inf, count
+        losses.append((loss.item(), int(count)))
+        return loss, count
+
+    monkeypatch.setattr(LitQuestionAnswering, "loss_sum", loss_sum)
+    monkeypatch.setattr(L.Trainer, "scaler", property(lambda self: object()))
+    if raises:
+        with pytest.raises(UserError, match="The loss is inf at step 17"):
+            fit(settings, tmp_path, max_epochs=9)
+        return
+    module, _ = fit(settings, tmp_path)
+    for epoch in module.epochs:
+        own = losses[: 1 if epoch["epoch"] == 1 else 2 if epoch["epoch"] == 2 else 3]
+        del losses[: len(own)]
+        mean = sum(loss for loss, _ in own) / sum(count for _, count in own)
+        assert epoch["train_loss"] == pytest.approx(mean)
+    assert not losses
+
+
 def test_trained_weights_come_back_from_their_file(settings: Settings, tmp_path: Path) -> None:
     module, _ = fit(settings, tmp_path)
     module.save_trained(tmp_path / "best.safetensors")
@@ -434,6 +466,7 @@ def test_damaged_weights_are_refused(settings: Settings, tmp_path: Path) -> None
         module.load_trained(file)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_training_runs_on_cuda(settings: Settings, tmp_path: Path) -> None:
     module, _ = fit(settings, tmp_path, accelerator="cuda")

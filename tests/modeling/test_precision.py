@@ -1,7 +1,5 @@
 """Precision: the given one, or with `auto` what the hardware computes natively and fast."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from lora_or_full.config.schema import TrainerConfig, validate
 from lora_or_full.modeling import precision
 from lora_or_full.modeling.precision import frozen_dtype, resolve_precision
 
-CUDA, CUDA_BF16 = "cuda.is_available", "cuda.is_bf16_supported"
+CUDA = "cuda.is_available"
 AVX, AMX = "cpu._is_avx512_bf16_supported", "cpu._is_amx_tile_supported"
 MPS = "backends.mps.is_available"
 
@@ -18,7 +16,7 @@ MPS = "backends.mps.is_available"
 def machine(monkeypatch: pytest.MonkeyPatch, *has: str) -> None:
     """A machine that has nothing but what is named; its processor's bfloat16 is fast."""
     monkeypatch.setattr(precision, "cpu_gain", lambda: 4.0)
-    for name in (CUDA, CUDA_BF16, AVX, AMX, MPS):
+    for name in (CUDA, AVX, AMX, MPS):
         monkeypatch.setattr(f"torch.{name}", lambda found=name in has, **_: found)
 
 
@@ -35,15 +33,10 @@ def trainer(precision: str | int, accelerator: str) -> TrainerConfig:
         ("cpu", [], "32-true"),
         ("cpu", [AVX], "bf16-mixed"),
         ("cpu", [AMX], "bf16-mixed"),
-        ("cpu", [CUDA, CUDA_BF16], "32-true"),
+        ("cpu", [CUDA], "32-true"),
         ("auto", [], "32-true"),
         ("auto", [AVX], "bf16-mixed"),
         ("auto", [MPS, AVX], "32-true"),  # the run is on MPS
-        ("auto", [CUDA, AVX], "32-true"),  # on a GPU that only emulates it
-        ("auto", [CUDA, CUDA_BF16], "bf16-mixed"),
-        ("cuda", [CUDA, CUDA_BF16], "bf16-mixed"),
-        ("gpu", [CUDA, CUDA_BF16], "bf16-mixed"),
-        ("gpu", [CUDA], "32-true"),
         ("gpu", [MPS, AVX], "32-true"),
         ("mps", [MPS, AVX], "32-true"),
     ],
@@ -52,7 +45,7 @@ def test_auto_is_bfloat16_where_the_hardware_of_the_run_has_it(
     accelerator: str, has: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, *has)
-    assert resolve_precision(trainer("auto", accelerator)) == expected
+    assert resolve_precision(trainer("auto", accelerator), 768) == expected
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(0.55, "32-true"), (1.9, "bf16-mixed")])
@@ -61,7 +54,30 @@ def test_a_processor_whose_bfloat16_is_slower_computes_in_float32(
 ) -> None:
     machine(monkeypatch, AVX)
     monkeypatch.setattr(precision, "cpu_gain", lambda: gain)
-    assert resolve_precision(trainer("auto", "cpu")) == expected
+    assert resolve_precision(trainer("auto", "cpu"), 768) == expected
+
+
+def test_a_small_model_computes_in_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, AVX)
+    assert [resolve_precision(trainer("auto", "cpu"), width) for width in (192, 511, 512)] == [
+        "32-true", "32-true", "bf16-mixed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has", "expected"),
+    [
+        ("cpu", [CUDA], "bf16-mixed"),
+        ("auto", [], "bf16-mixed"),
+        ("auto", [CUDA], "16-mixed"),
+        ("gpu", [MPS], "16-mixed"),
+    ],
+)
+def test_float16_on_a_cpu_is_what_lightning_makes_of_it(
+    accelerator: str, has: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, *has)
+    assert resolve_precision(trainer("16-mixed", accelerator), 768) == expected
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -94,21 +110,34 @@ def test_the_speed_of_bfloat16_is_measured_once(
     precision.cpu_gain.cache_clear()
 
 
-def test_emulation_by_a_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    machine(monkeypatch, CUDA)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **words: asked.append(words))
-    resolve_precision(trainer("auto", "cuda"))
-    assert asked == [{"including_emulation": False}]
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((6, 1), "32-true"),  # GTX 10xx, P40
+        ((7, 0), "16-mixed"),  # V100
+        ((7, 5), "16-mixed"),  # T4, RTX 20xx: torch emulates bfloat16 there
+        ((8, 0), "bf16-mixed"),  # A100
+        ((8, 9), "bf16-mixed"),  # L4, RTX 40xx
+        ((9, 0), "bf16-mixed"),  # H100
+        ((12, 0), "bf16-mixed"),  # RTX 50xx
+    ],
+)
+def test_auto_on_a_gpu_is_what_its_units_compute(
+    accelerator: str, capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, CUDA, AVX)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: capability)
+    assert resolve_precision(trainer("auto", accelerator), 768) == expected
 
 
 @pytest.mark.parametrize("wanted", ["32-true", "bf16-mixed", "bf16-true", "16-mixed", 32])
-@pytest.mark.parametrize("has", [[], [AVX, CUDA, CUDA_BF16]])
+@pytest.mark.parametrize("has", [[], [AVX, CUDA]])
 def test_a_given_precision_is_kept(
     wanted: str | int, has: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, *has)
-    assert resolve_precision(trainer(wanted, "auto")) == str(wanted)
+    assert resolve_precision(trainer(wanted, "auto"), 768) == str(wanted)
 
 
 @pytest.mark.parametrize(

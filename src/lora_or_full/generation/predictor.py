@@ -29,7 +29,13 @@ from lora_or_full.evaluation.spans import Span, spans
 from lora_or_full.generation.context_session import ContextSession
 from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.kv_cache import Model, shares_context
-from lora_or_full.modeling.loading import load_adapter, load_model, load_tokenizer, max_positions
+from lora_or_full.modeling.loading import (
+    hidden_size,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    max_positions,
+)
 from lora_or_full.modeling.precision import STORED, autocast_for, device_of, resolve_precision
 from lora_or_full.runs import store
 from lora_or_full.runs.reader import not_a_run, read_record, weights_folder
@@ -237,7 +243,7 @@ def _ready(
         config = record.config
     else:
         config = compose.defaults()
-        config = config.with_precision(resolve_precision(config.trainer))
+        config = config.with_precision(resolve_precision(config.trainer, hidden_size(source)))
     dtype = STORED.get(config.trainer.precision, torch.float32)
     torch.nn.Module.to(model, device_of(config.trainer.accelerator), dtype)
     label, positions = folder.resolve().name, max_positions(source)

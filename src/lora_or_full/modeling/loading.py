@@ -114,6 +114,15 @@ def max_positions(folder: Path) -> int:
     return config.max_position_embeddings
 
 
+def hidden_size(folder: Path) -> int:
+    """Give the width of the model in a folder; 0 if its configuration does not say.
+
+    Raises:
+        UserError: Its configuration can't be read.
+    """
+    return int(getattr(_configuration(folder), "hidden_size", 0))
+
+
 def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
     """Put an adapter on a model and freeze the model's own weights.
 
