@@ -250,8 +250,7 @@ def resumed(place: Place) -> Iterator[Row]:
     for mode, deterministic in cases:
         words = [
             f"trainer.deterministic={deterministic}", "checkpoint_minutes=0.02",
-            "trainer.precision=32-true",  # auto is measured, and two runs may find it otherwise
-            *SMALL,
+            "trainer.precision=32-true",
         ]  # fmt: skip
         runs.append([start(place, mode, place.device.type, *words) for _ in range(2)])
     for _, stopped in runs:
