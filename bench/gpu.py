@@ -35,7 +35,7 @@ import experiment
 from lora_or_full.config import compose
 from lora_or_full.config.schema import validate
 from lora_or_full.generation.decoding import text_of
-from lora_or_full.modeling.cuda_graphs import GraphedLoss
+from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.training.profiling import operation_counter
 
 TOLERANCE = 1e-4  # relative difference of a loss or gradient in float32
@@ -82,7 +82,11 @@ def gradients(place: Place) -> Iterator[Row]:
                     module.to(place.device)
                     weights = list(module.trainable_parameters().values())
                     replayed = way == "replayed"
-                    loss = GraphedLoss(module.loss_sum, weights) if replayed else module.loss_sum
+                    loss = (
+                        GraphedLoss(module.loss_sum, weights, Recorder())
+                        if replayed
+                        else module.loss_sum
+                    )
                     there = [loss_and_gradients(module, loss, b) for b in batches]
                     losses, gradients = (
                         [

@@ -6,6 +6,7 @@ begins at a line of input, so that several can import what they need at once. Th
 data module.
 """
 
+import itertools
 import json
 import os
 import random
@@ -36,7 +37,7 @@ from lora_or_full.modeling.loading import load_tokenizer
 from lora_or_full.training.profiling import CostMonitor, PeakMemory, operation_counter
 
 SKIPPED = 2  # first steps of a run, in which kernels are chosen and memory is allocated
-COUNTED = 4  # steps whose operations are counted
+COUNTED = 12  # steps whose operations are counted; the others have as many on average
 NEW_TOKENS = 16
 Spec = dict[str, Any]
 Result = dict[str, Any]
@@ -116,12 +117,12 @@ def this_project(spec: Spec, memory: PeakMemory) -> Result:
     device = device_of(spec)
     module.to(device)
     data.in_rows = False  # the arithmetic that is needed, without what fills up rows
-    batches = [batch["sequences"].to(device) for batch in data.train_dataloader()]
+    batches = list(itertools.islice(data.train_dataloader(), COUNTED))
     with trainer.precision_plugin.forward_context(), operation_counter() as count:
-        for batch in batches[:COUNTED]:
-            module.loss_sum(batch)[0].backward()
-    tokens = [batch.input_ids.numel() for batch in batches]
-    return {"times": clock.times, "peak": peak, "flops": flops_of(count, tokens)}
+        for batch in batches:
+            module.loss_sum(batch["sequences"].to(device))[0].backward()
+    flops = count.get_total_flops() / len(batches)
+    return {"times": clock.times, "peak": peak, "flops_per_step": flops}
 
 
 class InOrder:
@@ -195,12 +196,12 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
     trainer.add_callback(Times(clock))
     trainer.train()
     peak = memory.read()
-    batches = list(trainer.get_train_dataloader())
-    tokens = [batch["input_ids"].numel() for batch in batches]
+    batches = list(itertools.islice(trainer.get_train_dataloader(), COUNTED))
     with operation_counter() as count:
-        for batch in batches[:COUNTED]:
+        for batch in batches:
             trainer.compute_loss(model, trainer._prepare_inputs(dict(batch))).backward()
-    return {"times": clock.times, "peak": peak, "flops": flops_of(count, tokens)}
+    flops = count.get_total_flops() / len(batches)
+    return {"times": clock.times, "peak": peak, "flops_per_step": flops}
 
 
 def evaluation(spec: Spec, memory: PeakMemory) -> Result:
@@ -278,12 +279,6 @@ def data_of(config: Config) -> SquadDataModule:
     return data
 
 
-def flops_of(count: Any, tokens: list[int]) -> float:
-    """Operations of all measured steps, extrapolated by tokens from the first COUNTED steps."""
-    counted = sum(tokens[:COUNTED])
-    return count.get_total_flops() / counted * sum(tokens[SKIPPED:])
-
-
 def product_rate(precision: str, device: torch.device) -> float:
     """Largest rate of floating-point operations (1/s) of a matrix product.
 
@@ -332,7 +327,7 @@ def main() -> None:
         result["rate"] = min(steps * size, spec["questions"]) / seconds
         result["seconds"] = seconds
         precision = config_of(spec).trainer.precision if "preset" in spec else spec["precision"]
-        rate = result.pop("flops") / seconds
+        rate = result.pop("flops_per_step") * steps / seconds
         result["utilisation"] = rate / product_rate(precision, device_of(spec))
     result["peak"] -= imported
     print("RESULT " + json.dumps(result))

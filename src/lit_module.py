@@ -24,7 +24,7 @@ from lora_or_full.evaluation.predictions import Answer, Prediction, prediction
 from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.kv_cache import shares_context
 from lora_or_full.modeling import trained_weights
-from lora_or_full.modeling.cuda_graphs import GraphedLoss
+from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.kernels import speed_up_full
 from lora_or_full.modeling.loading import add_adapter, load_model, store_frozen
 from lora_or_full.modeling.precision import frozen_dtype
@@ -114,19 +114,12 @@ class LitQuestionAnswering(L.LightningModule):
         alone = self.device.type == "cuda" and self.trainer.world_size == 1
         if alone and self.config.cuda_graphs and self.packed_length and self.config.mask_prompt:
             weights = list(self.trainable_parameters().values())
-            self.graphed = GraphedLoss(self.loss_sum, weights)
+            self.graphed = GraphedLoss(self.loss_sum, weights, Recorder())
 
     def on_fit_end(self) -> None:
         """Lightning's hook: free the graphs; the model leaves the device."""
         self.graphed = None
-        for weight in self.trainable_parameters().values():
-            weight.grad = None
-
-    def optimizer_zero_grad(
-        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Lightning's hook: clear gradients; those that graphs write to stay in place."""
-        optimizer.zero_grad(set_to_none=self.graphed is None)
+        self.zero_grad()
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Weights that training changes, by name; tied ones once."""

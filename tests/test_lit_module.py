@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from configs import FULL
+from repeater import Repeater
 from torch.nn.functional import cross_entropy
 
 import experiment
@@ -17,6 +18,7 @@ from lit_module import LitQuestionAnswering
 from lora_or_full.config.schema import validate
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.errors import UserError
+from lora_or_full.modeling.cuda_graphs import GraphedLoss
 from lora_or_full.modeling.prefix_packing import Packed, Padded
 
 Settings = dict[str, Any]
@@ -414,6 +416,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings: Settings, tmp_path: P
     settings["trainer"]["gradient_clip_val"] = None
     with pytest.raises(UserError, match="at step [1-9]"):
         fit(settings, tmp_path)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_fit_by_replays_ends_at_the_weights_of_one_without(
+    accumulated: int, settings: Settings, tmp_path: Path
+) -> None:
+    """In rows, as on a GPU; without one, a replay does the work again."""
+    settings["trainer"]["accumulate_grad_batches"] = accumulated
+    weights = []
+    for replays in (False, True):
+        data, module, _ = experiment.build(validate(settings))
+        data.in_rows = True
+        if replays:
+            own = list(module.trainable_parameters().values())
+            module.graphed = GraphedLoss(module.loss_sum, own, Repeater())
+        trainer = L.Trainer(
+            **settings["trainer"], logger=False, enable_checkpointing=False,
+            enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(module, data)
+        weights.append([w.detach().clone() for w in module.trainable_parameters().values()])
+    for one, other in zip(*weights, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("overflows", "raises"), [([1, 2, 4], False), (range(1, 18), True)])

@@ -4,8 +4,8 @@ At a few questions a step a GPU computes faster than Python launches its kernels
 recorded once for each shape of a batch, and replayed for all others of that shape.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +24,38 @@ class Recorder:
         self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         self.last: torch.cuda.CUDAGraph | None = None  # the memory lives as long as a graph of it
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Work on the stream of recordings, by autocast without its cache of cast weights.
+
+        A graph would read that cache later, when it is gone.
+        """
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with (
+            torch.cuda.stream(self.stream),
+            torch.autocast(
+                "cuda",
+                dtype=torch.get_autocast_dtype("cuda"),
+                enabled=torch.is_autocast_enabled("cuda"),
+                cache_enabled=False,
+            ),
+        ):
+            yield
+        current.wait_stream(self.stream)
+
     def record(self, work: Callable[[], Any]) -> torch.cuda.CUDAGraph:
         """Record what `work` launches, without running it. It must have run once before.
 
         (`torch.cuda.graph` would give all free memory back to the system first, each time.)
         """
         graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream()
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream), uncached_autocast():
+        with self.aside():
             graph.capture_begin(self.pool)
             try:
                 work()
             finally:
                 graph.capture_end()
-        current.wait_stream(self.stream)
         self.last = graph
         return graph
 
@@ -48,45 +65,58 @@ class _Recording:
     """Graphs of one shape, and the tensors that they read and write."""
 
     batch: PackedRows
-    loss: torch.Tensor
-    count: torch.Tensor
+    result: list[torch.Tensor]  # loss and number of labels
     scale: torch.Tensor  # gradient of the loss
     forward: torch.cuda.CUDAGraph
     backward: torch.cuda.CUDAGraph
 
 
 class GraphedLoss:
-    """The loss of a batch with its gradients, replayed.
-
-    Gradients are added to the `grad` of the weights, as always, but these have to stay the same
-    tensors: clear them by `zero_grad(set_to_none=False)`.
+    """The loss of a batch, replayed; so is its backward pass, which adds to the weights' `grad`.
 
     Args:
         loss_sum: Computes the loss and its number of labels.
-        weights: The trained weights, on a CUDA device.
+        weights: The trained weights, on one device.
+        recorder: Records graphs.
     """
 
     def __init__(
-        self, loss_sum: Callable[[PackedRows], Loss], weights: Sequence[torch.nn.Parameter]
+        self,
+        loss_sum: Callable[[PackedRows], Loss],
+        weights: Sequence[torch.nn.Parameter],
+        recorder: Recorder,
     ) -> None:
-        self.loss_sum, self.weights = loss_sum, list(weights)
+        self.loss_sum, self.weights, self.recorder = loss_sum, list(weights), recorder
+        self.gradients = [torch.zeros_like(weight) for weight in self.weights]
         self.recordings: dict[tuple[torch.Size, ...], _Recording] = {}
-        self.recorder = Recorder()
+        # Makes autograd call `_Replay.backward`.
         self.start = torch.zeros((), device=self.weights[0].device, requires_grad=True)
-        for weight in self.weights:
-            weight.grad = torch.zeros_like(weight)
 
     def __call__(self, batch: PackedRows) -> Loss:
         """Give the loss of a batch, for `backward`, and its number of labels."""
         shape = (batch.tokens.shape, batch.wanted.shape)
         if shape not in self.recordings:
-            state = torch.cuda.get_rng_state()
-            self.recordings[shape] = self._record(batch)
-            torch.cuda.set_rng_state(state)  # a resumed run records at other steps
+            # A resumed run records at other steps: that must not change its dropout.
+            devices = [self.start.device] if self.start.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):
+                self.recordings[shape] = self._record(batch)
         recording = self.recordings[shape]
         for kept, given in zip(recording.batch, batch, strict=True):
             kept.copy_(given)
-        return _Replay.apply(self.start, recording), recording.count.clone()
+        loss = _Replay.apply(self.start, self, recording)
+        return loss, recording.result[1].clone()
+
+    def attach_gradients(self) -> None:
+        """Let the weights' `grad` be what the graphs add to; at zero where it was cleared."""
+        cleared = [
+            (weight, gradient)
+            for weight, gradient in zip(self.weights, self.gradients, strict=True)
+            if weight.grad is not gradient
+        ]
+        if cleared:
+            torch._foreach_zero_([gradient for _, gradient in cleared])
+        for weight, gradient in cleared:
+            weight.grad = gradient
 
     def _record(self, batch: PackedRows) -> _Recording:
         batch = PackedRows(*(tensor.clone() for tensor in batch))
@@ -96,41 +126,38 @@ class GraphedLoss:
         def forward() -> None:
             result[:] = self.loss_sum(batch)
 
-        def backward() -> None:
-            found = torch.autograd.grad(result[0], self.weights, scale, allow_unused=True)
-            pairs = [(w.grad, g) for w, g in zip(self.weights, found, strict=True) if g is not None]
-            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+        def gradients() -> list[torch.Tensor]:
+            found = torch.autograd.grad(
+                result[0], self.weights, scale, allow_unused=True, materialize_grads=True
+            )
+            return list(found)
 
-        with uncached_autocast():
+        with self.recorder.aside():
             for _ in range(WARM_UP):
                 forward()
-                torch.autograd.grad(result[0], self.weights, scale, allow_unused=True)
+                gradients()
         result.clear()
         torch.cuda.empty_cache()  # graphs have memory of their own
-        graphs = self.recorder.record(forward), self.recorder.record(backward)
-        loss, count = result
-        return _Recording(batch, loss.detach(), count, scale, *graphs)
+        graphs = (
+            self.recorder.record(forward),
+            self.recorder.record(lambda: torch._foreach_add_(self.gradients, gradients())),
+        )
+        result[:] = [tensor.detach() for tensor in result]
+        return _Recording(batch, result, scale, *graphs)
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, start: torch.Tensor, recording: _Recording) -> torch.Tensor:
-        ctx.recording = recording
+    def forward(
+        ctx: Any, start: torch.Tensor, graphed: GraphedLoss, recording: _Recording
+    ) -> torch.Tensor:
+        ctx.graphed, ctx.recording = graphed, recording
         recording.forward.replay()
-        return recording.loss.clone()
+        return recording.result[0].detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
+        ctx.graphed.attach_gradients()
         ctx.recording.scale.copy_(gradients[0])
         ctx.recording.backward.replay()
-        return None, None
-
-
-def uncached_autocast() -> AbstractContextManager[Any]:
-    """Autocast as it is, without its cache of cast weights, which a graph must not read later."""
-    return torch.autocast(
-        "cuda",
-        dtype=torch.get_autocast_dtype("cuda"),
-        enabled=torch.is_autocast_enabled("cuda"),
-        cache_enabled=False,
-    )
+        return None, None, None
