@@ -125,37 +125,40 @@ def answers(place: Place) -> Iterator[Row]:
 
 def training(place: Place) -> Iterator[Row]:
     """Training, against plain transformers + PEFT and TRL, in bf16 with sdpa."""
-    yield from trained(place, [{"side": "trl"}] * (find_spec("trl") is not None))
+    trl: list[sides.Spec] = [{"side": "trl"}] * (find_spec("trl") is not None)
+    yield from trained(place, [{"side": "plain"}, {"side": "this project"}, *trl])
 
 
 def compiled(place: Place) -> Iterator[Row]:
-    """Training, against plain transformers + PEFT with torch.compile, in bf16 with sdpa."""
+    """Training by plain transformers + PEFT with torch.compile, in bf16 with sdpa."""
     yield from trained(place, [{"side": "plain", "compile": True}])
 
 
-def trained(place: Place, peers: list[sides.Spec]) -> Iterator[Row]:
-    """The plain side, some peers, and this project: for this one more steps, since it records."""
+def trained(place: Place, own: list[sides.Spec]) -> Iterator[Row]:
+    """Measure sides by mode and size of a step: this project in more steps, since it records."""
     yield ["mode", "questions a step", "side", "questions/s", "times plain", "peak, MB",
            "of plain", "product share, %"]  # fmt: skip
-    own = {"side": "this project"}
     sizes = ((5, 120, 800), (64, 40, 200)) if not place.small else ((5, 6, 6),)
     specs = [
         {"what": "training", "mode": mode, "batch_size": size} | side
-        | {"questions": size * (longer if side == own else steps)}
+        | {"questions": size * (longer if side["side"] == "this project" else steps)}
+        for side in own
         for mode in MODES
         for size, steps, longer in sizes
-        for side in ({"side": "plain"}, *peers, own)
     ]  # fmt: skip
-    plain: sides.Result = {}
+    plain: dict[tuple[str, int], sides.Result] = {}
     for spec, result in measured(place, specs):
         side = spec["side"] + " compiled" * spec.get("compile", False)
-        head = [spec["mode"], str(spec["batch_size"]), side]
+        case = spec["mode"], spec["batch_size"]
+        head = [case[0], str(case[1]), side]
         if "error" in result:
             yield [*head, result["error"], *[""] * 4]
             continue
         if side == "plain":
-            plain = result
-        rate, peak = (f"{result[n] / plain[n]:.2f}" if plain else "" for n in ("rate", "peak"))
+            plain[case] = result
+        rate, peak = (
+            f"{result[n] / plain[case][n]:.2f}" if case in plain else "" for n in ("rate", "peak")
+        )
         yield [
             *head, f"{result['rate']:.1f}", rate, f"{result['peak'] / 1e6:,.0f}", peak,
             f"{100 * result['utilisation']:.1f}",
@@ -325,33 +328,30 @@ def launched(folder: Path, *words: str) -> Run:
 def measured(
     place: Place, specs: Sequence[sides.Spec]
 ) -> Iterator[tuple[sides.Spec, sides.Result]]:
-    """Measure sides, one after another, each in a process of its own.
-
-    They have full-size GPT-2 and questions like SQuAD's. All import what they need before.
-    """
+    """Measure on full-size GPT-2 and questions like SQuAD's, each side in a process of its own."""
     common = {
         "model": str(BUILTIN if place.small else gpt2(place.folder)),
         "cache": str(place.folder / "cache"), "draw_by": "paragraph", "dropout": 0.0,
-        "precision": "bf16", "device": place.device.type, "waits": True,
+        "precision": "bf16", "device": place.device.type,
     }  # fmt: skip
-    specs = [
-        common | {"data": str(questions(place.folder, spec["questions"] // 5 + 40))} | spec
-        for spec in specs
-    ]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, sides.__file__, json.dumps(spec)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for spec in specs
-    ]  # fmt: skip
-    for spec, process in zip(specs, processes, strict=True):
-        output, errors = process.communicate("go\n")
-        lines = [x for x in output.splitlines() if x.startswith("RESULT ")]
-        if lines:
-            yield spec, json.loads(lines[0].removeprefix("RESULT "))
-        else:
-            yield spec, {"error": cell((errors.strip().splitlines() or ["no message"])[-1])}
+    for _, own in itertools.groupby(specs, lambda spec: spec["side"]):
+        given = [
+            common | {"data": str(questions(place.folder, spec["questions"] // 5 + 40))} | spec
+            for spec in own
+        ]
+        with subprocess.Popen(
+            [sys.executable, sides.__file__, json.dumps(given)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stderr is not None
+            left = iter(given)
+            for line in process.stdout:
+                if line.startswith("RESULT "):
+                    yield next(left), json.loads(line.removeprefix("RESULT "))
+            lines = process.stderr.read().strip().splitlines() or ["no message"]
+        for spec in left:
+            yield spec, {"error": cell(lines[-1])}
 
 
 def project(

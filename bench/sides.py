@@ -1,11 +1,11 @@
 """One measurement in a separate process: training or evaluation by one side of a comparison.
 
-compare.py and gpu.py start it with a JSON specification; it prints a JSON result. With `waits` it
-begins at a line of input, so that several can import what they need at once. The sides
-(transformers, TRL, this project) get the same questions in the same steps, those of this project's
-data module.
+compare.py starts it with a JSON specification, gpu.py with a list of them; it prints a JSON result
+for each. The sides (transformers, TRL, this project) get the same questions in the same steps,
+those of this project's data module.
 """
 
+import gc
 import itertools
 import json
 import os
@@ -304,14 +304,8 @@ def product_rate(precision: str, device: torch.device) -> float:
     return best
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    transformers.utils.logging.disable_progress_bar()
-    spec = json.loads(sys.argv[1])
-    if spec["side"] == "trl":
-        import trl  # noqa: F401  # counts to the memory of imports
-    if spec.get("waits"):
-        sys.stdin.readline()
+def measure(spec: Spec) -> Result:
+    """The result of a specification: rate, peak memory and, of training, share of the product."""
     random.seed(0)
     torch.manual_seed(0)
     memory = PeakMemory(device_of(spec))
@@ -330,7 +324,19 @@ def main() -> None:
         rate = result.pop("flops_per_step") * steps / seconds
         result["utilisation"] = rate / product_rate(precision, device_of(spec))
     result["peak"] -= imported
-    print("RESULT " + json.dumps(result))
+    return result
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    transformers.utils.logging.disable_progress_bar()
+    given = json.loads(sys.argv[1])
+    for spec in given if isinstance(given, list) else [given]:
+        if spec["side"] == "trl":
+            import trl  # noqa: F401  # counts to the memory of imports
+        print("RESULT " + json.dumps(measure(spec)), flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
