@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import transformers
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -25,15 +26,22 @@ from lora_or_full.evaluation import baseline_cache
 from lora_or_full.evaluation.predictions import Prediction, scores
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.modeling.loading import hidden_size, load_tokenizer, max_positions
-from lora_or_full.modeling.precision import device_name, device_of, resolve_precision
+from lora_or_full.modeling.precision import (
+    device_name,
+    device_of,
+    resolve_precision,
+    warn_of_unused_gpu,
+)
 from lora_or_full.processes import is_first_process, stop_signals_to
 from lora_or_full.runs import provenance, store
 from lora_or_full.training import console
 from lora_or_full.training.checkpoint import (
     BEFORE,
+    BEST_BEFORE,
     CheckedCheckpointIO,
     Journal,
     RunCheckpoint,
+    best_epoch,
     check_room,
     resume_point,
 )
@@ -61,6 +69,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     began = time.time()
     _quiet_libraries()
     config = with_precision(config)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    if config.trainer.accelerator == "auto":
+        warn_of_unused_gpu()
     if is_first_process():
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         store.write_text(folder / "config.yaml", text)
@@ -78,8 +89,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         check_alike(folder, config.trainer.precision)
         data.deal(trainer.world_size, trainer.global_rank)
         cached = baseline_cache.path(
-            config, data.facts["test"]["fingerprint"], model_facts["fingerprint"]
-        )
+            config, data.facts["test"]["fingerprint"], model_facts["fingerprint"],
+            device_name(trainer.strategy.root_device),
+        )  # fmt: skip
         before, last, step = trainer.strategy.broadcast((baseline_cache.load(cached), last, step))
         seconds = estimate_duration(module, data, trainer, tests=1 if before else 2)
         if trainer.is_global_zero:
@@ -98,7 +110,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         if not module.epochs:
             raise UserError("No epoch was completed: there is nothing to score. Check trainer.*")
         profile = profile_step(module, data, trainer)
-        module.load_trained(checkpoint.best)
+        best = best_epoch(module.epochs)["epoch"]
+        module.load_trained(checkpoint.best, best)
         predictions = _test(trainer, module, data, answered)
         costs = cost.summary()
         devices = Counter(gathered(device_name(trainer.strategy.root_device)))
@@ -113,7 +126,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         "parameters": module.size,
         "shapes": {n: list(weight.shape) for n, weight in module.trainable_parameters().items()},
         "epochs": module.epochs,
-        "best_epoch": module.best_epoch["epoch"],
+        "best_epoch": best,
         "before": before,
         "test": scores(predictions),
         "cost": costs
@@ -129,7 +142,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     }
     log_results(trainer, config, results, [p for p in predictions if not p["exact_match"]][:SHOWN])
     _write(folder, results, predictions, data.test.contexts["context"], exported)
-    for file in (answered, folder / "before.partial.jsonl", checkpoints / BEFORE):
+    partial = folder / "before.partial.jsonl"
+    for file in (answered, partial, checkpoints / BEFORE, checkpoints / BEST_BEFORE):
         file.unlink(missing_ok=True)
     return results
 

@@ -25,7 +25,7 @@ from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.kv_cache import shares_context
 from lora_or_full.modeling import trained_weights
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
-from lora_or_full.modeling.kernels import speed_up_full
+from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
 from lora_or_full.modeling.loading import add_adapter, load_model, store_frozen
 from lora_or_full.modeling.precision import frozen_dtype
 from lora_or_full.modeling.prefix_packing import Sequences
@@ -76,6 +76,8 @@ class LitQuestionAnswering(L.LightningModule):
         else:
             torch.manual_seed(config.seed)  # the adapter's initial weights are drawn here
             self.model = add_adapter(model, config.adapter)
+        if config.model.gradient_checkpointing:
+            checkpoint_activations(model)
         # from_pretrained leaves a model in eval mode, and Lightning keeps what it finds.
         self.model.train()
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -112,7 +114,9 @@ class LitQuestionAnswering(L.LightningModule):
             value.to(self.device) for value in (self.train_sums, self.failed)
         )
         alone = self.device.type == "cuda" and self.trainer.world_size == 1
-        if alone and self.config.cuda_graphs and self.packed_length and self.config.mask_prompt:
+        packed = self.packed_length is not None and self.config.mask_prompt
+        recomputed = self.config.model.gradient_checkpointing  # reads the state of random numbers
+        if alone and packed and self.config.cuda_graphs and not recomputed:
             weights = list(self.trainable_parameters().values())
             self.graphed = GraphedLoss(self.loss_sum, weights, Recorder())
 
@@ -124,15 +128,6 @@ class LitQuestionAnswering(L.LightningModule):
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Weights that training changes, by name; tied ones once."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-    @property
-    def best_epoch(self) -> dict[str, float]:
-        """The finished epoch to score and to keep.
-
-        It has the highest validation F1; among equals the lowest validation loss; then it is the
-        first.
-        """
-        return max(self.epochs, key=lambda epoch: (epoch["f1"], -epoch["validation_loss"]))
 
     def loss_sum(self, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum the cross entropy over all labels.
@@ -319,22 +314,22 @@ class LitQuestionAnswering(L.LightningModule):
         self.train_sums = checkpoint["train_sums"].to(self.device)
 
     def save_trained(self, file: Path) -> None:
-        """Write the trained weights as safetensors, atomically."""
-        trained_weights.save(self.trainable_parameters(), file)
+        """Write the trained weights after the last epoch as safetensors, atomically."""
+        trained_weights.save(self.trainable_parameters(), int(self.epochs[-1]["epoch"]), file)
 
     @torch.no_grad()
-    def load_trained(self, file: Path) -> None:
-        """Load the trained weights from a file of `save_trained`.
+    def load_trained(self, file: Path, epoch: float) -> None:
+        """Load the trained weights after an epoch from a file of `save_trained`.
 
         Raises:
-            UserError: The file is damaged, or of another model.
+            UserError: The file is damaged, or of another epoch or model.
         """
         saved, trained = trained_weights.saved(file), self.trainable_parameters()
-        if saved is None:
+        if saved is None or saved.epoch != epoch:
             raise UserError(f"{file} is damaged. To train it again: resume={file.parents[1]}")
-        self._check_names(saved.keys(), str(file))
+        self._check_names(saved.weights.keys(), str(file))
         for name, weight in trained.items():
-            weight.copy_(saved[name])
+            weight.copy_(saved.weights[name])
 
     def export(self, folder: Path) -> Path:
         """Write the adapter (PEFT's format) or the whole model, and the tokenizer.

@@ -418,6 +418,41 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings: Settings, tmp_path: P
         fit(settings, tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_checkpointed_activations_give_the_same_gradients_in_less_memory(
+    mode: str, packing: bool, settings: Settings
+) -> None:
+    """With LoRA too, whose first trained weight comes after frozen embeddings; with dropout."""
+    settings["packing"] = packing
+    settings = as_full(settings) if mode == "full" else settings
+    results = []
+    for checkpointed in (False, True):
+        settings["model"]["gradient_checkpointing"] = checkpointed
+        data, module, _ = experiment.build(validate(settings))
+        batch = next(iter(data.train_dataloader()))["sequences"]
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, _ = module.train().loss_sum(batch)
+        loss.backward()
+        gradients = [
+            w.grad.to_dense() for w in module.trainable_parameters().values() if w.grad is not None
+        ]
+        results.append((loss.item(), gradients, sum(kept.values())))
+    (loss, gradients, size), (other, others, less) = results
+    assert loss == other
+    assert len(gradients) == len(others) == len(module.trainable_parameters())
+    for one, two in zip(gradients, others, strict=True):
+        torch.testing.assert_close(one, two)
+    assert less < size
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_fit_by_replays_ends_at_the_weights_of_one_without(
     accumulated: int, settings: Settings, tmp_path: Path
@@ -477,7 +512,7 @@ def test_trained_weights_come_back_from_their_file(settings: Settings, tmp_path:
     module, _ = fit(settings, tmp_path)
     module.save_trained(tmp_path / "best.safetensors")
     _, other, _ = experiment.build(validate(settings))
-    other.load_trained(tmp_path / "best.safetensors")
+    other.load_trained(tmp_path / "best.safetensors", 3)
     for name, weight in module.trainable_parameters().items():
         assert torch.equal(weight, other.trainable_parameters()[name])
 
@@ -485,10 +520,14 @@ def test_trained_weights_come_back_from_their_file(settings: Settings, tmp_path:
 def test_damaged_weights_are_refused(settings: Settings, tmp_path: Path) -> None:
     _, module, _ = experiment.build(validate(settings))
     file = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    module.epochs = [{"epoch": 1}]
     module.save_trained(file)
+    damaged = f"best.safetensors is damaged.*resume={tmp_path / 'run'}"
+    with pytest.raises(UserError, match=damaged):
+        module.load_trained(file, 2)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"best.safetensors is damaged.*resume={tmp_path / 'run'}"):
-        module.load_trained(file)
+    with pytest.raises(UserError, match=damaged):
+        module.load_trained(file, 1)
 
 
 @pytest.mark.cuda

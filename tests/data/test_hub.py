@@ -33,9 +33,42 @@ def test_a_whole_download_is_not_asked_for_again(
     monkeypatch.setattr(hub, "snapshot_download", download)
     for _ in range(2):
         assert hub.folder_of("gpt2", "model", tmp_path / "cache") == tmp_path / "snapshot"
-    assert asked == [("gpt2", "model")]
+    assert asked == [("gpt2", "model")] * 2  # its configuration, its weights
     hub.folder_of("gpt2", "dataset", tmp_path / "cache")
-    assert asked[1:] == [("gpt2", "dataset")]
+    assert asked[2:] == [("gpt2", "dataset")]
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (None, ["*.safetensors"]),
+        ("{", ["*.safetensors"]),
+        (
+            '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors",'
+            ' "c": "model-1.safetensors"}}',
+            ["model-1.safetensors", "model-2.safetensors"],
+        ),
+    ],
+)
+def test_of_a_models_weights_only_the_files_of_its_index_are_fetched(
+    index: str | None, expected: list[str], online: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    fetched: list[list[str]] = []
+
+    def download(name: str, **options: Any) -> str:
+        fetched.append(options["allow_patterns"])
+        assert options["ignore_patterns"] == ["*/*"]
+        (tmp_path / "snapshot").mkdir(exist_ok=True)
+        if index is not None:
+            (tmp_path / "snapshot" / hub.INDEX).write_text(index)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    hub.folder_of("large", "model", tmp_path / "cache")
+    first, second = fetched
+    assert not any("safetensors" in pattern for pattern in first)
+    assert second == expected
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"folder": 3}', '{"folder": "nowhere"}'])

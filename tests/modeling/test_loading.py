@@ -9,7 +9,12 @@ import torch
 from configs import add_lora
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, GPT2Config, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.activations import ACT2FN
 
 from lora_or_full.config.schema import AdapterConfig

@@ -1,5 +1,7 @@
 """Precision: the given one, or with `auto` what the hardware computes natively and fast."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -163,3 +165,26 @@ def test_frozen_weights_stay_float32_for_dora_which_uses_their_norm() -> None:
     for dora, expected in (("false", torch.bfloat16), ("true", torch.float32)):
         config = validate(compose.compose([f"+adapter.use_dora={dora}"], []))
         assert frozen_dtype(config.with_precision("bf16-mixed")) == expected
+
+
+@pytest.mark.parametrize(
+    ("card", "has", "cuda", "expected"),
+    [
+        (True, [], None, "built without CUDA"),
+        (True, [], "13.0", "CUDA 13.0 of this torch can't use its driver"),
+        (True, [CUDA], "13.0", ""),
+        (False, [], None, ""),
+    ],
+)
+def test_a_card_that_torch_can_not_use_is_told(
+    card: bool, has: list[str], cuda: str | None, expected: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    machine(monkeypatch, *has)
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    monkeypatch.setattr(precision, "NVIDIA", tmp_path if card else tmp_path / "none")
+    precision.warn_of_unused_gpu()
+    printed = capsys.readouterr().err
+    assert expected in printed
+    assert bool(printed) == bool(expected)
+    assert not printed or "The run is on cpu" in printed

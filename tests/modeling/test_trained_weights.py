@@ -14,7 +14,7 @@ def file(tmp_path: Path) -> Path:
     file = tmp_path / "checkpoints" / "best.safetensors"
     one = torch.arange(6.0).reshape(2, 3).T
     trained_weights.save(
-        {"one": torch.nn.Parameter(one), "two": torch.ones(4, dtype=torch.bfloat16)}, file
+        {"one": torch.nn.Parameter(one), "two": torch.ones(4, dtype=torch.bfloat16)}, 3, file
     )
     return file
 
@@ -22,9 +22,10 @@ def file(tmp_path: Path) -> Path:
 def test_weights_come_back(file: Path) -> None:
     found = trained_weights.saved(file)
     assert found is not None
-    assert torch.equal(found["one"], torch.arange(6.0).reshape(2, 3).T)
-    assert torch.equal(found["two"], torch.ones(4, dtype=torch.bfloat16))
-    assert len(found) == 2
+    assert torch.equal(found.weights["one"], torch.arange(6.0).reshape(2, 3).T)
+    assert torch.equal(found.weights["two"], torch.ones(4, dtype=torch.bfloat16))
+    assert len(found.weights) == 2
+    assert found.epoch == 3
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end", "all", "gone"])

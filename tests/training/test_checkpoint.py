@@ -18,11 +18,13 @@ import experiment
 from lit_module import LitQuestionAnswering
 from lora_or_full.config.schema import validate
 from lora_or_full.errors import UserError
+from lora_or_full.modeling import trained_weights
 from lora_or_full.training.checkpoint import (
     CheckedCheckpointIO,
     Interrupted,
     Journal,
     RunCheckpoint,
+    best_epoch,
     check_room,
     resume_point,
 )
@@ -230,6 +232,21 @@ def test_damaged_files_are_named_and_an_older_state_is_used(
     assert f"Warning: damaged: {damaged}. The run {then}." in capsys.readouterr().err
 
 
+def test_best_weights_of_an_epoch_that_no_checkpoint_knows_are_not_taken(
+    interrupted_run: Path, tmp_path: Path
+) -> None:
+    """They were written right before a kill; the epoch that is redone may come out otherwise."""
+    folder = shutil.copytree(interrupted_run / "checkpoints", tmp_path / "checkpoints")
+    first, unknown = folder / "best.safetensors", {"weight": torch.ones(1)}
+    content = first.read_bytes()
+    first.replace(folder / "best.before.safetensors")
+    trained_weights.save(unknown, 2, first)
+    assert resume_point(folder)[0] == folder / "last.ckpt"
+    assert first.read_bytes() == content
+    trained_weights.save(unknown, 2, first)
+    assert resume_point(folder) == (None, 0)
+
+
 @pytest.mark.parametrize(
     "names", [["last.ckpt"], ["last.ckpt", "before.ckpt"], ["best.safetensors"]]
 )
@@ -314,7 +331,7 @@ def test_a_run_that_the_disk_has_no_room_for_is_refused(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
     check_room(tmp_path, 10**6, 10**6)
-    with pytest.raises(UserError, match="the run needs 4.8 GB of disk, 1.0 GB are free"):
+    with pytest.raises(UserError, match="the run needs 5.2 GB of disk, 1.0 GB are free"):
         check_room(tmp_path, 10**8, 10**8)
     (tmp_path / "last.ckpt").touch()
     os.truncate(tmp_path / "last.ckpt", 4 * 10**9)  # a resumed run has most of it already
@@ -363,4 +380,4 @@ def test_the_best_epoch_is_of_the_highest_f1_then_the_lowest_loss_then_the_first
         module.epochs = epochs[: number + 1]
         checkpoint.on_validation_end(trainer, module)
     assert saved == kept
-    assert module.best_epoch is epochs[kept[-1]]  # which results.json names
+    assert best_epoch(epochs) is epochs[kept[-1]]  # which results.json names

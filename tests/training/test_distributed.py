@@ -99,7 +99,7 @@ def test_two_devices_train_and_score_like_one_interrupted_or_not(
     # The same weights, on one device: the same answers to the same questions, to the last bit.
     one = copy.deepcopy(settings) | {"cache_dir": str(tmp_path / "one")}
     data, module, _ = experiment.build(validate(one))
-    module.load_trained(whole / "checkpoints" / "best.safetensors")
+    module.load_trained(whole / "checkpoints" / "best.safetensors", results["best_epoch"])
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, default_root_dir=tmp_path,

@@ -96,6 +96,11 @@ class ModelConfig(_Section):
     target_modules: Texts | Text = key(
         "attention projections of the model; the default of adapter.target_modules"
     )
+    gradient_checkpointing: bool = key(
+        "compute activations twice instead of keeping them: less memory, the same gradients",
+        changes_result=False,
+        default=False,
+    )
     config: Annotated[dict[str, Any], Accepts("keys of the model's configuration")] = key(
         "values of the model's own configuration, such as dropouts"
     )
@@ -197,8 +202,14 @@ class Config(_Section):
     max_new_tokens: Count = key("largest number of tokens of a generated answer")
     packing: bool = key("questions share their context in one sequence, in training and evaluation")
     packed_length: Count = key("tokens of a context with its questions; more repeat the context")
+    # Runs from before these keys were as their defaults.
     cuda_graphs: bool = key(
-        "on a GPU replay recorded steps: faster where they are small", changes_result=False
+        "on a GPU replay recorded steps: faster where they are small",
+        changes_result=False,
+        default=True,
+    )
+    matmul_precision: Literal["highest", "high", "medium"] = key(
+        "products in float32; high: TF32 on a GPU, faster and less exact", default="highest"
     )
     mask_prompt: bool = key("loss on answer and end-of-text only; false: on every token")
     resume: Text | None = key("folder of an interrupted run to resume", changes_result=False)

@@ -20,9 +20,10 @@ from lora_or_full.runs import store
 
 TIMEOUT = 5  # seconds until the hub counts as unreachable
 WANTED = {
-    "model": ["*.json", "*.safetensors", "*.txt", "*.model"],
+    "model": ["*.json", "*.txt", "*.model"],
     "dataset": ["*.parquet", "*.json", "*.jsonl", "README.md"],
 }
+INDEX = "model.safetensors.index.json"  # names the files of a model that has several
 INSTEAD = {
     "model": "set model.name to a local folder",
     "dataset": "set data.path to local files in SQuAD's format",
@@ -61,12 +62,9 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
     try:
         if not reachable():
             return _from_hub_cache(name, repo_type, key)
-        wanted, no_subfolders = WANTED[repo_type], ["*/*"] if repo_type == "model" else None
-        folder = Path(
-            snapshot_download(
-                name, repo_type=repo_type, allow_patterns=wanted, ignore_patterns=no_subfolders
-            )
-        )
+        folder = _downloaded(name, repo_type, WANTED[repo_type])
+        if repo_type == "model":
+            folder = _downloaded(name, repo_type, _weights(folder))
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(
             f"{key}={name}: neither a local folder nor a {repo_type} on {constants.ENDPOINT} "
@@ -83,6 +81,24 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
         ) from None
     store.write_json(note, {"name": name, "type": repo_type, "folder": str(folder)})
     return folder
+
+
+def _downloaded(name: str, repo_type: str, wanted: list[str]) -> Path:
+    no_subfolders = ["*/*"] if repo_type == "model" else None
+    return Path(
+        snapshot_download(
+            name, repo_type=repo_type, allow_patterns=wanted, ignore_patterns=no_subfolders
+        )
+    )
+
+
+def _weights(folder: Path) -> list[str]:
+    """The files of a model's weights: those of its index, since others may hold them once more."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return sorted(set(index["weight_map"].values()))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return ["*.safetensors"]
 
 
 def _noted(note: Path) -> Path | None:

@@ -14,13 +14,14 @@ SCORES = "scores.json"
 CODE = ("data", "modeling", "generation", "evaluation")  # sub-packages that scores depend on
 
 
-def path(config: Config, test: str, model: str) -> Path:
+def path(config: Config, test: str, model: str, device: str) -> Path:
     """Folder of the scores, named by a hash of all that they depend on.
 
     Args:
         config: The run's configuration, its precision resolved.
         test: Fingerprint of the test questions.
         model: Fingerprint of the weights.
+        device: Name of the device that computes them.
     """
     package = Path(__file__).parents[1]
     files = [file for part in CODE for file in sorted((package / part).glob("*.py"))]
@@ -30,7 +31,7 @@ def path(config: Config, test: str, model: str) -> Path:
         "test": test,
         "lengths": [config.max_length, config.max_new_tokens],
         "precision": config.trainer.precision,
-        "accelerator": config.trainer.accelerator,
+        "device": device,
         "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 import transformers
+from peft import PeftModel
 from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
@@ -35,8 +36,15 @@ from lora_or_full.modeling.loading import (
     load_model,
     load_tokenizer,
     max_positions,
+    store_frozen,
 )
-from lora_or_full.modeling.precision import STORED, autocast_for, device_of, resolve_precision
+from lora_or_full.modeling.precision import (
+    STORED,
+    autocast_for,
+    device_of,
+    frozen_dtype,
+    resolve_precision,
+)
 from lora_or_full.runs import store
 from lora_or_full.runs.reader import not_a_run, read_record, weights_folder
 from lora_or_full.runs.schema import RunRecord
@@ -244,7 +252,11 @@ def _ready(
     else:
         config = compose.defaults()
         config = config.with_precision(resolve_precision(config.trainer, hidden_size(source)))
-    dtype = STORED.get(config.trainer.precision, torch.float32)
+    kept = frozen_dtype(config)
+    if record is not None and isinstance(model, PeftModel) and kept != torch.float32:
+        store_frozen(model, kept)  # as in training; of others `shares_context` needs float32
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    dtype = STORED.get(config.trainer.precision)
     torch.nn.Module.to(model, device_of(config.trainer.accelerator), dtype)
     label, positions = folder.resolve().name, max_positions(source)
     return Predictor(label, model.eval(), load_tokenizer(tokenizer), config, positions, record)

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from lora_or_full.errors import UserError, first_line
+
 NEEDED = "needed"  # argument of a model: numbers (K) among all B·T tokens whose logits are needed
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -35,6 +37,22 @@ def speed_up_full(model: PreTrainedModel) -> None:
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, nn.Embedding) and output is not None:
         embedding.sparse = output.weight is embedding.weight
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only the input of each layer for the backward pass, which computes the rest again.
+
+    (Chen et al., 2016, arXiv 1604.06174)
+
+    Raises:
+        UserError: The model's type can't do it.
+    """
+    # Its name from transformers 5.12 on, and the one before.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"model.gradient_checkpointing=true: {first_line(error)}") from None
 
 
 def speed_up_dropout(model: nn.Module) -> None:

@@ -1,8 +1,10 @@
 """Precision: what `auto` stands for on this hardware, and how frozen weights are stored."""
 
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ CUDA_PRECISIONS = {(8, 0): "bf16-mixed", (7, 0): "16-mixed"}
 # On a CPU a model below this hidden size gains little by bfloat16: the built-in one, of 192, became
 # 5 % faster and needed 1.3 times the memory (on two cores with AVX-512).
 NARROW = 512
+NVIDIA = Path("/proc/driver/nvidia/version")
 STORED = {"bf16-true": torch.bfloat16, "16-true": torch.float16}  # of all weights
 
 
@@ -94,6 +97,20 @@ def device_of(accelerator: str) -> torch.device:
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def warn_of_unused_gpu() -> None:
+    """Warn if the machine has an NVIDIA card that torch can't use: the CPU will be used instead."""
+    if torch.cuda.is_available() or not NVIDIA.exists():
+        return
+    why = "this torch is built without CUDA" if torch.version.cuda is None else (
+        f"CUDA {torch.version.cuda} of this torch can't use its driver, or the card is too old"
+    )  # fmt: skip
+    print(
+        f"Warning: the NVIDIA card of this machine is not used: {why}. The run is on "
+        f"{device_of('auto').type}; trainer.accelerator=cpu says that this is meant.",
+        file=sys.stderr,
+    )
 
 
 def device_name(device: torch.device) -> str:

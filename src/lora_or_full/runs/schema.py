@@ -125,6 +125,7 @@ class Cost(_Part):
     samples_per_second: NonNegative
     tokens_per_second: NonNegative
     peak_memory_bytes: PeakMemory
+    reserved_bytes: Whole = 0  # on CUDA, with what torch keeps for later; older runs do not say
     peak_memory_is: str
     imports_bytes: Whole
     exported_bytes: Whole

@@ -24,19 +24,25 @@ from lora_or_full.processes import STOP_SIGNALS
 from lora_or_full.runs import store
 
 LAST, BEFORE, BEST = "last.ckpt", "before.ckpt", "best.safetensors"
+BEST_BEFORE = "best.before.safetensors"  # of the epoch that was the best before: BEFORE may need it
+Epochs = list[dict[str, float]]
 
 
 class Model(Protocol):
     """What a checkpoint needs of the LightningModule."""
 
-    epochs: list[dict[str, float]]
-
-    @property
-    def best_epoch(self) -> dict[str, float]:
-        """The finished epoch with the best validation scores."""
+    epochs: Epochs
 
     def save_trained(self, file: Path) -> None:
         """Write the trained weights."""
+
+
+def best_epoch(epochs: Epochs) -> dict[str, float]:
+    """Choose the finished epoch to score and to keep.
+
+    It has the highest validation F1; among equals the lowest validation loss; then it is the first.
+    """
+    return max(epochs, key=lambda epoch: (epoch["f1"], -epoch["validation_loss"]))
 
 
 class Interrupted(Exception):  # noqa: N818  # it is no error
@@ -67,8 +73,8 @@ class CheckedCheckpointIO(TorchCheckpointIO):
 def resume_point(folder: Path) -> tuple[Path | None, int]:
     """Find the newest checkpoint from which a run can resume, and warn of damaged ones.
 
-    A checkpoint after the first epoch needs the best weights too. Without them an older one will
-    do, from which training finds them again.
+    A checkpoint after the first epoch needs the weights of its best epoch too. Without them an
+    older one will do, from which training finds them again.
 
     Returns:
         The checkpoint and its optimizer step; None and 0 if the run starts from the beginning.
@@ -80,7 +86,7 @@ def resume_point(folder: Path) -> tuple[Path | None, int]:
             damaged[file] = None
             # Moved aside, or the next save would keep it as the previous checkpoint.
             file.replace(file.with_name(f"{file.name}.damaged"))
-        elif state["epochs"] and trained_weights.saved(folder / BEST) is None:
+        elif state["epochs"] and not _has_best(folder, state["epochs"]):
             damaged[folder / BEST] = None
         else:
             found, step = file, state["global_step"]
@@ -90,6 +96,16 @@ def resume_point(folder: Path) -> tuple[Path | None, int]:
         names = ", ".join(map(str, damaged))
         print(f"Warning: damaged: {names}. The run {then}.", file=sys.stderr)
     return found, step
+
+
+def _has_best(folder: Path, epochs: Epochs) -> bool:
+    """Whether the weights of the best of these epochs are there; they get their name back."""
+    for file in (folder / BEST, folder / BEST_BEFORE):
+        saved = trained_weights.saved(file)
+        if saved is not None and saved.epoch == best_epoch(epochs)["epoch"]:
+            file.replace(folder / BEST)
+            return True
+    return False
 
 
 def _read(file: Path) -> dict[str, Any] | None:
@@ -112,9 +128,9 @@ def check_room(folder: Path, trainable: int, exported: int) -> None:
     Raises:
         UserError: With what is needed, and what is free.
     """
-    # Float32: three training states while one is written, each of weights and two moments; twice
-    # the best weights; and the export.
-    needed = 4 * (3 * 3 * trainable + 2 * trainable + exported)
+    # Float32: three training states while one is written, each of weights and two moments;
+    # three times the best weights; and the export.
+    needed = 4 * (3 * 3 * trainable + 3 * trainable + exported)
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if needed > held + free:
@@ -128,8 +144,9 @@ class RunCheckpoint(Checkpoint):
     """Keeps last.ckpt (all that is needed to resume), the previous one, and best.safetensors.
 
     last.ckpt is written at each epoch's end, before the last step of an epoch, every `interval`
-    seconds and on a stop signal, always between two optimizer steps. best.safetensors is written
-    whenever the validation F1 is the highest so far. The processes of all devices do this together.
+    seconds or more and on a stop signal, always between two optimizer steps. best.safetensors is
+    written whenever the validation F1 is the highest so far. The processes of all devices do this
+    together.
 
     Args:
         folder: The run's checkpoints/.
@@ -141,7 +158,7 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, interval: float) -> None:
         self.last, self.best, self.interval = folder / LAST, folder / BEST, interval
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_seconds = time.monotonic(), 0.0
         self.stopping = self.saved_to_stop = False
 
     def request_stop(self, number: int, frame: Any) -> None:
@@ -172,7 +189,9 @@ class RunCheckpoint(Checkpoint):
         if left == 0 or left % micro_batches:
             return
         self._share_stop(trainer)
-        late = time.monotonic() - self.saved_at > self.interval
+        # To save takes at most a twentieth of the time, however large the model is.
+        interval = max(self.interval, 20 * self.save_seconds)
+        late = time.monotonic() - self.saved_at > interval
         # Validation can be long: all training before it but one step is saved.
         due = left == micro_batches or trainer.strategy.reduce_boolean_decision(late, all=False)
         if due or self.stopping:
@@ -194,7 +213,9 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Model) -> None:  # type: ignore[override]
         """Save the weights of the best epoch so far."""
-        if pl_module.best_epoch is pl_module.epochs[-1] and trainer.is_global_zero:
+        if best_epoch(pl_module.epochs) is pl_module.epochs[-1] and trainer.is_global_zero:
+            if self.best.exists():
+                self.best.replace(self.best.with_name(BEST_BEFORE))
             pl_module.save_trained(self.best)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -206,8 +227,10 @@ class RunCheckpoint(Checkpoint):
         self.stopping = trainer.strategy.reduce_boolean_decision(self.stopping, all=False)
 
     def _save(self, trainer: L.Trainer) -> None:
+        began = time.monotonic()
         trainer.save_checkpoint(self.last)
         self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - began
 
 
 class Journal:

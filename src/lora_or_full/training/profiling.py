@@ -71,6 +71,11 @@ class PeakMemory:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
+    def reserved(self) -> int:
+        """Give the most that torch has reserved on CUDA so far, in bytes; 0 elsewhere."""
+        on_cuda = self.device.type == "cuda"
+        return torch.cuda.max_memory_reserved(self.device) if on_cuda else 0
+
 
 class _Moment:
     """A moment, on a GPU that of its own work: Python runs ahead of it."""
@@ -171,6 +176,7 @@ class CostMonitor(L.Callback):
             "samples_per_second": total["samples"] * rate,
             "tokens_per_second": total["tokens"] * rate,
             "peak_memory_bytes": total["peak"],
+            "reserved_bytes": self.memory.reserved(),
             "peak_memory_is": how + f", the largest of {devices} processes" * (devices > 1),
             "imports_bytes": self.imports if how != ON_CUDA else 0,
         }
