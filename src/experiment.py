@@ -84,8 +84,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         seconds = estimate_duration(module, data, trainer, tests=1 if before else 2)
         if trainer.is_global_zero:
             console.announce(
-                config, folder, data.facts, model_facts, module.size, trainer, last is not None,
-                seconds,
+                resumed=last is not None, config=config, folder=folder, data=data.facts,
+                model=model_facts, parameters=module.size, trainer=trainer, seconds=seconds,
             )  # fmt: skip
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
