@@ -19,7 +19,7 @@ LICENCES = {
     "HuggingFaceTB/SmolLM2-135M": "Apache 2.0",
     "rajpurkar/squad": "CC BY-SA 4.0",
 }
-OWN = ("assets/model", "assets/data/train.json", "assets/data/dev.json")  # this project's, MIT
+OWN = ("/assets/model", "/assets/data/train.json", "/assets/data/dev.json")  # this project's, MIT
 FILES = (".json", ".parquet")
 
 
@@ -40,10 +40,6 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
     """
     config, test = record.config, record.test
     predictions, contexts = read_answers(folder)
-    evaluations = [
-        read_record(file.parent, EvaluationRecord)
-        for file in sorted(folder.glob("evaluations/*/results.json"))
-    ]
     adapter = record.exported == "adapter" and not merged
     base = config.model.name
     data = [
@@ -64,15 +60,12 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
         model_name=title,
         eval_results=[
             EvalResult(
-                task_type="question-answering",
-                dataset_type=hub_id(data[-1]) or "squad",
-                dataset_name=test_set,
-                metric_type=metric,
-                metric_value=round(value, 2),
+                task_type="question-answering", dataset_type=hub_id(data[-1]) or "squad",
+                dataset_name=test_set, metric_type=metric, metric_value=round(value, 2),
             )
             for metric, value in (("exact_match", test.exact_match), ("f1", test.f1))
         ],
-    )
+    )  # fmt: skip
     values: dict[str, Any] = {
         "title": title,
         "kind": "adapter" if adapter else "merged" if merged else "model",
@@ -83,11 +76,10 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
         "name": name,
         "record": record,
         "config": config,
-        "adapter": config.adapter.arguments() if config.adapter else {},
-        "test_sets": [
-            (test_set, test),
-            ("the same, before fine-tuning", record.before),
-            *((other.name, other.test) for other in evaluations),
+        "test_set": test_set,
+        "evaluations": [
+            read_record(file.parent, EvaluationRecord)
+            for file in sorted(folder.glob("evaluations/*/results.json"))
         ],
         "predictions": predictions,
         "not_in_context": sum(
@@ -109,13 +101,13 @@ def hub_id(name: str) -> str | None:
 
 def shown(name: str) -> str:
     """Name a model or data set without the paths of this machine."""
-    if name.endswith(tuple(f"/{own}" for own in OWN)):
+    if name.endswith(OWN):
         return f"lora-or-full's built-in {'model' if name.endswith('model') else 'data'}"
     return hub_id(name) or Path(name).name
 
 
 def _licence(name: str) -> str:
-    if name.endswith(tuple(f"/{own}" for own in OWN)):
+    if name.endswith(OWN):
         return "MIT"
     if name in LICENCES:
         return LICENCES[name]
