@@ -41,11 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Answer the question of the command line, those typed, or those of a file.
-
-    Raises:
-        UserError: An argument is wrong, or a model can't be loaded.
-    """
+    """Answer the question of the command line, those typed, or those of a file."""
     folders, question = _folders_and_question(args.words)
     if (args.context is None) == (args.data is None):
         raise UserError("Give --context=FILE to ask about, or --data=FILE with questions.")
@@ -93,7 +89,7 @@ def _folders_and_question(words: list[str]) -> tuple[list[Path], str | None]:
     if words and not os.path.isdir(words[-1]):  # Path.is_dir raises on a name that is too long
         *folders, question = words
     wrong = [word for word in folders if not os.path.isdir(word)]
-    if question is not None and os.sep in question and not any(map(str.isspace, question)):
+    if question and os.sep in question and not any(map(str.isspace, question)):
         wrong.append(question)
     if wrong:
         raise UserError(
@@ -104,7 +100,7 @@ def _folders_and_question(words: list[str]) -> tuple[list[Path], str | None]:
         raise UserError("Which run? Give its folder, such as runs/<run>, before the question.")
     if question is not None and not question.strip():
         raise UserError("The question is empty.")
-    return [Path(word) for word in folders], question
+    return list(map(Path, folders)), question
 
 
 def _read_context(name: str, question: str | None) -> str:

@@ -47,19 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score each run, and print a table.
-
-    Raises:
-        UserError: An argument is wrong, the data is invalid, or a run can't be scored.
-    """
+    """Score each run, and print a table."""
     name = args.name or re.sub(r"[^\w-]+", "_", args.data.stem)
     if not NAME.fullmatch(name):
         raise UserError(f"--name={name}: must be a name of letters, digits, - and _.")
     from lora_or_full.data import squad
 
-    questions, counts = squad.check(
-        squad.read_files([args.data]), args.unanswerable, args.misaligned
-    )
+    entries = squad.read_files([args.data])
+    questions, counts = squad.check(entries, args.unanswerable, args.misaligned)
     if not questions:
         raise UserError(f"{args.data} holds no question with an answer.")
     table = Table("run", "questions", "EM", "F1", title=name, title_justify="left")
@@ -79,13 +74,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluate(
-    folder: Path,
-    name: str,
-    questions: "list[Question]",
-    counts: dict[str, int],
-    base: str | None,
+    folder: Path, name: str, questions: "list[Question]", counts: dict[str, int], base: str | None
 ) -> dict[str, Any]:
-    """Score a run on a test set, and record the scores.
+    """Score a run on the test set `name`, and record the scores.
 
     Args:
         folder: The run's folder.

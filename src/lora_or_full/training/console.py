@@ -1,6 +1,6 @@
 """What a run prints on the terminal: what will run, and its results."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +21,34 @@ def announce(resumed: bool, **facts: Any) -> None:
 
 def close(results: dict[str, Any], folder: Path) -> None:
     """Print the results of a run, and where its files are."""
-    epochs = _table("Epochs", "epoch", "train loss", "validation loss", "EM", "F1")
-    for epoch in results["epochs"]:
-        best = " *" if epoch["epoch"] == results["best_epoch"] else ""
-        losses = [f"{epoch[name]:.4f}" for name in ("train_loss", "validation_loss")]
-        scores = [f"{epoch[name]:.1f}" for name in ("exact_match", "f1")]
-        epochs.add_row(f"{epoch['epoch']}{best}", *losses, *scores)
-    _console().print(epochs)
+    epochs = [
+        [
+            f"{epoch['epoch']}{' *' if epoch['epoch'] == results['best_epoch'] else ''}",
+            *(f"{epoch[name]:.4f}" for name in ("train_loss", "validation_loss")),
+            *(f"{epoch[name]:.1f}" for name in ("exact_match", "f1")),
+        ]
+        for epoch in results["epochs"]
+    ]
+    _print_table("Epochs", epochs, "epoch", "train loss", "validation loss", "EM", "F1")
     _print_rows("Result", "result", results=results, folder=folder)
 
 
 def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
     """Print the results of each job of a sweep by name; None for one without results."""
-    table = _table("Sweep", "run", "val. F1", "EM", "F1", "train MB", "training")
-    table.columns[0].justify = "left"
-    for name, results in jobs.items():
-        if results is None:
-            table.add_row(name, "no results")
-            continue
-        cost, test = results["cost"], results["test"]
-        table.add_row(
+    rows = [
+        [
             name,
             f"{results['epochs'][results['best_epoch'] - 1]['f1']:.1f}",
-            f"{test['exact_match']:.1f}",
-            f"{test['f1']:.1f}",
-            f"{cost['peak_memory_bytes']['train'] / 1e6:,.0f}",
-            duration(cost["train_seconds"]),
-        )
-    _console().print(table)
+            f"{results['test']['exact_match']:.1f}",
+            f"{results['test']['f1']:.1f}",
+            f"{results['cost']['peak_memory_bytes']['train'] / 1e6:,.0f}",
+            duration(results["cost"]["train_seconds"]),
+        ]
+        if results
+        else [name, "no results"]
+        for name, results in jobs.items()
+    ]
+    _print_table("Sweep", rows, "run", "val. F1", "EM", "F1", "train MB", "training")
 
 
 def duration(seconds: float) -> str:
@@ -60,15 +60,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _console() -> Console:
-    return Console(markup=False, emoji=False)  # a model's name may have any brackets and colons
-
-
-def _table(title: str, *columns: str) -> Table:
+def _print_table(title: str, rows: Iterable[Iterable[str]], *columns: str) -> None:
     table = Table(title=title, title_justify="left", show_header=bool(columns))
     for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
-    return table
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Without markup: a model's name may have any brackets and colons.
+    Console(markup=False, emoji=False).print(table)
 
 
 def _print_rows(title: str, macro: str, **facts: Any) -> None:
@@ -81,9 +80,5 @@ def _print_rows(title: str, macro: str, **facts: Any) -> None:
     text = getattr(environment.get_template("console.jinja").module, macro)(**facts)
     # The lines below are not in the table, which would cut a long path.
     rows, _, below = text.strip("\n").partition("\n\n")
-    table = _table(title)
-    for row in rows.split("\n"):
-        name, _, value = row.partition(": ")
-        table.add_row(name, value)
-    _console().print(table)
+    _print_table(title, (row.partition(": ")[::2] for row in rows.split("\n")))
     print(below, flush=True)
