@@ -121,10 +121,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[str, Any]]:
-    """Build the data and the model.
-
-    Returns:
-        The data, the model, and facts about the model before training.
+    """Build the data and the model, and give facts about the model before training.
 
     Raises:
         UserError: One of them is not available, or they do not fit together.

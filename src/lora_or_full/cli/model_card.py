@@ -24,16 +24,13 @@ FILES = (".json", ".parquet")
 
 
 def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
-    """Write the model card.
+    """Write the model card of a run, as Markdown.
 
     Args:
         folder: The run's folder.
         name: Folder or hub id that the card's code loads.
         record: The run's record.
         merged: Whether the adapter was folded into its base model.
-
-    Returns:
-        The card in Markdown.
 
     Raises:
         UserError: The run's answers or evaluations can't be read.
@@ -75,7 +72,6 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
         "run": folder.resolve().name,
         "name": name,
         "record": record,
-        "config": config,
         "test_set": test_set,
         "evaluations": [
             read_record(file.parent, EvaluationRecord)

@@ -77,12 +77,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build(runs: "list[Predictor]", shown: Sequence[tuple[str, str]]) -> "Flask":
-    """Build the page.
-
-    Args:
-        runs: The models that answer.
-        shown: Contexts and questions to begin with.
-    """
+    """Build the page on which `runs` answer; `shown` are contexts and questions to begin with."""
     from flask import Flask, Response, render_template, request
 
     app = Flask(__name__, template_folder=str(Path(__file__).parent), static_folder=None)

@@ -31,12 +31,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class Sweep:
-    """The jobs of a sweep, each in its own folder. Each worker gets a copy of this.
-
-    Args:
-        jobs: Configuration of each job.
-        folder: Folder of the sweep.
-    """
+    """The jobs of a sweep, each in its own folder. Each worker gets a copy of this."""
 
     def __init__(self, jobs: Sequence[Config], folder: Path) -> None:
         self.jobs, self.folder = list(jobs), folder.absolute()
