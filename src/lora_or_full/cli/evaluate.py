@@ -62,9 +62,8 @@ def run(args: argparse.Namespace) -> None:
         results = evaluate(folder, name, questions, counts, args.model)
         test = results["test"]
         cells = [
-            f"{test[metric]:.1f} [{low:.1f}, {high:.1f}]"
+            "{:.1f} [{:.1f}, {:.1f}]".format(test[metric], *test[f"{metric}_interval"])
             for metric in ("exact_match", "f1")
-            for low, high in (test[f"{metric}_interval"],)
         ]
         table.add_row(folder.name, f"{test['questions']:,}", *cells)
         if count := results["data"]["trained_on"]:

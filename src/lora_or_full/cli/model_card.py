@@ -1,7 +1,6 @@
 """The model card of an export: recipe, scores and limits, from the run's record."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
@@ -57,36 +56,41 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
         model_name=title,
         eval_results=[
             EvalResult(
-                task_type="question-answering", dataset_type=hub_id(data[-1]) or "squad",
-                dataset_name=test_set, metric_type=metric, metric_value=round(value, 2),
+                task_type="question-answering",
+                dataset_type=hub_id(data[-1]) or "squad",
+                dataset_name=test_set,
+                metric_type=metric,
+                metric_value=round(value, 2),
             )
             for metric, value in (("exact_match", test.exact_match), ("f1", test.f1))
         ],
-    )  # fmt: skip
-    values: dict[str, Any] = {
-        "title": title,
-        "kind": "adapter" if adapter else "merged" if merged else "model",
-        "arm": arm,
-        "base": shown(base),
-        "local_base": not hub_id(base),
-        "run": folder.resolve().name,
-        "name": name,
-        "record": record,
-        "test_set": test_set,
-        "evaluations": [
+    )
+    filled = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        title=title,
+        kind="adapter" if adapter else "merged" if merged else "model",
+        arm=arm,
+        base=shown(base),
+        local_base=not hub_id(base),
+        run=folder.resolve().name,
+        name=name,
+        record=record,
+        test_set=test_set,
+        evaluations=[
             read_record(file.parent, EvaluationRecord)
             for file in sorted(folder.glob("evaluations/*/results.json"))
         ],
-        "predictions": predictions,
-        "not_in_context": sum(
+        predictions=predictions,
+        not_in_context=sum(
             bool(p["prediction"]) and not spans(p["prediction"], contexts[str(p["paragraph"])])
             for p in predictions
         ),
-        "data_names": dict.fromkeys(map(shown, data)),
-        "licences": {f"base model {shown(base)}": _licence(base)}
+        data_names=dict.fromkeys(map(shown, data)),
+        licences={f"base model {shown(base)}": _licence(base)}
         | {f"data {shown(path)}": _licence(path) for path in data},
-    }
-    return str(ModelCard.from_template(metadata, template_path=str(TEMPLATE), **values))
+    )
+    return str(filled)
 
 
 def hub_id(name: str) -> str | None:

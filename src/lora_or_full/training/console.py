@@ -72,10 +72,8 @@ def _print_table(title: str, rows: Iterable[Iterable[str]], *columns: str) -> No
 
 def _print_rows(title: str, macro: str, **facts: Any) -> None:
     """Print the table that a macro of console.jinja gives, and the lines below it."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(),
-        trim_blocks=True,
-    )  # fmt: skip
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, trim_blocks=True, autoescape=select_autoescape())
     environment.filters["duration"] = duration
     text = getattr(environment.get_template("console.jinja").module, macro)(**facts)
     # The lines below are not in the table, which would cut a long path.
