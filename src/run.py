@@ -105,9 +105,7 @@ def run_in_folder(config: Config, folder: Path) -> None:
 
     from experiment import run
     from lora_or_full.data.fingerprints import run_identity
-    from lora_or_full.training import console
-    from lora_or_full.training.checkpoint import Interrupted
-    from lora_or_full.training.distributed import leave
+    from lora_or_full.training import checkpoint, console, distributed
 
     try:
         if first:
@@ -115,9 +113,9 @@ def run_in_folder(config: Config, folder: Path) -> None:
             store.set_status(folder, "running", identity, process=os.getpid())
         results = run(config, folder)
         if not first:
-            leave()
+            distributed.leave()
         store.set_status(folder, "finished", identity)
-    except (Interrupted, SIGTERMException, KeyboardInterrupt):
+    except (checkpoint.Interrupted, SIGTERMException, KeyboardInterrupt):
         _record_end(folder, "interrupted", identity)
         print(f"Stopped. To resume: python src/run.py resume='{folder}'", file=sys.stderr)
         sys.exit(INTERRUPTED)

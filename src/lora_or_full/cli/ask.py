@@ -127,31 +127,29 @@ def _answer_context(
     from lora_or_full.generation.predictor import load
 
     runs = [load(folder, base) for folder in folders]
-    sessions = [run.read(context) for run in runs]
+    read = [(run, run.read(context)) for run in runs]
     if question is not None:
-        _print_answers(runs, sessions, question)
+        _print_answers(read, question)
         return
     with contextlib.suppress(ImportError):  # makes the line editable, where the module exists
         import readline  # noqa: F401
 
     at_terminal = sys.stdin.isatty()
     if at_terminal:
-        print(f"The context has {sessions[0].tokens:,} tokens. Ctrl-D ends.")
+        print(f"The context has {read[0][1].tokens:,} tokens. Ctrl-D ends.")
     while True:
         try:
-            _print_answers(runs, sessions, input("\n? " if at_terminal else ""))
+            _print_answers(read, input("\n? " if at_terminal else ""))
         except EOFError:
             return
         except UserError as error:
             print(error, file=sys.stderr)
 
 
-def _print_answers(
-    runs: "list[Predictor]", sessions: "list[ContextSession]", question: str
-) -> None:
-    for run, session in zip(runs, sessions, strict=True):
+def _print_answers(read: "list[tuple[Predictor, ContextSession]]", question: str) -> None:
+    for run, session in read:
         replies = run.ask(session, question, ALTERNATIVES)
-        if len(runs) > 1:
+        if len(read) > 1:
             print(f"{run.label}:")
         print("\n".join(lines(replies, session.context)), flush=True)
         if session.read < session.tokens:
