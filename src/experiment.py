@@ -70,9 +70,10 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         before, last, step = trainer.strategy.broadcast((baseline_cache.load(cached), last, step))
         seconds = estimate_duration(module, data, trainer, tests=1 if before else 2)
         if trainer.is_global_zero:
-            console.announce(
-                resumed=last is not None, config=config, folder=folder, data=data.facts,
-                model=model_facts, parameters=module.size, trainer=trainer, seconds=seconds,
+            console.print_rows(
+                "Will run" if last is None else "Resumes", "will_run",
+                config=config, folder=folder, data=data.facts, model=model_facts,
+                parameters=module.size, trainer=trainer, seconds=seconds,
             )  # fmt: skip
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")

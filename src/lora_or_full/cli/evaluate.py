@@ -36,14 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--name", help="name of this test set in the report (the file's)")
     add_base_model(parser)
-    parser.add_argument(
-        "--unanswerable", choices=("refuse", "drop"), default="refuse",
-        help="questions without an answer (refuse)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--misaligned", choices=("refuse", "repair"), default="refuse",
-        help="answers that are not at their answer_start (refuse)",
-    )  # fmt: skip
+    for option, other, what in (
+        ("--unanswerable", "drop", "questions without an answer"),
+        ("--misaligned", "repair", "answers that are not at their answer_start"),
+    ):
+        choices, default = ("refuse", other), "refuse"
+        parser.add_argument(option, choices=choices, default=default, help=f"{what} (refuse)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,15 +9,6 @@ from lora_or_full.runs.reader import read_answers, read_record
 from lora_or_full.runs.schema import EvaluationRecord, RunRecord
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-# As the hub states them, November 2026.
-LICENCES = {
-    "gpt2": "MIT",
-    "openai-community/gpt2": "MIT",
-    "gpt2-medium": "MIT",
-    "distilgpt2": "Apache 2.0",
-    "HuggingFaceTB/SmolLM2-135M": "Apache 2.0",
-    "rajpurkar/squad": "CC BY-SA 4.0",
-}
 OWN = ("/assets/model", "/assets/data/train.json", "/assets/data/dev.json")  # this project's, MIT
 FILES = (".json", ".parquet")
 
@@ -87,8 +78,10 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
             for p in predictions
         ),
         data_names=dict.fromkeys(map(shown, data)),
-        licences={f"base model {shown(base)}": _licence(base)}
-        | {f"data {shown(path)}": _licence(path) for path in data},
+        sources={f"base model {shown(base)}": base}
+        | {f"data {shown(path)}": path for path in data},
+        own=OWN,
+        stated_licence=_stated_licence,
     )
     return str(filled)
 
@@ -106,12 +99,7 @@ def shown(name: str) -> str:
     return hub_id(name) or Path(name).name
 
 
-def _licence(name: str) -> str:
-    if name.endswith(OWN):
-        return "MIT"
-    if name in LICENCES:
-        return LICENCES[name]
+def _stated_licence(name: str) -> str | None:
+    """The licence that the card in a folder states."""
     file = Path(name) / "README.md"
-    if file.is_file() and (stated := (metadata_load(file) or {}).get("license")):
-        return f"{stated}, as its card says"
-    return "not known here; ask whoever published it before you hand this on"
+    return (metadata_load(file) or {}).get("license") if file.is_file() else None

@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 
-def announce(resumed: bool, **facts: Any) -> None:
-    """Print what will run, on which device, and for about how many seconds.
-
-    Args:
-        resumed: Whether the run continues an earlier one.
-        facts: Arguments of console.jinja:will_run; data, model and parameters as in results.json.
-    """
-    _print_rows("Resumes" if resumed else "Will run", "will_run", **facts)
+def print_rows(title: str, macro: str, **facts: Any) -> None:
+    """Print the table that `macro` of console.jinja makes of facts, and the lines below it."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, trim_blocks=True, autoescape=select_autoescape())
+    environment.filters["duration"] = duration
+    text = getattr(environment.get_template("console.jinja").module, macro)(**facts)
+    # The lines below are not in the table, which would cut a long path.
+    rows, _, below = text.strip("\n").partition("\n\n")
+    _print_table(title, (row.partition(": ")[::2] for row in rows.split("\n")))
+    print(below, flush=True)
 
 
 def close(results: dict[str, Any], folder: Path) -> None:
@@ -30,7 +32,7 @@ def close(results: dict[str, Any], folder: Path) -> None:
         for epoch in results["epochs"]
     ]
     _print_table("Epochs", epochs, "epoch", "train loss", "validation loss", "EM", "F1")
-    _print_rows("Result", "result", results=results, folder=folder)
+    print_rows("Result", "result", results=results, folder=folder)
 
 
 def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
@@ -68,15 +70,3 @@ def _print_table(title: str, rows: Iterable[Iterable[str]], *columns: str) -> No
         table.add_row(*row)
     # Without markup: a model's name may have any brackets and colons.
     Console(markup=False, emoji=False).print(table)
-
-
-def _print_rows(title: str, macro: str, **facts: Any) -> None:
-    """Print the table that a macro of console.jinja gives, and the lines below it."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, trim_blocks=True, autoescape=select_autoescape())
-    environment.filters["duration"] = duration
-    text = getattr(environment.get_template("console.jinja").module, macro)(**facts)
-    # The lines below are not in the table, which would cut a long path.
-    rows, _, below = text.strip("\n").partition("\n\n")
-    _print_table(title, (row.partition(": ")[::2] for row in rows.split("\n")))
-    print(below, flush=True)
