@@ -34,30 +34,16 @@ from lora_or_full.modeling.precision import (
 )
 from lora_or_full.processes import is_first_process, stop_signals_to
 from lora_or_full.runs import provenance, store
-from lora_or_full.training import console
-from lora_or_full.training.checkpoint import (
-    BEFORE,
-    BEST_BEFORE,
-    CheckedCheckpointIO,
-    Journal,
-    RunCheckpoint,
-    best_epoch,
-    check_room,
-    resume_point,
-)
+from lora_or_full.training import checkpoint, console
 from lora_or_full.training.distributed import check_alike, connected, gathered
 from lora_or_full.training.loggers import SHOWN, MetricsFile, SampleAnswers, log_results
 from lora_or_full.training.profiling import CostMonitor, estimate_duration, profile_step
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    """Fine-tune and score, or resume where the run was interrupted.
+    """Fine-tune and score, or resume where the run in `folder` was interrupted.
 
     With several devices, each has a process that calls this. All but the first write nothing.
-
-    Args:
-        config: The run's configuration.
-        folder: The run's folder.
 
     Returns:
         What results.json holds; nothing in all processes but the first.
@@ -78,26 +64,26 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     cost = CostMonitor()
     data, module, model_facts = build(config)
     exported_weights = module.size["total" if config.adapter is None else "trainable"]
-    check_room(folder, int(module.size["trainable"]), int(exported_weights))
+    checkpoint.check_room(folder, int(module.size["trainable"]), int(exported_weights))
     commit = provenance.commit()  # now: the files may change during the run
     checkpoints, answered = folder / "checkpoints", folder / "predictions.partial.jsonl"
     # What the first process finds holds for all: files may change between their looks.
-    last, step = resume_point(checkpoints) if is_first_process() else (None, 0)
-    checkpoint = RunCheckpoint(checkpoints, 60 * config.checkpoint_minutes)
-    trainer = build_trainer(config, folder, step, [checkpoint, cost])
-    with stop_signals_to(checkpoint.request_stop), connected(trainer):
+    last, step = checkpoint.resume_point(checkpoints) if is_first_process() else (None, 0)
+    saver = checkpoint.RunCheckpoint(checkpoints, 60 * config.checkpoint_minutes)
+    trainer = build_trainer(config, folder, step, [saver, cost])
+    with stop_signals_to(saver.request_stop), connected(trainer):
         check_alike(folder, config.trainer.precision)
         data.deal(trainer.world_size, trainer.global_rank)
-        cached = baseline_cache.path(
-            config, data.facts["test"]["fingerprint"], model_facts["fingerprint"],
-            device_name(trainer.strategy.root_device),
-        )  # fmt: skip
+        test_set, weights = data.facts["test"]["fingerprint"], model_facts["fingerprint"]
+        device = device_name(trainer.strategy.root_device)
+        cached = baseline_cache.path(config, test_set, weights, device)
         before, last, step = trainer.strategy.broadcast((baseline_cache.load(cached), last, step))
         seconds = estimate_duration(module, data, trainer, tests=1 if before else 2)
         if trainer.is_global_zero:
-            console.announce(
-                config, folder, data.facts, model_facts, module.size, trainer, last is not None,
-                seconds,
+            console.print_rows(
+                "Will run" if last is None else "Resumes", "will_run",
+                config=config, folder=folder, data=data.facts, model=model_facts,
+                parameters=module.size, trainer=trainer, seconds=seconds,
             )  # fmt: skip
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
@@ -110,11 +96,12 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         if not module.epochs:
             raise UserError("No epoch was completed: there is nothing to score. Check trainer.*")
         profile = profile_step(module, data, trainer)
-        best = best_epoch(module.epochs)["epoch"]
-        module.load_trained(checkpoint.best, best)
+        best = checkpoint.best_epoch(module.epochs)["epoch"]
+        module.load_trained(saver.best, best)
         predictions = _test(trainer, module, data, answered)
         costs = cost.summary()
-        devices = Counter(gathered(device_name(trainer.strategy.root_device)))
+        counts = Counter(gathered(device)).items()
+        devices = " + ".join(name if n == 1 else f"{n} x {name}" for name, n in counts)
     if not trainer.is_global_zero:
         return {}
     predictions.sort(key=lambda prediction: prediction["id"])
@@ -129,21 +116,20 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         "best_epoch": best,
         "before": before,
         "test": scores(predictions),
-        "cost": costs
-        | {
+        "cost": {
+            **costs,
             "step": profile,
             "exported_bytes": sum(file.stat().st_size for file in exported.glob("*.safetensors")),
             "session_seconds": time.time() - began,
         },
         "exported": exported.name,
-        "environment": provenance.environment(
-            " + ".join(name if n == 1 else f"{n} x {name}" for name, n in devices.items()), commit
-        ),
+        "environment": provenance.environment(devices, commit),
     }
     log_results(trainer, config, results, [p for p in predictions if not p["exact_match"]][:SHOWN])
-    _write(folder, results, predictions, data.test.contexts["context"], exported)
+    _write(folder, results, predictions, data.test.contexts["context"])
     partial = folder / "before.partial.jsonl"
-    for file in (answered, partial, checkpoints / BEFORE, checkpoints / BEST_BEFORE):
+    before_last = [checkpoints / name for name in (checkpoint.BEFORE, checkpoint.BEST_BEFORE)]
+    for file in (answered, partial, *before_last):
         file.unlink(missing_ok=True)
     return results
 
@@ -159,10 +145,7 @@ def with_precision(config: Config) -> Config:
 
 
 def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[str, Any]]:
-    """Build the data and the model.
-
-    Returns:
-        The data, the model, and facts about the model before training.
+    """Build the data and the model, and give facts about the model before training.
 
     Raises:
         UserError: One of them is not available, or they do not fit together.
@@ -193,13 +176,7 @@ def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[s
 def build_trainer(
     config: Config, folder: Path, step: int, callbacks: list[L.Callback]
 ) -> L.Trainer:
-    """Build Lightning's trainer with this project's loggers.
-
-    Args:
-        config: The run's configuration.
-        folder: The run's folder.
-        step: Optimizer step to resume from.
-        callbacks: Callbacks in addition to the loggers' own.
+    """Build Lightning's trainer with this project's loggers, to resume from an optimizer step.
 
     Raises:
         UserError: Lightning does not accept an argument in trainer.*.
@@ -217,14 +194,12 @@ def build_trainer(
             default_root_dir=folder,
             logger=[tensorboard, MetricsFile(folder / "metrics.csv", step)],
             callbacks=[*callbacks, SampleAnswers(), LearningRateMonitor("step")],
-            plugins=[CheckedCheckpointIO()],
+            plugins=[checkpoint.CheckedCheckpointIO()],
             num_sanity_val_steps=0,  # scoring before training has tried all of it
             enable_model_summary=False,
             use_distributed_sampler=False,  # the sampler deals its steps itself
         )
-    except (
-        MisconfigurationException, ImportError, ValueError, RuntimeError, TypeError,
-    ) as error:  # fmt: skip
+    except (MisconfigurationException, ImportError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"Lightning refuses trainer.*: {first_line(error)}") from None
     shares = trainer.world_size * trainer.accumulate_grad_batches
     if shares > config.batch_size:
@@ -244,29 +219,24 @@ def _test(
 
     Only the first device's process keeps the predictions.
     """
-    journal = Journal(file) if trainer.is_global_zero else None
+    journal = checkpoint.Journal(file) if trainer.is_global_zero else None
     if journal is not None:
         module.on_prediction = journal.add
-    loader = data.test_dataloader(
-        trainer.strategy.broadcast(len(journal.batches) if journal else 0)
-    )
+    answered = trainer.strategy.broadcast(len(journal.batches) if journal else 0)
+    loader = data.test_dataloader(answered)
     if len(loader):
         trainer.test(module, loader, verbose=False)
     return journal.predictions if journal else []
 
 
 def _write(
-    folder: Path,
-    results: dict[str, Any],
-    predictions: list[Prediction],
-    contexts: list[str],
-    exported: Path,
+    folder: Path, results: dict[str, Any], predictions: list[Prediction], contexts: list[str]
 ) -> None:
     """Write the record of a finished run, results.json last."""
     texts = {str(number): text for number, text in enumerate(contexts)}
     store.write_json(folder / "contexts.json", texts)
     store.write_lines(folder / "predictions.jsonl", predictions)
-    weights = [file for file in sorted(exported.rglob("*")) if file.is_file()]
+    weights = [f for f in sorted((folder / results["exported"]).rglob("*")) if f.is_file()]
     files = [folder / "predictions.jsonl", folder / "contexts.json", *weights]
     store.write_results(folder, results, files)
 

@@ -33,19 +33,18 @@ def main() -> None:
     if args.help:
         print(f"{(__doc__ or '').strip()}\n\n{usage()}")
         return
-    task: Callable[[DictConfig], None] = one_run
-    sweep = None
-    if not (args.hydra_help or args.cfg or args.info or args.shell_completion):
-        command = prepare(args)
-        sys.argv += command.words
-        if command.folder is not None:
-            sweep = Sweep(command.jobs, command.folder)
-            task = sweep_job(sweep)
-    with contextlib.ExitStack() as stack:
-        if sweep:
-            stack.enter_context(command_line_errors(sweep.folder))
-            stack.enter_context(sweep.reported())
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+    start = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    if args.hydra_help or args.cfg or args.info or args.shell_completion:
+        start(one_run)()
+        return
+    command = prepare(args)
+    sys.argv += command.words
+    if command.folder is None:
+        start(one_run)()
+        return
+    sweep = Sweep(command.jobs, command.folder)
+    with command_line_errors(sweep.folder), sweep.reported():
+        start(sweep_job(sweep))()
 
 
 def one_run(composed: DictConfig) -> None:
@@ -61,9 +60,8 @@ def sweep_job(sweep: Sweep) -> Callable[[DictConfig], None]:
     def start(composed: DictConfig) -> None:
         hydra_config = HydraConfig.get()
         number = hydra_config.job.num
-        of_sweep = ["study"]
-        if sweep.jobs[number].adapter is None:  # these are swept for the other modes
-            of_sweep += ADAPTER_KEYS
+        # The adapter's keys are swept for the modes that have one.
+        of_sweep = {"study", *(ADAPTER_KEYS if sweep.jobs[number].adapter is None else ())}
         words = [w for w in hydra_config.overrides.task if w.partition("=")[0] not in of_sweep]
         with command_line_errors(sweep.folder):
             sweep.run(number, words)
@@ -79,48 +77,45 @@ def run_in_folder(config: Config, folder: Path) -> None:
     Raises:
         UserError: The run is not possible.
     """
-    identity = None
+    first, identity = is_first_process(), None
     if config.resume is None:
-        if is_first_process() and (folder / "config.yaml").exists():
+        if first and (folder / "config.yaml").exists():
             raise UserError(f"{folder} holds a run already: choose another hydra.run.dir.")
     else:
         config = saved(folder)
-        if is_first_process() and store.is_finished(folder):
+        if first and store.is_finished(folder):
             raise UserError(f"resume={folder}: that run is finished; see its results.json.")
         identity = store.status(folder).get("identity")
         damaged = store.damaged_files(folder)
         if damaged and (folder / store.RESULTS).exists():
             words = f"Warning: damaged in {folder}: {', '.join(damaged)}. The run is repeated."
             print(words, file=sys.stderr)
-    lock = store.run_lock(folder)
-    try:
-        if is_first_process():
+    if first:
+        lock = store.run_lock(folder)
+        try:
             lock.acquire(blocking=False)
-        else:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
-    except Timeout:
-        raise UserError(f"{folder}: another process is working on this run.") from None
-    if is_first_process():
+        except Timeout:
+            raise UserError(f"{folder}: another process is working on this run.") from None
         store.remove_partial_files(folder)
+    else:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
     threading.excepthook = _quiet_thread_errors
     # Imported late: torch and everything on top of it take seconds.
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from experiment import run
     from lora_or_full.data.fingerprints import run_identity
-    from lora_or_full.training import console
-    from lora_or_full.training.checkpoint import Interrupted
-    from lora_or_full.training.distributed import leave
+    from lora_or_full.training import checkpoint, console, distributed
 
     try:
-        if is_first_process():
+        if first:
             identity = identity or run_identity(config)
             store.set_status(folder, "running", identity, process=os.getpid())
         results = run(config, folder)
-        if not is_first_process():
-            leave()
+        if not first:
+            distributed.leave()
         store.set_status(folder, "finished", identity)
-    except (Interrupted, SIGTERMException, KeyboardInterrupt):
+    except (checkpoint.Interrupted, SIGTERMException, KeyboardInterrupt):
         _record_end(folder, "interrupted", identity)
         print(f"Stopped. To resume: python src/run.py resume='{folder}'", file=sys.stderr)
         sys.exit(INTERRUPTED)

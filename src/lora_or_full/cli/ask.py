@@ -41,11 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Answer the question of the command line, those typed, or those of a file.
-
-    Raises:
-        UserError: An argument is wrong, or a model can't be loaded.
-    """
+    """Answer the question of the command line, those typed, or those of a file."""
     folders, question = _folders_and_question(args.words)
     if (args.context is None) == (args.data is None):
         raise UserError("Give --context=FILE to ask about, or --data=FILE with questions.")
@@ -93,7 +89,7 @@ def _folders_and_question(words: list[str]) -> tuple[list[Path], str | None]:
     if words and not os.path.isdir(words[-1]):  # Path.is_dir raises on a name that is too long
         *folders, question = words
     wrong = [word for word in folders if not os.path.isdir(word)]
-    if question is not None and os.sep in question and not any(map(str.isspace, question)):
+    if question and os.sep in question and not any(map(str.isspace, question)):
         wrong.append(question)
     if wrong:
         raise UserError(
@@ -104,7 +100,7 @@ def _folders_and_question(words: list[str]) -> tuple[list[Path], str | None]:
         raise UserError("Which run? Give its folder, such as runs/<run>, before the question.")
     if question is not None and not question.strip():
         raise UserError("The question is empty.")
-    return [Path(word) for word in folders], question
+    return list(map(Path, folders)), question
 
 
 def _read_context(name: str, question: str | None) -> str:
@@ -131,31 +127,29 @@ def _answer_context(
     from lora_or_full.generation.predictor import load
 
     runs = [load(folder, base) for folder in folders]
-    sessions = [run.read(context) for run in runs]
+    read = [(run, run.read(context)) for run in runs]
     if question is not None:
-        _print_answers(runs, sessions, question)
+        _print_answers(read, question)
         return
     with contextlib.suppress(ImportError):  # makes the line editable, where the module exists
         import readline  # noqa: F401
 
     at_terminal = sys.stdin.isatty()
     if at_terminal:
-        print(f"The context has {sessions[0].tokens:,} tokens. Ctrl-D ends.")
+        print(f"The context has {read[0][1].tokens:,} tokens. Ctrl-D ends.")
     while True:
         try:
-            _print_answers(runs, sessions, input("\n? " if at_terminal else ""))
+            _print_answers(read, input("\n? " if at_terminal else ""))
         except EOFError:
             return
         except UserError as error:
             print(error, file=sys.stderr)
 
 
-def _print_answers(
-    runs: "list[Predictor]", sessions: "list[ContextSession]", question: str
-) -> None:
-    for run, session in zip(runs, sessions, strict=True):
+def _print_answers(read: "list[tuple[Predictor, ContextSession]]", question: str) -> None:
+    for run, session in read:
         replies = run.ask(session, question, ALTERNATIVES)
-        if len(runs) > 1:
+        if len(read) > 1:
             print(f"{run.label}:")
         print("\n".join(lines(replies, session.context)), flush=True)
         if session.read < session.tokens:

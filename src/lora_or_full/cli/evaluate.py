@@ -36,30 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--name", help="name of this test set in the report (the file's)")
     add_base_model(parser)
-    parser.add_argument(
-        "--unanswerable", choices=("refuse", "drop"), default="refuse",
-        help="questions without an answer (refuse)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--misaligned", choices=("refuse", "repair"), default="refuse",
-        help="answers that are not at their answer_start (refuse)",
-    )  # fmt: skip
+    for option, other, what in (
+        ("--unanswerable", "drop", "questions without an answer"),
+        ("--misaligned", "repair", "answers that are not at their answer_start"),
+    ):
+        choices, default = ("refuse", other), "refuse"
+        parser.add_argument(option, choices=choices, default=default, help=f"{what} (refuse)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score each run, and print a table.
-
-    Raises:
-        UserError: An argument is wrong, the data is invalid, or a run can't be scored.
-    """
+    """Score each run, and print a table."""
     name = args.name or re.sub(r"[^\w-]+", "_", args.data.stem)
     if not NAME.fullmatch(name):
         raise UserError(f"--name={name}: must be a name of letters, digits, - and _.")
     from lora_or_full.data import squad
 
-    questions, counts = squad.check(
-        squad.read_files([args.data]), args.unanswerable, args.misaligned
-    )
+    entries = squad.read_files([args.data])
+    questions, counts = squad.check(entries, args.unanswerable, args.misaligned)
     if not questions:
         raise UserError(f"{args.data} holds no question with an answer.")
     table = Table("run", "questions", "EM", "F1", title=name, title_justify="left")
@@ -67,9 +60,8 @@ def run(args: argparse.Namespace) -> None:
         results = evaluate(folder, name, questions, counts, args.model)
         test = results["test"]
         cells = [
-            f"{test[metric]:.1f} [{low:.1f}, {high:.1f}]"
+            "{:.1f} [{:.1f}, {:.1f}]".format(test[metric], *test[f"{metric}_interval"])
             for metric in ("exact_match", "f1")
-            for low, high in (test[f"{metric}_interval"],)
         ]
         table.add_row(folder.name, f"{test['questions']:,}", *cells)
         if count := results["data"]["trained_on"]:
@@ -79,13 +71,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluate(
-    folder: Path,
-    name: str,
-    questions: "list[Question]",
-    counts: dict[str, int],
-    base: str | None,
+    folder: Path, name: str, questions: "list[Question]", counts: dict[str, int], base: str | None
 ) -> dict[str, Any]:
-    """Score a run on a test set, and record the scores.
+    """Score a run on the test set `name`, and record the scores.
 
     Args:
         folder: The run's folder.

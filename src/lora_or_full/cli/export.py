@@ -40,11 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, upload if requested, and print the folder and the address on the hub.
-
-    Raises:
-        UserError: The run can't be exported or uploaded.
-    """
+    """Export, upload if requested, and print the folder and the address on the hub."""
     output = args.output or args.run / "export"
     if args.push is not None:
         _check_pushable(args.run, args.merge, args.push)

@@ -13,6 +13,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from lora_or_full.errors import command_line_errors
 
@@ -21,23 +22,15 @@ COMMANDS = ("ask", "page", "report", "evaluate", "export")
 
 @command_line_errors()
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the command that the first word names.
-
-    Args:
-        words: The command line; None for that of this process.
-    """
+    """Run the command that the first of `words` names; None stands for this process's own."""
     words = sys.argv[1:] if words is None else words
-    parser = argparse.ArgumentParser(
-        prog="lora-or-full", usage=f"lora-or-full {{{','.join(COMMANDS)}}} ...",
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter,
-    )  # fmt: skip
+    parser_of = partial(argparse.ArgumentParser, formatter_class=argparse.RawTextHelpFormatter)
+    usage = f"lora-or-full {{{','.join(COMMANDS)}}} ..."
+    parser = parser_of("lora-or-full", usage, __doc__)
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     name = parser.parse_args(words[:1]).command
     module = importlib.import_module(f"lora_or_full.cli.{name}")
-    parser = argparse.ArgumentParser(
-        prog=f"lora-or-full {name}", description=module.__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of(f"lora-or-full {name}", description=module.__doc__)
     module.add_arguments(parser)
     # Options may stand between the folders and the question.
     module.run(parser.parse_intermixed_args(words[1:]))

@@ -1,7 +1,6 @@
 """The model card of an export: recipe, scores and limits, from the run's record."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
@@ -10,21 +9,12 @@ from lora_or_full.runs.reader import read_answers, read_record
 from lora_or_full.runs.schema import EvaluationRecord, RunRecord
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-# As the hub states them, November 2026.
-LICENCES = {
-    "gpt2": "MIT",
-    "openai-community/gpt2": "MIT",
-    "gpt2-medium": "MIT",
-    "distilgpt2": "Apache 2.0",
-    "HuggingFaceTB/SmolLM2-135M": "Apache 2.0",
-    "rajpurkar/squad": "CC BY-SA 4.0",
-}
-OWN = ("assets/model", "assets/data/train.json", "assets/data/dev.json")  # this project's, MIT
+OWN = ("/assets/model", "/assets/data/train.json", "/assets/data/dev.json")  # this project's, MIT
 FILES = (".json", ".parquet")
 
 
 def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
-    """Write the model card.
+    """Write the model card of a run, as Markdown.
 
     Args:
         folder: The run's folder.
@@ -32,18 +22,11 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
         record: The run's record.
         merged: Whether the adapter was folded into its base model.
 
-    Returns:
-        The card in Markdown.
-
     Raises:
         UserError: The run's answers or evaluations can't be read.
     """
     config, test = record.config, record.test
     predictions, contexts = read_answers(folder)
-    evaluations = [
-        read_record(file.parent, EvaluationRecord)
-        for file in sorted(folder.glob("evaluations/*/results.json"))
-    ]
     adapter = record.exported == "adapter" and not merged
     base = config.model.name
     data = [
@@ -73,32 +56,34 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
             for metric, value in (("exact_match", test.exact_match), ("f1", test.f1))
         ],
     )
-    values: dict[str, Any] = {
-        "title": title,
-        "kind": "adapter" if adapter else "merged" if merged else "model",
-        "arm": arm,
-        "base": shown(base),
-        "local_base": not hub_id(base),
-        "run": folder.resolve().name,
-        "name": name,
-        "record": record,
-        "config": config,
-        "adapter": config.adapter.arguments() if config.adapter else {},
-        "test_sets": [
-            (test_set, test),
-            ("the same, before fine-tuning", record.before),
-            *((other.name, other.test) for other in evaluations),
+    filled = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        title=title,
+        kind="adapter" if adapter else "merged" if merged else "model",
+        arm=arm,
+        base=shown(base),
+        local_base=not hub_id(base),
+        run=folder.resolve().name,
+        name=name,
+        record=record,
+        test_set=test_set,
+        evaluations=[
+            read_record(file.parent, EvaluationRecord)
+            for file in sorted(folder.glob("evaluations/*/results.json"))
         ],
-        "predictions": predictions,
-        "not_in_context": sum(
+        predictions=predictions,
+        not_in_context=sum(
             bool(p["prediction"]) and not spans(p["prediction"], contexts[str(p["paragraph"])])
             for p in predictions
         ),
-        "data_names": dict.fromkeys(map(shown, data)),
-        "licences": {f"base model {shown(base)}": _licence(base)}
-        | {f"data {shown(path)}": _licence(path) for path in data},
-    }
-    return str(ModelCard.from_template(metadata, template_path=str(TEMPLATE), **values))
+        data_names=dict.fromkeys(map(shown, data)),
+        sources={f"base model {shown(base)}": base}
+        | {f"data {shown(path)}": path for path in data},
+        own=OWN,
+        stated_licence=_stated_licence,
+    )
+    return str(filled)
 
 
 def hub_id(name: str) -> str | None:
@@ -109,17 +94,12 @@ def hub_id(name: str) -> str | None:
 
 def shown(name: str) -> str:
     """Name a model or data set without the paths of this machine."""
-    if name.endswith(tuple(f"/{own}" for own in OWN)):
+    if name.endswith(OWN):
         return f"lora-or-full's built-in {'model' if name.endswith('model') else 'data'}"
     return hub_id(name) or Path(name).name
 
 
-def _licence(name: str) -> str:
-    if name.endswith(tuple(f"/{own}" for own in OWN)):
-        return "MIT"
-    if name in LICENCES:
-        return LICENCES[name]
+def _stated_licence(name: str) -> str | None:
+    """The licence that the card in a folder states."""
     file = Path(name) / "README.md"
-    if file.is_file() and (stated := (metadata_load(file) or {}).get("license")):
-        return f"{stated}, as its card says"
-    return "not known here; ask whoever published it before you hand this on"
+    return (metadata_load(file) or {}).get("license") if file.is_file() else None

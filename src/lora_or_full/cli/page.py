@@ -49,12 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve the page on the loopback address until Ctrl-C.
-
-    Raises:
-        UserError: The extra is not installed, the port is invalid or in use, or a model can't be
-            loaded.
-    """
+    """Serve the page on the loopback address until Ctrl-C."""
     if not 0 < args.port < 65536:
         raise UserError(f"--port={args.port}: must be a number from 1 to 65535.")
     try:
@@ -82,52 +77,42 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build(runs: "list[Predictor]", shown: Sequence[tuple[str, str]]) -> "Flask":
-    """Build the page.
-
-    Args:
-        runs: The models that answer.
-        shown: Contexts and questions to begin with.
-    """
+    """Build the page on which `runs` answer; `shown` are contexts and questions to begin with."""
     from flask import Flask, Response, render_template, request
 
     app = Flask(__name__, template_folder=str(Path(__file__).parent), static_folder=None)
     # Refuses a foreign page whose host name resolves to this machine.
     app.config["TRUSTED_HOSTS"] = ["127.0.0.1", "localhost"]
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = MOST_BYTES
+    app.add_template_filter(pieces)
     lock = threading.Lock()  # the server answers each request in a thread of its own
     last: tuple[str, list[ContextSession]] = ("", [])  # a context, and each run's session
 
-    def answers(context: str, question: str) -> list[dict[str, Any]]:
+    @app.route("/", methods=["GET", "POST"])
+    def index() -> str:
         nonlocal last
-        with lock:
-            if last[0] != context:
-                last = (context, [run.read(context) for run in runs])
-            return [
-                _answer(run, session, question) for run, session in zip(runs, last[1], strict=True)
-            ]
-
-    def page(context: str, question: str, example: int, **found: Any) -> str:
+        example = request.values.get("example", 0, type=int)
+        found: dict[str, Any] = {}
+        if request.method == "POST":
+            # A form sends line ends as two characters.
+            context = request.form.get("context", "").replace("\r\n", "\n")
+            question = request.form.get("question", "")
+            try:
+                with lock:
+                    if last[0] != context:
+                        last = (context, [run.read(context) for run in runs])
+                    found["answers"] = [
+                        (run, session, run.ask(session, question, ALTERNATIVES))
+                        for run, session in zip(runs, last[1], strict=True)
+                    ]
+            except UserError as error:
+                found["problem"] = str(error)
+        else:
+            context, question = shown[example % len(shown)] if shown else ("", "")
         return render_template(
             "page.html", labels=[run.label for run in runs], context=context, question=question,
             example=example, examples=len(shown), **found,
         )  # fmt: skip
-
-    @app.get("/")
-    def start() -> str:
-        number = request.args.get("example", 0, type=int)
-        context, question = shown[number % len(shown)] if shown else ("", "")
-        return page(context, question, number)
-
-    @app.post("/")
-    def ask() -> str:
-        # A form sends line ends as two characters.
-        context = request.form.get("context", "").replace("\r\n", "\n")
-        question = request.form.get("question", "")
-        number = request.form.get("example", 0, type=int)
-        try:
-            return page(context, question, number, answers=answers(context, question))
-        except UserError as error:
-            return page(context, question, number, problem=str(error))
 
     @app.after_request
     def protect(response: Response) -> Response:
@@ -147,16 +132,3 @@ def examples(folder: Path) -> list[tuple[str, str]]:
     for one in predictions:
         questions.setdefault(one["paragraph"], one["question"])
     return [(contexts[str(number)], question) for number, question in questions.items()]
-
-
-def _answer(run: "Predictor", session: "ContextSession", question: str) -> dict[str, Any]:
-    """Values that the page shows of a run's answer."""
-    answer, *others = run.ask(session, question, ALTERNATIVES)
-    return {
-        "label": run.label,
-        "answer": answer,
-        "others": others,
-        "pieces": pieces(session.context, answer.spans),
-        "read": session.read,
-        "tokens": session.tokens,
-    }

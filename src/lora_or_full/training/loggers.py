@@ -25,11 +25,8 @@ SHOWN = 8  # answers in TensorBoard per epoch
 class MetricsFile(Logger):
     """Writes metrics.csv, one row each time something is logged.
 
-    Lightning's CSVLogger deletes its file when a run resumes; this one keeps earlier rows.
-
-    Args:
-        file: Path of metrics.csv.
-        step: Optimizer step that the run resumes from; rows from it on are dropped.
+    Lightning's CSVLogger deletes its file when a run resumes; this one keeps the rows before the
+    optimizer step that the run resumes from.
     """
 
     name = "metrics"

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class Sweep:
-    """The jobs of a sweep, each in its own folder. Each worker gets a copy of this.
-
-    Args:
-        jobs: Configuration of each job.
-        folder: Folder of the sweep.
-    """
+    """The jobs of a sweep, each in its own folder. Each worker gets a copy of this."""
 
     def __init__(self, jobs: Sequence[Config], folder: Path) -> None:
         self.jobs, self.folder = list(jobs), folder.absolute()
@@ -65,31 +60,32 @@ class Sweep:
 
         A failure is reported now and at the end of the sweep.
         """
-        config, title = self.jobs[number], self._title(number)
+        config, title = self.jobs[number], f"Job {number + 1} of {len(self.jobs)}"
         if self.first[number] != number:
             print(f"{title} is job {self.first[number] + 1} again: run once.", flush=True)
             return
         from lora_or_full.data.fingerprints import run_identity  # late: it takes seconds
 
         try:
-            identity = run_identity(config)
+            identity, failed = run_identity(config), None
         except UserError as error:
-            with store.run_lock(self.folder):
-                folder = self._run_folder(config.run_name, "")
-                store.set_status(folder, "failed", None, error=str(error))
-            self._note(number, folder, str(error))
-            return
+            identity, failed = "", str(error)
         with store.run_lock(self.folder):  # two jobs of one name do not choose the same folder
             folder = self._run_folder(config.run_name, identity)
-            if store.status(folder).get("identity") != identity:
+            if failed:
+                store.set_status(folder, "failed", None, error=failed)
+            elif store.status(folder).get("identity") != identity:
                 store.set_status(folder, "waiting", identity)
-        with _exclusive(title, FileLock(self.folder / f".{folder.name}.lock")):
-            self._note(number, folder, self._run_in(folder, number, overrides))
+        if not failed:
+            with _acquired(title, FileLock(self.folder / f".{folder.name}.lock")):
+                failed = self._run_in(folder, title, number, overrides)
+        if failed:
+            print(f"{title} failed: {failed}. The sweep continues.", file=sys.stderr, flush=True)
+        store.write_json(self.notes / f"{number}.json", {"folder": folder.name, "failed": failed})
 
-    def _run_in(self, folder: Path, number: int, overrides: list[str]) -> str | None:
+    def _run_in(self, folder: Path, title: str, number: int, overrides: list[str]) -> str | None:
         """Run a job that no other process runs; give the reason if it failed."""
-        title = self._title(number)
-        with _exclusive(title, store.run_lock(folder)):
+        with _acquired(title, store.run_lock(folder)):
             pass  # a run that a killed sweep had started has ended now
         if store.is_finished(folder):
             print(f"{title} finished before: {folder}", flush=True)
@@ -122,30 +118,18 @@ class Sweep:
                 return folder
         raise UserError(f"{self.folder} is full of runs called {name}.")
 
-    def _title(self, number: int) -> str:
-        return f"Job {number + 1} of {len(self.jobs)}"
-
-    def _note(self, number: int, folder: Path, failed: str | None) -> None:
-        """Record how a job ended, for the process that started the sweep."""
-        if failed:
-            message = f"{self._title(number)} failed: {failed}. The sweep continues."
-            print(message, file=sys.stderr, flush=True)
-        note = {"folder": folder.name, "failed": failed}
-        store.write_json(self.notes / f"{number}.json", note)
-
     def _close(self) -> None:
         results: dict[str, dict[str, Any] | None] = {}
         failed = []
         for number in sorted(set(self.first)):
-            name, reason = self.jobs[number].run_name, "its worker was lost"
+            note = {"folder": self.jobs[number].run_name, "failed": "its worker was lost"}
             if (file := self.notes / f"{number}.json").is_file():
                 note = json.loads(file.read_text(encoding="utf-8"))
-                name, reason = note["folder"], note["failed"]
-            if reason:
-                failed.append(f"\n  {name}: {reason}")
-            record = self.folder / name / store.RESULTS
+            if note["failed"]:
+                failed.append(f"\n  {note['folder']}: {note['failed']}")
+            record = self.folder / note["folder"] / store.RESULTS
             done = store.is_finished(record.parent)
-            results[name] = json.loads(record.read_text(encoding="utf-8")) if done else None
+            results[note["folder"]] = json.loads(record.read_text("utf-8")) if done else None
         sweep_table(results)
         if failed:
             raise UserError(
@@ -154,18 +138,13 @@ class Sweep:
             )
 
 
-@contextmanager
-def _exclusive(title: str, lock: FileLock) -> Iterator[None]:
-    """Hold a lock; if another process holds it, say so and wait."""
+def _acquired(title: str, lock: FileLock) -> AbstractContextManager[Any]:
+    """Acquire a lock until its context ends; if another process holds it, say so and wait."""
     try:
-        lock.acquire(blocking=False)
+        return lock.acquire(blocking=False)
     except Timeout:
         print(f"{title} is running in another process: waiting for it.", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _run_child(words: list[str]) -> int:
