@@ -11,6 +11,11 @@ MB = 1e6
 NONE = "\N{EN DASH}"  # where there is no number
 
 
+def cell(value: object) -> str:
+    """Write a value of a table as it is, if there is one."""
+    return NONE if value is None else str(value)
+
+
 def spread(values: Sequence[float]) -> str:
     """Write mean ± standard deviation and 95 % interval over seeds."""
     mean, deviation, interval = mean_over_seeds(values)
@@ -50,3 +55,8 @@ def p_with(p: float) -> str:
 def counted(number: int, what: str) -> str:
     """Write a number with its noun, in the plural if need be."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+FILTERS = {
+    written.__name__: written for written in (signed, shown_interval, p_value, p_with, counted)
+}

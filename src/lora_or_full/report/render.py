@@ -1,20 +1,16 @@
-"""The report as blocks, and the files that are written: Markdown, HTML in one file, figures."""
+"""The report as blocks that templates make, and the files written of them: Markdown, HTML, SVG."""
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from lora_or_full.evaluation.spans import pieces
+from lora_or_full.report import formatting
 from lora_or_full.runs.store import write_text
-
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
-    autoescape=select_autoescape(["html.jinja"]),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +42,12 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
 
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], caption: str = "") -> "Table":
+        """Make a table of at least one row, each with its values by the heads of the columns."""
+        cells = [[formatting.cell(value) for value in row.values()] for row in rows]
+        return cls(list(rows[0]), cells, caption)
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -58,16 +60,11 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A wrongly answered question, with its context and the spans to mark in it."""
+    """A wrongly answered question, and the pieces of its context, each with whether to mark it."""
 
     question: str
     lines: Sequence[str]
-    context: str
-    marks: Sequence[tuple[int, int]]
-
-    def pieces(self) -> list[tuple[str, bool]]:
-        """Split the context into pieces, each with whether it is marked."""
-        return pieces(self.context, self.marks)
+    pieces: Sequence[tuple[str, bool]]
 
 
 Block = Text | Points | Code | Table | Figure | Example
@@ -86,18 +83,41 @@ class Section:
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
+def section(template: str, **values: Any) -> Section:
+    """Make a section from `sections/<template>.jinja`.
+
+    A template sets the section's `title` and calls BLOCKS by name, in the order of the report.
+    The words between `{% call table(head, rows) %}` and `{% endcall %}` are the last argument.
+
+    Args:
+        template: The file's name, without its suffix.
+        values: What the template names.
+    """
+    blocks: list[Block] = []
+
+    def adding(kind: Callable[..., Block]) -> Callable[..., str]:
+        def add(*arguments: Any, caller: Callable[[], str] | None = None) -> str:
+            words = [re.sub(r"\s*\n\s*", " ", caller().strip())] if caller else []
+            blocks.append(kind(*arguments, *words))
+            return ""
+
+        return add
+
+    calls = {name: adding(kind) for name, kind in BLOCKS.items()}
+    module = TEMPLATES.get_template(f"sections/{template}.jinja").make_module(values | calls)
+    return Section(vars(module)["title"], blocks)
+
+
 def write(folder: Path, title: str, sections: Sequence[Section]) -> None:
     """Write report.md, report.html and figures/ into a folder, each file atomically."""
-    shown = {b.name for section in sections for b in section.blocks if isinstance(b, Figure)}
+    figures = {b.name: b.svg for part in sections for b in part.blocks if isinstance(b, Figure)}
     before = folder / "report.md"
     if before.is_file():  # only its own figures are removed
         named = re.findall(r"\(figures/(\w+)\.svg\)", before.read_text("utf-8", errors="replace"))
-        for name in set(named) - shown:
+        for name in set(named) - figures.keys():
             (folder / "figures" / f"{name}.svg").unlink(missing_ok=True)
-    for section in sections:
-        for block in section.blocks:
-            if isinstance(block, Figure):
-                write_text(folder / "figures" / f"{block.name}.svg", block.svg)
+    for name, svg in figures.items():
+        write_text(folder / "figures" / f"{name}.svg", svg)
     for name in ("report.md", "report.html"):
         template = TEMPLATES.get_template(f"{name}.jinja")
         write_text(folder / name, template.render(title=title, sections=sections))
@@ -105,7 +125,7 @@ def write(folder: Path, title: str, sections: Sequence[Section]) -> None:
 
 def _plain(text: str) -> str:
     """Text in one line of Markdown, with everything escaped that is taken as markup."""
-    return _escaped(" ".join(text.split()))
+    return " ".join(_escaped(text).split())
 
 
 def _marked(pieces: Sequence[tuple[str, bool]]) -> str:
@@ -121,4 +141,12 @@ def _escaped(text: str) -> str:
     return re.sub(r"(?i)(www|https?|ftp)(?=[.:])|@(?=\w)", lambda m: f"{m[0]}<!-- -->", text)
 
 
-TEMPLATES.filters |= {"plain": _plain, "marked": _marked}
+BLOCKS: dict[str, Callable[..., Block]] = {
+    "text": Text, "points": Points, "code": Code, "table": Table, "records": Table.of,
+    "figure": Figure, "block": lambda made: made,
+}  # fmt: skip
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
+    autoescape=select_autoescape(["html.jinja"]), undefined=StrictUndefined,
+)  # fmt: skip
+TEMPLATES.filters |= {"plain": _plain, "marked": _marked} | formatting.FILTERS

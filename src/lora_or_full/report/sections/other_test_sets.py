@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from lora_or_full.errors import UserError
-from lora_or_full.report.formatting import METRICS, NONE, counted, shown_interval, signed, spread
-from lora_or_full.report.render import Block, Points, Section, Table, Text
+from lora_or_full.report.formatting import METRICS, counted, shown_interval, signed, spread
+from lora_or_full.report.render import Section, section
 from lora_or_full.report.stats.comparison import ArmComparison
 from lora_or_full.report.stats.paired import mean_over_seeds, paragraph_bootstrap
 from lora_or_full.report.stats.seeds_by_paragraphs import anova_estimate
@@ -34,35 +35,19 @@ def other_test_sets(study: Study, found: ArmComparison | None) -> Section | None
     names = sorted({test_set for own in read.values() for test_set in own})
     if not names and not notes:
         return None
-    rows, gaps = [], []
+    scores, gaps = [], []
     for arm in study.arms:
-        own = [spread(arm.test(metric)) for metric in METRICS]
-        rows.append([f"{arm.label}, own test set", str(len(arm.runs)), *own, NONE, NONE])
-        for name, fingerprint in names:
-            if by_seed := read[arm.label].get((name, fingerprint)):
-                rows.append([f"{arm.label}, {name}", str(len(by_seed)), *_scores(arm, by_seed)])
-    blocks: list[Block] = [
-        Text("Runs that were trained on one domain, scored on others by the same rules "
-             "(lora-or-full evaluate)."),
-        Table(["", "seeds", "EM", "F1", "EM minus own", "F1 minus own"], rows,
-              "Percent: mean ± standard deviation and 95 % t interval over seeds. Minus own: "
-              "percentage points above the runs' own test set. Its questions differ, so part of "
-              "the difference is how hard they are."),
-    ]  # fmt: skip
+        scores.append(_scores(f"{arm.label}, own test set", arm, None))
+        scores += [
+            _scores(f"{arm.label}, {test_set[0]}", arm, read[arm.label][test_set])
+            for test_set in names
+            if test_set in read[arm.label]
+        ]
     if found is not None:
         for test_set in names:
             adapter, full = (read[a.label].get(test_set, {}) for a in (found.adapter, found.full))
             gaps += _gap(test_set[0], adapter, full)
-    if found is not None and gaps:
-        blocks.append(Table(
-            ["95 % intervals", "seeds", "difference", "over seeds", "over paragraphs", "over both"],
-            gaps,
-            f"{found.adapter.label} minus {found.full.label}, percentage points, paired by seed "
-            "and question. Not adjusted for testing several.",
-        ))  # fmt: skip
-    if notes:
-        blocks.append(Points(notes))
-    return Section("Other test sets", blocks)
+    return section("other_test_sets", found=found, scores=scores, gaps=gaps, notes=notes)
 
 
 def _read(study: Study) -> tuple[dict[str, dict[tuple[str, str], OnTestSet]], list[str]]:
@@ -90,18 +75,22 @@ def _read(study: Study) -> tuple[dict[str, dict[tuple[str, str], OnTestSet]], li
     return read, broken + known
 
 
-def _scores(arm: Arm, by_seed: OnTestSet) -> list[str]:
-    """The scores of an arm, and their differences from those on its own test set."""
-    cells, drops = [], []
-    for metric in METRICS:
-        own = {seed: getattr(arm.runs[seed].record.test, metric) for seed in by_seed}
-        here = {seed: getattr(one.record.test, metric) for seed, one in by_seed.items()}
-        cells.append(spread(list(here.values())))
-        drops.append(signed(fmean(here[seed] - own[seed] for seed in by_seed)))
-    return [*cells, *drops]
+def _scores(name: str, arm: Arm, by_seed: OnTestSet | None) -> dict[str, Any]:
+    """The scores of an arm on a test set, its own if None, and their differences from its own."""
+    scores: dict[str, str] = {}
+    drops: dict[str, str | None] = {}
+    for metric, shown in METRICS.items():
+        own = {seed: getattr(run.record.test, metric) for seed, run in arm.runs.items()}
+        here = own
+        if by_seed:
+            here = {seed: getattr(one.record.test, metric) for seed, one in by_seed.items()}
+        scores[shown] = spread(list(here.values()))
+        drop = fmean(value - own[seed] for seed, value in here.items())
+        drops[f"{shown} minus own"] = signed(drop) if by_seed else None
+    return {"": name, "seeds": len(by_seed or arm.runs)} | scores | drops
 
 
-def _gap(name: str, adapter: OnTestSet, full: OnTestSet) -> list[list[str]]:
+def _gap(name: str, adapter: OnTestSet, full: OnTestSet) -> list[dict[str, Any]]:
     """The difference of two arms on a test set, a row for each metric."""
     seeds = sorted(adapter.keys() & full.keys())
     rows = []
@@ -114,9 +103,14 @@ def _gap(name: str, adapter: OnTestSet, full: OnTestSet) -> list[list[str]]:
         ])  # fmt: skip
         mean, _, interval = mean_over_seeds(list(differences.mean(axis=1)))
         both = anova_estimate(differences, paragraphs)
-        rows.append([
-            f"{name}, {shown}", str(len(seeds)), signed(mean), shown_interval(interval),
-            shown_interval(paragraph_bootstrap(differences, paragraphs).interval),
-            shown_interval(both.interval if both else None),
-        ])  # fmt: skip
+        rows.append({
+            "95 % intervals": f"{name}, {shown}",
+            "seeds": len(seeds),
+            "difference": signed(mean),
+            "over seeds": shown_interval(interval),
+            "over paragraphs": shown_interval(
+                paragraph_bootstrap(differences, paragraphs).interval
+            ),
+            "over both": shown_interval(both and both.interval),
+        })  # fmt: skip
     return rows

@@ -4,7 +4,7 @@ from statistics import fmean
 
 from lora_or_full.report import plots
 from lora_or_full.report.formatting import METRICS, spread
-from lora_or_full.report.render import Code, Figure, Points, Section, Table, Text
+from lora_or_full.report.render import Section, section
 from lora_or_full.report.sections.conclusion import conclusion
 from lora_or_full.report.sections.configurations import configurations
 from lora_or_full.report.sections.costs import cost, efficiency, recipe
@@ -41,86 +41,57 @@ def all_sections(study: Study, found: ArmComparison | None, command: str) -> lis
 
 def results(study: Study) -> Section:
     """Write the section on parameters, scores and losses."""
-    rows = []
-    for arm in study.arms:
-        record = arm.any.record
-        rows.append([
-            arm.label,
-            str(len(arm.runs)),
-            f"{record.parameters.trainable:,}",
-            f"{record.parameters.percent:.4f}",
-            *(f"{getattr(record.before, metric):.1f}" for metric in METRICS),
-            *(spread(arm.test(metric)) for metric in METRICS),
-            f"{fmean(arm.values(lambda r: r.best.train_loss)):.4f}",
-            f"{fmean(arm.values(lambda r: r.best.validation_loss)):.4f}",
-        ])  # fmt: skip
-    test = study.arms[0].any.record.data.test
-    return Section("Results", [
-        Table(["", "seeds", "trainable", "% of all", "EM before", "F1 before", "EM", "F1",
-               "train loss", "validation loss"], rows,
-              "EM and F1 in percent: mean ± standard deviation over seeds, and the 95 % t interval "
-              "of the mean over seeds; before: the model before fine-tuning. Losses in nats per "
-              "answer token, at the epoch that was scored. With mask_prompt=false the training "
-              "loss is over all tokens, and can't be compared with the others."),
-        Figure("scores", plots.scores(study.arms, plots.colours(study)),
-               "EM and F1 on the test questions: one dot per seed, a bar for the mean, a line for "
-               "its 95 % t interval over seeds."),
-        Text(f"Each run is scored on the same {test.questions:,} questions over "
-             f"{test.paragraphs:,} paragraphs, by SQuAD v1.1's rules against all gold answers; "
-             "answers are greedy. The interval of a single run over paragraphs is in its "
-             "results.json."),
-    ])  # fmt: skip
+    rows = [
+        {
+            "": arm.label,
+            "seeds": len(arm.runs),
+            "trainable": f"{arm.any.record.parameters.trainable:,}",
+            "% of all": f"{arm.any.record.parameters.percent:.4f}",
+            **{
+                f"{m} before": f"{getattr(arm.any.record.before, k):.1f}"
+                for k, m in METRICS.items()
+            },
+            **{name: spread(arm.test(metric)) for metric, name in METRICS.items()},
+            "train loss": f"{fmean(arm.values(lambda r: r.best.train_loss)):.4f}",
+            "validation loss": f"{fmean(arm.values(lambda r: r.best.validation_loss)):.4f}",
+        }
+        for arm in study.arms
+    ]
+    plot = plots.scores(study.arms, plots.colours(study))
+    return section("results", rows=rows, plot=plot, test=study.arms[0].any.record.data.test)
 
 
 def dynamics(study: Study) -> Section:
     """Write the section on losses and scores by epoch."""
     rows, trends = [], []
-    digits = {"train_loss": 4, "validation_loss": 4, "exact_match": 1, "f1": 1}
     for arm in study.arms:
         records = [run.record for run in arm.runs.values()]
-        for number, each in enumerate(zip(*(r.epochs for r in records), strict=False), 1):
-            means = {key: fmean(getattr(epoch, key) for epoch in each) for key in digits}
-            chosen = sum(record.best_epoch == number for record in records)
-            rows.append([
-                f"{arm.label}, epoch {number}",
-                *(f"{mean:.{digits[key]}f}" for key, mean in means.items()),
-                f"{chosen} of {len(records)}",
-            ])  # fmt: skip
+        for number, epochs in enumerate(zip(*(r.epochs for r in records), strict=False), 1):
+            rows.append({
+                "": f"{arm.label}, epoch {number}",
+                "train loss": f"{fmean(epoch.train_loss for epoch in epochs):.4f}",
+                "validation loss": f"{fmean(epoch.validation_loss for epoch in epochs):.4f}",
+                "validation EM, %": f"{fmean(epoch.exact_match for epoch in epochs):.1f}",
+                "validation F1, %": f"{fmean(epoch.f1 for epoch in epochs):.1f}",
+                "scored": f"{sum(r.best_epoch == number for r in records)} of {len(records)}",
+            })  # fmt: skip
+        lowest = [min(r.epochs, key=lambda epoch: epoch.validation_loss) for r in records]
         rising = [
-            (lowest, last)
-            for lowest, last in (
-                (min(r.epochs, key=lambda e: e.validation_loss), r.epochs[-1]) for r in records
-            )
-            if last.validation_loss > lowest.validation_loss
+            (low, r.epochs[-1])
+            for low, r in zip(lowest, records, strict=True)
+            if r.epochs[-1].validation_loss > low.validation_loss
         ]
-        falling = sum(last.train_loss < lowest.train_loss for lowest, last in rising)
+        falling = sum(last.train_loss < low.train_loss for low, last in rising)
         trends.append(
             f"{arm.label}: the validation loss rises after its lowest epoch in {len(rising)} of "
             f"{len(records)} runs; the training loss still falls in {falling} of these."
         )
     most = len(plots.LINES)
     drawn = study.leading(most)
-    choice = (
-        f" At most {most} configurations of each mode: those with the most seeds, then the highest "
-        "validation F1."
-    )
-    return Section("Dynamics", [
-        Table(["", "train loss", "validation loss", "validation EM, %", "validation F1, %",
-               "scored"], rows,
-              "Means over seeds. Scored: in how many runs this epoch had the highest validation "
-              "F1."),
-        Figure("dynamics", plots.dynamics(drawn, plots.colours(study)),
-               "Losses, validation EM and F1 by epoch: means over seeds, the range of the seeds "
-               f"shaded.{choice if len(drawn) < len(study.arms) else ''}"),
-        Points(trends),
-        Text("If the validation loss rises while the training loss falls, a mode learns what does "
-             "not generalize. The training loss is the mean over the epoch's answer tokens while "
-             "weights change and dropout is on; the validation loss is that of fixed weights "
-             "without dropout. So the first can be above the second without meaning anything. Loss "
-             "and EM need not move together: the loss is of the gold answer, token by token, EM of "
-             "the generated answer. Validation scores choose the epoch, so they are a little too "
-             "good; the test scores are not."),
-    ])  # fmt: skip
+    return section(
+        "dynamics", rows=rows, trends=trends, plot=plots.dynamics(drawn, plots.colours(study)),
+        most=most if len(drawn) < len(study.arms) else None,
+    )  # fmt: skip
 
 
 def provenance(study: Study, command: str) -> Section:
@@ -131,13 +102,16 @@ def provenance(study: Study, command: str) -> Section:
             e = run.record.environment
             commit, changed, _ = str(e.commit).partition("+")
             packages = ", ".join(f"{name} {number}" for name, number in e.packages.items())
-            dirty = "+changes" if changed else ""
-            rows.append([
-                run.folder.name, arm.label, str(seed), commit[:12] + dirty,
-                f"{e.device}, {e.cores} cores, {run.record.config.trainer.precision}",
-                f"{e.machine}, Python {e.python}, {packages}",
-                run.record.data.train.fingerprint, str(run.record.cost.samples),
-            ])  # fmt: skip
+            rows.append({
+                "run": run.folder.name,
+                "arm": arm.label,
+                "seed": seed,
+                "commit": commit[:12] + ("+changes" if changed else ""),
+                "hardware": f"{e.device}, {e.cores} cores, {run.record.config.trainer.precision}",
+                "machine and versions": f"{e.machine}, Python {e.python}, {packages}",
+                "training questions": run.record.data.train.fingerprint,
+                "seen": run.record.cost.samples,
+            })  # fmt: skip
     first = study.arms[0].any
     data = first.record.data
     facts = [
@@ -150,12 +124,4 @@ def provenance(study: Study, command: str) -> Section:
         + ", ".join(f"{key}={shown(value)}" for key, value in arm.any.config.items())
         for arm in study.arms
     ]
-    return Section("Provenance", [
-        Table(["run", "arm", "seed", "commit", "hardware", "machine and versions",
-               "training questions", "seen"], rows,
-              "Training questions: fingerprint of those drawn for this seed. Seen: number of "
-              "questions trained on, over all epochs."),
-        Points(facts),
-        Text("This command makes the report again:"),
-        Code(command),
-    ])  # fmt: skip
+    return section("provenance", rows=rows, facts=facts, command=command)
