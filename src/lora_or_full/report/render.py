@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from lora_or_full.report import formatting
+from lora_or_full.report.formatting import cell
+from lora_or_full.report.study import shown
 from lora_or_full.runs.store import write_text
 
 
@@ -41,12 +43,6 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
-
-    @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], caption: str = "") -> "Table":
-        """Make a table of at least one row, each with its values by the heads of the columns."""
-        cells = [[formatting.cell(value) for value in row.values()] for row in rows]
-        return cls(list(rows[0]), cells, caption)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +80,37 @@ class Section:
 
 
 def section(template: str, **values: Any) -> Section:
-    """Make a section from `sections/<template>.jinja`.
+    """Make a section by the template of this name in `sections/`.
 
-    A template sets the section's `title` and calls BLOCKS by name, in the order of the report.
-    The words between `{% call table(head, rows) %}` and `{% endcall %}` are the last argument.
+    A template sets `title`, and adds blocks in their order by calling `text`, `points`, `table`,
+    `figure` and `block`. What stands in a call is the text or caption.
 
     Args:
-        template: The file's name, without its suffix.
-        values: What the template names.
+        template: File name without its suffix.
+        values: What the template knows.
     """
     blocks: list[Block] = []
 
-    def adding(kind: Callable[..., Block]) -> Callable[..., str]:
-        def add(*arguments: Any, caller: Callable[[], str] | None = None) -> str:
-            words = [re.sub(r"\s*\n\s*", " ", caller().strip())] if caller else []
-            blocks.append(kind(*arguments, *words))
-            return ""
+    def text(caller: Callable[[], str]) -> str:
+        return _added(blocks, Text(_words(caller())))
 
-        return add
+    def points(caller: Callable[..., str]) -> str:
+        items: list[str] = []
+        caller(lambda caller: _added(items, _words(caller())))
+        return _added(blocks, Points(items))
 
-    calls = {name: adding(kind) for name, kind in BLOCKS.items()}
-    module = TEMPLATES.get_template(f"sections/{template}.jinja").make_module(values | calls)
+    def table(*head: str, caller: Callable[..., str]) -> str:
+        rows: list[list[str]] = []
+        caption = caller(lambda *cells: rows.append(list(map(cell, cells))))
+        return _added(blocks, Table(head, rows, _words(caption)))
+
+    def figure(name: str, svg: str, caller: Callable[[], str]) -> str:
+        return _added(blocks, Figure(name, svg, _words(caller())))
+
+    calls = {call.__name__: call for call in (text, points, table, figure)}
+    module = TEMPLATES.get_template(f"sections/{template}.jinja").make_module(
+        values | calls | {"block": blocks.append}
+    )
     return Section(vars(module)["title"], blocks)
 
 
@@ -141,12 +147,28 @@ def _escaped(text: str) -> str:
     return re.sub(r"(?i)(www|https?|ftp)(?=[.:])|@(?=\w)", lambda m: f"{m[0]}<!-- -->", text)
 
 
-BLOCKS: dict[str, Callable[..., Block]] = {
-    "text": Text, "points": Points, "code": Code, "table": Table, "records": Table.of,
-    "figure": Figure, "block": lambda made: made,
-}  # fmt: skip
+def _words(text: str) -> str:
+    """Lines of a template as one."""
+    return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def _added(to: list[Any], one: Any) -> str:
+    """What a template shows in place of a call that adds to a list: nothing."""
+    to.append(one)
+    return ""
+
+
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
     autoescape=select_autoescape(["html.jinja"]), undefined=StrictUndefined,
+    extensions=["jinja2.ext.do"],
 )  # fmt: skip
-TEMPLATES.filters |= {"plain": _plain, "marked": _marked} | formatting.FILTERS
+TEMPLATES.globals |= {"METRICS": formatting.METRICS, "MB": formatting.MB}
+TEMPLATES.filters |= {"plain": _plain, "marked": _marked, "as": formatting.written, "shown": shown}
+TEMPLATES.filters |= {
+    write.__name__: write
+    for write in (
+        formatting.counted, formatting.mean, formatting.p_value, formatting.p_with,
+        formatting.part_of, formatting.shown_interval, formatting.signed, formatting.spread,
+    )
+}  # fmt: skip

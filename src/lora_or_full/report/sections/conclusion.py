@@ -1,6 +1,5 @@
 """What may be concluded, in words, and what may not."""
 
-from lora_or_full.report.formatting import METRICS
 from lora_or_full.report.render import Section, section
 from lora_or_full.report.stats import paired
 from lora_or_full.report.stats.comparison import ArmComparison
@@ -12,7 +11,7 @@ OF_MODE = ("mode", "lr", "rank", "frozen_dtype", "adapter")  # keys in which mod
 def conclusion(study: Study, found: ArmComparison | None) -> Section:
     """Write the section that the report begins with."""
     return section(
-        "conclusion", study=study, found=found, metrics=METRICS, level=1 - paired.LEVEL,
+        "conclusion", study=study, found=found, level=1 - paired.LEVEL,
         most_seeds=paired.MOST_SEEDS, **(_unlike(found) if found else {}),
     )  # fmt: skip
 

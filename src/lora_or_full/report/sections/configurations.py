@@ -16,7 +16,7 @@ SWEPT = {"lr": "learning rate", "rank": "rank"}
 def configurations(study: Study) -> Section | None:
     """Write the section; None if each mode has one configuration."""
     best = [arm for arm in map(study.best, study.modes) if arm is not None]
-    leads = [(arm.label, rows) for arm in best if (rows := _lead(arm, study.arms))]
+    leads = {arm.label: rows for arm in best if (rows := _lead(arm, study.arms))}
     swept = []
     for key, name in SWEPT.items():
         arms = [arm for arm in study.masked if key in arm.any.config]

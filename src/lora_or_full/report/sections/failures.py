@@ -1,9 +1,8 @@
 """The section on wrong answers."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 from lora_or_full.evaluation.spans import pieces, spans
 from lora_or_full.report import failure_classes, plots
@@ -14,7 +13,6 @@ from lora_or_full.report.study import Arm, Study
 from lora_or_full.runs.schema import Prediction
 
 EXAMPLES = 2  # of each class of failures
-COVERAGES = (5, 10, 15, 20)  # twentieths that the table shows
 
 
 def failure_cases(study: Study, found: ArmComparison | None) -> Section:
@@ -41,68 +39,33 @@ def failure_cases(study: Study, found: ArmComparison | None) -> Section:
         "words of the shortest gold answer": list(map(failure_classes.answer_words, predictions)),
         "words of the context": list(map(failure_classes.context_words, contexts)),
     }
-    met = [name for name in CLASSES if any(count[name] for count in counts.values())]
     colours = plots.colours(study)
+    bins, errors, curves, areas = {}, {}, {}, {}
+    for label, own in runs.items():
+        bins[label], errors[label] = failure_classes.calibration([p for run in own for p in run])
+        of_runs, area = zip(*map(failure_classes.risk_coverage, own), strict=True)
+        curves[label] = [fmean(values) for values in zip(*of_runs, strict=True)]
+        areas[label] = fmean(area)
     return section(
         "failures",
         questions=len(predictions),
-        labels=list(runs),
-        classes=[
-            [
-                name,
-                *(
-                    f"{c[name]:.1f} ({100 * c[name] / len(predictions):.1f} %)"
-                    for c in counts.values()
-                ),
-            ]
-            for name in CLASSES
-        ],
+        counts=counts,
+        classes=CLASSES,
+        met=[name for name in CLASSES if any(count[name] for count in counts.values())],
         plot=plots.failures(counts, colours),
-        groupings=[
-            [
-                {
-                    title: f"{share.group}, {label}",
-                    "questions": share.questions,
-                    "EM, %": f"{share.exact_match:.1f}",
-                    "F1, %": f"{share.f1:.1f}",
-                }
-                | {name: f"{share.classes[name]:.1f}" for name in met}
-                for of_group in zip(*by_group(groups).values(), strict=True)
-                for label, share in zip(runs, of_group, strict=True)
-            ]
-            for title, groups in groupings.items()
-        ],
+        groupings={
+            name: list(zip(*by_group(groups).values(), strict=True))
+            for name, groups in groupings.items()
+        },
         examples=[example for arm in arms for example in _examples(arm)],
         seed=found and found.seeds[0],
         disagreements=_disagreements(found) if found else [],
-        **_confidence(runs, colours),
+        calibration_plot=plots.calibration(bins, colours),
+        errors=errors,
+        coverage_plot=plots.risk_coverage(curves, colours),
+        curves=curves,
+        areas=areas,
     )
-
-
-def _confidence(
-    runs: Mapping[str, Sequence[Sequence[Prediction]]], colours: Mapping[str, str]
-) -> dict[str, Any]:
-    """How well the probability of an answer says whether it is right."""
-    bins, errors, curves, areas = {}, [], {}, []
-    for label, own in runs.items():
-        bins[label], error = failure_classes.calibration([p for run in own for p in run])
-        errors.append(f"{label} {error:.1f} points")
-        of_runs, area = zip(*map(failure_classes.risk_coverage, own), strict=True)
-        curves[label] = [fmean(values) for values in zip(*of_runs, strict=True)]
-        areas.append(f"{label} {fmean(area):.1f} %")
-    return {
-        "calibration_plot": plots.calibration(bins, colours),
-        "errors": errors,
-        "coverage_plot": plots.risk_coverage(curves, colours),
-        "coverage": [
-            [
-                f"{100 * share // failure_classes.STEPS} % of the answers",
-                *(f"{curve[share - 1]:.1f}" for curve in curves.values()),
-            ]
-            for share in COVERAGES
-        ],
-        "areas": areas,
-    }
 
 
 def _examples(arm: Arm) -> list[Example]:

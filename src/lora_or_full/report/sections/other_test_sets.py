@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from lora_or_full.errors import UserError
-from lora_or_full.report.formatting import METRICS, counted, shown_interval, signed, spread
+from lora_or_full.report.formatting import METRICS, counted, signed, spread
 from lora_or_full.report.render import Section, section
 from lora_or_full.report.stats.comparison import ArmComparison
-from lora_or_full.report.stats.paired import mean_over_seeds, paragraph_bootstrap
+from lora_or_full.report.stats.paired import Interval, mean_over_seeds, paragraph_bootstrap
 from lora_or_full.report.stats.seeds_by_paragraphs import anova_estimate
 from lora_or_full.report.study import Arm, Study, question_scores
 from lora_or_full.runs.reader import check_scores, read_answers, read_record
@@ -35,18 +34,18 @@ def other_test_sets(study: Study, found: ArmComparison | None) -> Section | None
     names = sorted({test_set for own in read.values() for test_set in own})
     if not names and not notes:
         return None
-    scores, gaps = [], []
+    scores = []
     for arm in study.arms:
-        scores.append(_scores(f"{arm.label}, own test set", arm, None))
-        scores += [
-            _scores(f"{arm.label}, {test_set[0]}", arm, read[arm.label][test_set])
-            for test_set in names
-            if test_set in read[arm.label]
-        ]
+        own = [spread(arm.test(metric)) for metric in METRICS]
+        scores.append([f"{arm.label}, own test set", len(arm.runs), *own, None, None])
+        for test_set in names:
+            if by_seed := read[arm.label].get(test_set):
+                scores.append([f"{arm.label}, {test_set[0]}", len(by_seed), *_scores(arm, by_seed)])
+    gaps = []
     if found is not None:
         for test_set in names:
             adapter, full = (read[a.label].get(test_set, {}) for a in (found.adapter, found.full))
-            gaps += _gap(test_set[0], adapter, full)
+            gaps += _gaps(test_set[0], adapter, full)
     return section("other_test_sets", found=found, scores=scores, gaps=gaps, notes=notes)
 
 
@@ -75,25 +74,23 @@ def _read(study: Study) -> tuple[dict[str, dict[tuple[str, str], OnTestSet]], li
     return read, broken + known
 
 
-def _scores(name: str, arm: Arm, by_seed: OnTestSet | None) -> dict[str, Any]:
-    """The scores of an arm on a test set, its own if None, and their differences from its own."""
-    scores: dict[str, str] = {}
-    drops: dict[str, str | None] = {}
-    for metric, shown in METRICS.items():
-        own = {seed: getattr(run.record.test, metric) for seed, run in arm.runs.items()}
-        here = own
-        if by_seed:
-            here = {seed: getattr(one.record.test, metric) for seed, one in by_seed.items()}
-        scores[shown] = spread(list(here.values()))
-        drop = fmean(value - own[seed] for seed, value in here.items())
-        drops[f"{shown} minus own"] = signed(drop) if by_seed else None
-    return {"": name, "seeds": len(by_seed or arm.runs)} | scores | drops
+def _scores(arm: Arm, by_seed: OnTestSet) -> list[str]:
+    """The scores of an arm, and their differences from those on its own test set."""
+    scores, drops = [], []
+    for metric in METRICS:
+        own = {seed: getattr(arm.runs[seed].record.test, metric) for seed in by_seed}
+        here = {seed: getattr(one.record.test, metric) for seed, one in by_seed.items()}
+        scores.append(spread(list(here.values())))
+        drops.append(signed(fmean(here[seed] - own[seed] for seed in by_seed)))
+    return [*scores, *drops]
 
 
-def _gap(name: str, adapter: OnTestSet, full: OnTestSet) -> list[dict[str, Any]]:
-    """The difference of two arms on a test set, a row for each metric."""
+def _gaps(
+    name: str, adapter: OnTestSet, full: OnTestSet
+) -> list[tuple[str, int, float, list[Interval | None]]]:
+    """The difference of two arms on a test set, by metric, with its intervals."""
     seeds = sorted(adapter.keys() & full.keys())
-    rows = []
+    gaps = []
     for metric, shown in METRICS.items() if seeds else ():
         paragraphs = [p["paragraph"] for p in adapter[seeds[0]].predictions]
         differences = np.stack([
@@ -101,16 +98,9 @@ def _gap(name: str, adapter: OnTestSet, full: OnTestSet) -> list[dict[str, Any]]
             - question_scores(full[seed].predictions, metric)
             for seed in seeds
         ])  # fmt: skip
-        mean, _, interval = mean_over_seeds(list(differences.mean(axis=1)))
+        mean, _, over_seeds = mean_over_seeds(list(differences.mean(axis=1)))
+        over_paragraphs = paragraph_bootstrap(differences, paragraphs).interval
         both = anova_estimate(differences, paragraphs)
-        rows.append({
-            "95 % intervals": f"{name}, {shown}",
-            "seeds": len(seeds),
-            "difference": signed(mean),
-            "over seeds": shown_interval(interval),
-            "over paragraphs": shown_interval(
-                paragraph_bootstrap(differences, paragraphs).interval
-            ),
-            "over both": shown_interval(both and both.interval),
-        })  # fmt: skip
-    return rows
+        intervals = [over_seeds, over_paragraphs, both.interval if both else None]
+        gaps.append((f"{name}, {shown}", len(seeds), mean, intervals))
+    return gaps
