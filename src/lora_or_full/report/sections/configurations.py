@@ -55,7 +55,7 @@ def _lead(best: Arm, arms: list[Arm]) -> list[list[str]]:
                 if len(seeds) == 1
                 else anova_estimate(differences, paragraphs)
             )
-            interval = shown_interval(found and found.interval)
+            interval = shown_interval(found.interval if found else None)
             cells.append(f"{signed(float(differences.mean()))} {interval}")
         costs = [[one.runs[seed].record.cost for seed in seeds] for one in (best, arm)]
         for own, its in (
