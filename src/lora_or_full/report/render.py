@@ -131,7 +131,7 @@ def write(folder: Path, title: str, sections: Sequence[Section]) -> None:
 
 def _plain(text: str) -> str:
     """Text in one line of Markdown, with everything escaped that is taken as markup."""
-    return " ".join(_escaped(text).split())
+    return _escaped(" ".join(text.split()))
 
 
 def _marked(pieces: Sequence[tuple[str, bool]]) -> str:
