@@ -1,27 +1,43 @@
 """How the report writes numbers."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Any
 
 from lora_or_full.report.stats.paired import Interval, mean_over_seeds
-from lora_or_full.report.study import Arm, Run
 
 METRICS = {"exact_match": "EM", "f1": "F1"}
 MB = 1e6
 NONE = "\N{EN DASH}"  # where there is no number
 
 
+def written(value: float | None, form: str) -> str:
+    """Write a number, if there is one, in a form such as `,.1f`."""
+    return NONE if value is None else format(value, form)
+
+
+def cell(value: object) -> str:
+    """Write a value of a table as it is, if there is one."""
+    return NONE if value is None else str(value)
+
+
+def part_of(part: float, whole: float) -> str:
+    """Write a number with its share of a whole."""
+    return f"{part:.1f} ({100 * part / whole:.1f} %)"
+
+
+def mean(values: Iterable[Any], of: str) -> float:
+    """Give the mean of an attribute, as `record.cost.samples` of runs."""
+    return statistics.fmean(map(attrgetter(of), values))
+
+
 def spread(values: Sequence[float]) -> str:
     """Write mean ± standard deviation and 95 % interval over seeds."""
-    mean, deviation, interval = mean_over_seeds(values)
+    average, deviation, interval = mean_over_seeds(values)
     if deviation is None or interval is None:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {deviation:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
-
-
-def mean_of(arm: Arm, value: Callable[[Run], float], unit: float, digits: int) -> str:
-    """Write the mean over an arm's runs of a value, in a unit."""
-    return f"{statistics.fmean(map(value, arm.runs.values())) / unit:,.{digits}f}"
+        return f"{average:.1f}"
+    return f"{average:.1f} ± {deviation:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
 
 
 def signed(value: float) -> str:

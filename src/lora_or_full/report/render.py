@@ -1,20 +1,18 @@
-"""The report as blocks, and the files that are written: Markdown, HTML in one file, figures."""
+"""The report as blocks that templates make, and the files written of them: Markdown, HTML, SVG."""
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from lora_or_full.evaluation.spans import pieces
+from lora_or_full.report import formatting
+from lora_or_full.report.formatting import cell
+from lora_or_full.report.study import shown
 from lora_or_full.runs.store import write_text
-
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
-    autoescape=select_autoescape(["html.jinja"]),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +56,11 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A wrongly answered question, with its context and the spans to mark in it."""
+    """A wrongly answered question, and the pieces of its context, each with whether to mark it."""
 
     question: str
     lines: Sequence[str]
-    context: str
-    marks: Sequence[tuple[int, int]]
-
-    def pieces(self) -> list[tuple[str, bool]]:
-        """Split the context into pieces, each with whether it is marked."""
-        return pieces(self.context, self.marks)
+    pieces: Sequence[tuple[str, bool]]
 
 
 Block = Text | Points | Code | Table | Figure | Example
@@ -86,18 +79,51 @@ class Section:
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
+def section(template: str, **values: Any) -> Section:
+    """Make a section by the template of this name in `sections/`.
+
+    A template sets `title`, and adds blocks in their order by calling `text`, `points`, `table`,
+    `figure` and `block`. What stands in a call is the text or caption.
+
+    Args:
+        template: File name without its suffix.
+        values: What the template knows.
+    """
+    blocks: list[Block] = []
+
+    def text(caller: Callable[[], str]) -> str:
+        return _added(blocks, Text(_words(caller())))
+
+    def points(caller: Callable[..., str]) -> str:
+        items: list[str] = []
+        caller(lambda caller: _added(items, _words(caller())))
+        return _added(blocks, Points(items))
+
+    def table(*head: str, caller: Callable[..., str]) -> str:
+        rows: list[list[str]] = []
+        caption = caller(lambda *cells: rows.append(list(map(cell, cells))))
+        return _added(blocks, Table(head, rows, _words(caption)))
+
+    def figure(name: str, svg: str, caller: Callable[[], str]) -> str:
+        return _added(blocks, Figure(name, svg, _words(caller())))
+
+    calls = {call.__name__: call for call in (text, points, table, figure)}
+    module = TEMPLATES.get_template(f"sections/{template}.jinja").make_module(
+        values | calls | {"block": blocks.append}
+    )
+    return Section(vars(module)["title"], blocks)
+
+
 def write(folder: Path, title: str, sections: Sequence[Section]) -> None:
     """Write report.md, report.html and figures/ into a folder, each file atomically."""
-    shown = {b.name for section in sections for b in section.blocks if isinstance(b, Figure)}
+    figures = {b.name: b.svg for part in sections for b in part.blocks if isinstance(b, Figure)}
     before = folder / "report.md"
     if before.is_file():  # only its own figures are removed
         named = re.findall(r"\(figures/(\w+)\.svg\)", before.read_text("utf-8", errors="replace"))
-        for name in set(named) - shown:
+        for name in set(named) - figures.keys():
             (folder / "figures" / f"{name}.svg").unlink(missing_ok=True)
-    for section in sections:
-        for block in section.blocks:
-            if isinstance(block, Figure):
-                write_text(folder / "figures" / f"{block.name}.svg", block.svg)
+    for name, svg in figures.items():
+        write_text(folder / "figures" / f"{name}.svg", svg)
     for name in ("report.md", "report.html"):
         template = TEMPLATES.get_template(f"{name}.jinja")
         write_text(folder / name, template.render(title=title, sections=sections))
@@ -121,4 +147,28 @@ def _escaped(text: str) -> str:
     return re.sub(r"(?i)(www|https?|ftp)(?=[.:])|@(?=\w)", lambda m: f"{m[0]}<!-- -->", text)
 
 
-TEMPLATES.filters |= {"plain": _plain, "marked": _marked}
+def _words(text: str) -> str:
+    """Lines of a template as one."""
+    return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def _added(to: list[Any], one: Any) -> str:
+    """What a template shows in place of a call that adds to a list: nothing."""
+    to.append(one)
+    return ""
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
+    autoescape=select_autoescape(["html.jinja"]), undefined=StrictUndefined,
+    extensions=["jinja2.ext.do"],
+)  # fmt: skip
+TEMPLATES.globals |= {"METRICS": formatting.METRICS, "MB": formatting.MB}
+TEMPLATES.filters |= {"plain": _plain, "marked": _marked, "as": formatting.written, "shown": shown}
+TEMPLATES.filters |= {
+    write.__name__: write
+    for write in (
+        formatting.counted, formatting.mean, formatting.p_value, formatting.p_with,
+        formatting.part_of, formatting.shown_interval, formatting.signed, formatting.spread,
+    )
+}  # fmt: skip

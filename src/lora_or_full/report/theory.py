@@ -6,6 +6,7 @@ trained, the gradient of W: three products of the same size. LoRA (Hu et al., 20
 2106.09685) trains A (r, in) and B (out, r) instead of W.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,13 +58,12 @@ class Layer:
 
 def lora_layers(shapes: Mapping[str, Sequence[int]]) -> list[Layer]:
     """Find the layers with LoRA by names and shapes of trained weights; equal ones count once."""
-    found: dict[tuple[str, int, int, int], int] = {}
+    found: Counter[tuple[str, int, int, int]] = Counter()
     for name, shape in shapes.items():
         path, mark, _ = name.partition(".lora_A.")
         other = shapes.get(name.replace(".lora_A.", ".lora_B."))
         if mark and other is not None and len(shape) == len(other) == 2:
-            key = (path.rpartition(".")[2], shape[1], other[0], shape[0])
-            found[key] = found.get(key, 0) + 1
+            found[path.rpartition(".")[2], shape[1], other[0], shape[0]] += 1
     return [Layer(name, count, *sizes) for (name, *sizes), count in found.items()]
 
 

@@ -6,10 +6,10 @@ from statistics import fmean
 import numpy as np
 
 from lora_or_full.errors import UserError
-from lora_or_full.report.formatting import METRICS, NONE, counted, shown_interval, signed, spread
-from lora_or_full.report.render import Block, Points, Section, Table, Text
+from lora_or_full.report.formatting import METRICS, counted, signed, spread
+from lora_or_full.report.render import Section, section
 from lora_or_full.report.stats.comparison import ArmComparison
-from lora_or_full.report.stats.paired import mean_over_seeds, paragraph_bootstrap
+from lora_or_full.report.stats.paired import Interval, mean_over_seeds, paragraph_bootstrap
 from lora_or_full.report.stats.seeds_by_paragraphs import anova_estimate
 from lora_or_full.report.study import Arm, Study, question_scores
 from lora_or_full.runs.reader import check_scores, read_answers, read_record
@@ -34,35 +34,19 @@ def other_test_sets(study: Study, found: ArmComparison | None) -> Section | None
     names = sorted({test_set for own in read.values() for test_set in own})
     if not names and not notes:
         return None
-    rows, gaps = [], []
+    scores = []
     for arm in study.arms:
         own = [spread(arm.test(metric)) for metric in METRICS]
-        rows.append([f"{arm.label}, own test set", str(len(arm.runs)), *own, NONE, NONE])
-        for name, fingerprint in names:
-            if by_seed := read[arm.label].get((name, fingerprint)):
-                rows.append([f"{arm.label}, {name}", str(len(by_seed)), *_scores(arm, by_seed)])
-    blocks: list[Block] = [
-        Text("Runs that were trained on one domain, scored on others by the same rules "
-             "(lora-or-full evaluate)."),
-        Table(["", "seeds", "EM", "F1", "EM minus own", "F1 minus own"], rows,
-              "Percent: mean ± standard deviation and 95 % t interval over seeds. Minus own: "
-              "percentage points above the runs' own test set. Its questions differ, so part of "
-              "the difference is how hard they are."),
-    ]  # fmt: skip
+        scores.append([f"{arm.label}, own test set", len(arm.runs), *own, None, None])
+        for test_set in names:
+            if by_seed := read[arm.label].get(test_set):
+                scores.append([f"{arm.label}, {test_set[0]}", len(by_seed), *_scores(arm, by_seed)])
+    gaps = []
     if found is not None:
         for test_set in names:
             adapter, full = (read[a.label].get(test_set, {}) for a in (found.adapter, found.full))
-            gaps += _gap(test_set[0], adapter, full)
-    if found is not None and gaps:
-        blocks.append(Table(
-            ["95 % intervals", "seeds", "difference", "over seeds", "over paragraphs", "over both"],
-            gaps,
-            f"{found.adapter.label} minus {found.full.label}, percentage points, paired by seed "
-            "and question. Not adjusted for testing several.",
-        ))  # fmt: skip
-    if notes:
-        blocks.append(Points(notes))
-    return Section("Other test sets", blocks)
+            gaps += _gaps(test_set[0], adapter, full)
+    return section("other_test_sets", found=found, scores=scores, gaps=gaps, notes=notes)
 
 
 def _read(study: Study) -> tuple[dict[str, dict[tuple[str, str], OnTestSet]], list[str]]:
@@ -92,19 +76,21 @@ def _read(study: Study) -> tuple[dict[str, dict[tuple[str, str], OnTestSet]], li
 
 def _scores(arm: Arm, by_seed: OnTestSet) -> list[str]:
     """The scores of an arm, and their differences from those on its own test set."""
-    cells, drops = [], []
+    scores, drops = [], []
     for metric in METRICS:
         own = {seed: getattr(arm.runs[seed].record.test, metric) for seed in by_seed}
         here = {seed: getattr(one.record.test, metric) for seed, one in by_seed.items()}
-        cells.append(spread(list(here.values())))
+        scores.append(spread(list(here.values())))
         drops.append(signed(fmean(here[seed] - own[seed] for seed in by_seed)))
-    return [*cells, *drops]
+    return [*scores, *drops]
 
 
-def _gap(name: str, adapter: OnTestSet, full: OnTestSet) -> list[list[str]]:
-    """The difference of two arms on a test set, a row for each metric."""
+def _gaps(
+    name: str, adapter: OnTestSet, full: OnTestSet
+) -> list[tuple[str, int, float, list[Interval | None]]]:
+    """The difference of two arms on a test set, by metric, with its intervals."""
     seeds = sorted(adapter.keys() & full.keys())
-    rows = []
+    gaps = []
     for metric, shown in METRICS.items() if seeds else ():
         paragraphs = [p["paragraph"] for p in adapter[seeds[0]].predictions]
         differences = np.stack([
@@ -112,11 +98,9 @@ def _gap(name: str, adapter: OnTestSet, full: OnTestSet) -> list[list[str]]:
             - question_scores(full[seed].predictions, metric)
             for seed in seeds
         ])  # fmt: skip
-        mean, _, interval = mean_over_seeds(list(differences.mean(axis=1)))
+        mean, _, over_seeds = mean_over_seeds(list(differences.mean(axis=1)))
+        over_paragraphs = paragraph_bootstrap(differences, paragraphs).interval
         both = anova_estimate(differences, paragraphs)
-        rows.append([
-            f"{name}, {shown}", str(len(seeds)), signed(mean), shown_interval(interval),
-            shown_interval(paragraph_bootstrap(differences, paragraphs).interval),
-            shown_interval(both.interval if both else None),
-        ])  # fmt: skip
-    return rows
+        intervals = [over_seeds, over_paragraphs, both.interval if both else None]
+        gaps.append((f"{name}, {shown}", len(seeds), mean, intervals))
+    return gaps
