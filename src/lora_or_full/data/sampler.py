@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Sampler
 
 from lora_or_full.data.tokenized import TokenizedQuestions
 
 
+@dataclass(eq=False)  # PyTorch compares samplers by identity
 class StepSampler(Sampler[tuple[list[int], int]]):
     """Samples micro-batches: row numbers, and the label count of the whole step.
 
@@ -15,7 +17,7 @@ class StepSampler(Sampler[tuple[list[int], int]]):
     micro-batches; in the last step of an epoch one may be empty. `epoch` and `position` say where
     an interrupted epoch continues.
 
-    Args:
+    Attributes:
         labels: Number of label tokens of each row.
         paragraphs: Paragraph of each row, to put few of them into each step; None to shuffle rows.
         batch_size: Rows per step.
@@ -25,20 +27,15 @@ class StepSampler(Sampler[tuple[list[int], int]]):
         device: Number of this device, from 0.
     """
 
-    def __init__(
-        self,
-        labels: Sequence[int],
-        paragraphs: Sequence[int] | None,
-        batch_size: int,
-        micro_batches: int,
-        seed: int,
-        devices: int,
-        device: int,
-    ) -> None:
-        self.labels, self.paragraphs = labels, paragraphs
-        self.batch_size, self.micro_batches, self.seed = batch_size, micro_batches, seed
-        self.devices, self.device = devices, device
-        self.epoch = self.position = 0
+    labels: Sequence[int]
+    paragraphs: Sequence[int] | None
+    batch_size: int
+    micro_batches: int
+    seed: int
+    devices: int
+    device: int
+    epoch: int = 0
+    position: int = 0
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size) * self.micro_batches
@@ -106,14 +103,10 @@ def _together(
         whole = len(rows) // size * size
         steps += [rows[start : start + size] for start in range(0, whole, size)]
         rest = rows[whole:]
-        if not rest:
-            continue
-        fits = next((room for room in range(len(rest), size) if open_steps[room]), None)
-        step = (open_steps[fits].pop() if fits else []) + rest
-        if len(step) == size:
-            steps.append(step)
-        else:
-            open_steps[size - len(step)].append(step)
+        if rest:
+            fits = next((room for room in range(len(rest), size) if open_steps[room]), None)
+            step = (open_steps[fits].pop() if fits else []) + rest
+            (open_steps[size - len(step)] if len(step) < size else steps).append(step)
     left = [row for room in open_steps.values() for step in room for row in step]
     whole = len(left) // size * size
     steps += [left[start : start + size] for start in range(0, whole, size)]
