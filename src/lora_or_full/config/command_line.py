@@ -29,24 +29,15 @@ OTHERS = {  # of a group with few presets
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A checked command line.
+    """A checked command line."""
 
-    Attributes:
-        jobs: Configuration of each job; one if it is no sweep.
-        folder: Folder of the sweep; None for a single run.
-        words: Overrides to add to the command line for Hydra.
-    """
-
-    jobs: list[Config]
-    folder: Path | None
-    words: list[str]
+    jobs: list[Config]  # one if it is no sweep
+    folder: Path | None  # of the sweep; None for a single run
+    words: list[str]  # overrides to add to the command line for Hydra
 
 
 def prepare(args: Namespace) -> CommandLine:
-    """Check the whole command line, every job of a sweep.
-
-    Args:
-        args: Hydra's own parsed arguments.
+    """Check the whole command line, every job of a sweep, as Hydra has parsed its arguments.
 
     Raises:
         UserError: With what is wrong.
@@ -126,11 +117,9 @@ def _values(override: Override) -> list[str]:
         return [str(override.input_line)]
     key, sweep = override.get_key_element(), override.value()
     try:
-        # Counted before it is expanded: a range may be endless.
-        if isinstance(sweep, RangeSweep):
-            assert sweep.start is not None
-            assert sweep.stop is not None
-            if not abs(sweep.stop - sweep.start) <= MOST_JOBS * abs(sweep.step):
+        if isinstance(sweep, RangeSweep):  # counted before it is expanded: it may be endless
+            length = abs((sweep.stop or 0) - (sweep.start or 0))
+            if not length <= MOST_JOBS * abs(sweep.step):
                 raise UserError(f"{override.input_line}: a sweep has up to {MOST_JOBS:,} jobs.")
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     except (HydraException, ArithmeticError, ValueError):

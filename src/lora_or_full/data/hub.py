@@ -60,22 +60,22 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
         folder = _downloaded(name, repo_type, WANTED[repo_type])
         if repo_type == "model":
             folder = _downloaded(name, repo_type, _weights(folder))
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"{key}={name}: neither a local folder nor a {repo_type} on {constants.ENDPOINT} "
-            f"(or one that needs a login: `hf auth login`)."
-        ) from None
-    except GatedRepoError:
-        raise UserError(
-            f"{key}={name} asks for consent: accept its terms on its page at {constants.ENDPOINT}, "
+    except GatedRepoError:  # before RepositoryNotFoundError, of which it is one
+        problem = (
+            f" asks for consent: accept its terms on its page at {constants.ENDPOINT}, "
             "then `hf auth login`."
-        ) from None
+        )
+    except (RepositoryNotFoundError, HFValidationError):
+        problem = (
+            f": neither a local folder nor a {repo_type} on {constants.ENDPOINT} "
+            "(or one that needs a login: `hf auth login`)."
+        )
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{key}={name} could not be fetched from {constants.ENDPOINT}: {first_line(error)}"
-        ) from None
-    store.write_json(note, {"name": name, "type": repo_type, "folder": str(folder)})
-    return folder
+        problem = f" could not be fetched from {constants.ENDPOINT}: {first_line(error)}"
+    else:
+        store.write_json(note, {"name": name, "type": repo_type, "folder": str(folder)})
+        return folder
+    raise UserError(f"{key}={name}{problem}")
 
 
 def reachable() -> bool:
@@ -95,11 +95,10 @@ def reachable() -> bool:
 
 def _downloaded(name: str, repo_type: str, wanted: list[str]) -> Path:
     subfolders = ["*/*"] if repo_type == "model" else None
-    return Path(
-        snapshot_download(
-            name, repo_type=repo_type, allow_patterns=wanted, ignore_patterns=subfolders
-        )
+    folder = snapshot_download(
+        name, repo_type=repo_type, allow_patterns=wanted, ignore_patterns=subfolders
     )
+    return Path(folder)
 
 
 def _weights(folder: Path) -> list[str]:
@@ -118,5 +117,5 @@ def _from_hub_cache(name: str, repo_type: str, key: str) -> Path:
         raise UserError(
             f"{key}={name} is neither a local folder nor in the hub's local cache, and "
             f"{constants.ENDPOINT} can't be reached. Connect, or set {key} to {LOCAL[repo_type]}; "
-            f"what works without a network: python src/run.py experiment=demo"
+            "what works without a network: python src/run.py experiment=demo"
         ) from None

@@ -16,24 +16,15 @@ class StepSampler(Sampler[tuple[list[int], int]]):
     A step is `batch_size` rows of a shuffle that seed and epoch fix. It is dealt to the devices in
     micro-batches; in the last step of an epoch one may be empty. `epoch` and `position` say where
     an interrupted epoch continues.
-
-    Attributes:
-        labels: Number of label tokens of each row.
-        paragraphs: Paragraph of each row, to put few of them into each step; None to shuffle rows.
-        batch_size: Rows per step.
-        micro_batches: Micro-batches per step and device.
-        seed: Seed of the order.
-        devices: Number of devices.
-        device: Number of this device, from 0.
     """
 
-    labels: Sequence[int]
-    paragraphs: Sequence[int] | None
-    batch_size: int
-    micro_batches: int
-    seed: int
+    labels: Sequence[int]  # number of label tokens of each row
+    paragraphs: Sequence[int] | None  # of each row, to put few into each step; None shuffles rows
+    batch_size: int  # rows per step
+    micro_batches: int  # per step and device
+    seed: int  # of the order
     devices: int
-    device: int
+    device: int  # number of this device, from 0
     epoch: int = 0
     position: int = 0
 

@@ -27,16 +27,11 @@ class Splits:
     the articles; a data set in the hub's layout tests on its 'validation' split. `split_seed` draws
     everything but the training subset, all questions of a paragraph together except for validation
     from the pool of 'question'.
-
-    Attributes:
-        data: The keys of conf/data/.
-        seed: Draws the training subset, by question or by paragraph (`draw_by`).
-        cache_dir: Folder for notes of what was downloaded.
     """
 
     data: DataConfig
-    seed: int
-    cache_dir: Path
+    seed: int  # draws the training subset, by question or by paragraph (`draw_by`)
+    cache_dir: Path  # for notes of what was downloaded
 
     def fingerprint(self) -> str:
         """Hash the content of all files, and in a folder their names, which say the splits.

@@ -85,23 +85,14 @@ class _Row(_Format):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a paragraph. No text has white space at its ends.
+    """A question about a paragraph. No text has white space at its ends."""
 
-    Attributes:
-        id: Unique in its data set.
-        title: Title of the article.
-        context: The paragraph.
-        question: The question.
-        answers: Gold answers; the first is trained on.
-        starts: Offsets of the answers in `context`, in characters; -1 for one that is not there.
-    """
-
-    id: str
-    title: str
-    context: str
+    id: str  # unique in its data set
+    title: str  # of the article
+    context: str  # the paragraph
     question: str
-    answers: list[str]
-    starts: list[int]
+    answers: list[str]  # gold answers; the first is trained on
+    starts: list[int]  # their offsets in `context`, in characters; -1 for one that is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,26 +160,21 @@ def check(
     questions: list[Question] = []
     counts = {"unanswerable_dropped": 0, "answers_repaired": 0, "answers_not_in_context": 0}
     wrong: list[str] = []
-    without_answer: list[str] = []
+    without_answer = [entry.where for entry in entries if not entry.answers]
     for entry in entries:
-        if not entry.answers:
-            without_answer.append(entry.where)
-            if unanswerable != "keep":
-                continue
-        context = entry.context.strip()
-        shift = len(entry.context) - len(entry.context.lstrip())
-        answers, starts = [], []
+        if not entry.answers and unanswerable != "keep":
+            continue
+        context, starts = entry.context, []
         for text, start in zip(entry.answers, entry.starts, strict=True):
-            if not 0 <= start <= len(entry.context) or not entry.context.startswith(text, start):
-                found = _nearest(entry.context, text, start)
+            if not 0 <= start <= len(context) or not context.startswith(text, start):
                 wrong.append(f"{entry.where}: {text!r} is not at {start}")
-                counts["answers_repaired" if found >= 0 else "answers_not_in_context"] += 1
-                start = found
-            answers.append(text.strip())
-            starts.append(start + len(text) - len(text.lstrip()) - shift if start >= 0 else -1)
-        questions.append(
-            Question(entry.id, entry.title, context, entry.question.strip(), answers, starts)
-        )
+                start = _nearest(context, text, start)
+                counts["answers_repaired" if start >= 0 else "answers_not_in_context"] += 1
+            stripped = _leading_space(text) - _leading_space(context)
+            starts.append(start + stripped if start >= 0 else -1)
+        answers = [text.strip() for text in entry.answers]
+        texts = (entry.id, entry.title, context.strip(), entry.question.strip())
+        questions.append(Question(*texts, answers, starts))
     seen = Counter(entry.id for entry in entries)
     if twice := [name for name, count in seen.items() if count > 1]:
         raise UserError(f"{len(twice)} question ids occur more than once, the first: {twice[0]!r}.")
@@ -289,6 +275,10 @@ def _rows(table: Dataset, name: str) -> Iterator[dict[str, Any]]:
         raise UserError(
             f"Not SQuAD's format: {name} holds a value that can't be read: {_reason(error)}"
         ) from None
+
+
+def _leading_space(text: str) -> int:
+    return len(text) - len(text.lstrip())
 
 
 def _nearest(context: str, text: str, start: int) -> int:

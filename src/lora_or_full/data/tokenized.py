@@ -68,8 +68,8 @@ def make(
     numbers = {context: number for number, context in enumerate(contexts)}
     context_ids = prompt.encode(tokenizer, list(map(prompt.context_text, contexts)))
     asked = prompt.encode(tokenizer, [prompt.question_text(q.question) for q in questions])
-    first = [q.answers[0] if q.answers else "" for q in questions]
-    said = prompt.encode(tokenizer, list(map(prompt.answer_text, first)))
+    first = [prompt.answer_text(q.answers[0] if q.answers else "") for q in questions]
+    said = prompt.encode(tokenizer, first)
     rows: list[TokenizedQuestion] = []
     # Of each context that is cut around answers: its rows, with the characters of their answers.
     cut: dict[int, list[tuple[TokenizedQuestion, int, int]]] = {}
@@ -98,7 +98,8 @@ def make(
         rows.append(row)
         if training and row["context_cut"] and (start := q.starts[0]) >= 0:
             cut.setdefault(paragraph, []).append((row, start, start + len(q.answers[0])))
-    offsets = _offsets(tokenizer, [contexts[paragraph] for paragraph in cut])
+    texts = [prompt.context_text(contexts[paragraph]) for paragraph in cut]
+    offsets = prompt.encode(tokenizer, texts, "offset_mapping")
     for spans, cut_rows in zip(offsets, cut.values(), strict=True):
         golds = [_tokens_of(start, stop, spans) for _, start, stop in cut_rows]
         windows = _windows(len(spans), [row["stop"] for row, *_ in cut_rows], golds)
@@ -142,21 +143,6 @@ def cached(
     assert isinstance(questions, Dataset)
     assert isinstance(contexts, Dataset)
     return TokenizedQuestions(questions, contexts), json.loads((folder / "facts.json").read_text())
-
-
-def _offsets(
-    tokenizer: PreTrainedTokenizerBase, contexts: list[str]
-) -> list[list[tuple[int, int]]]:
-    """Start and end of each token in `prompt.context_text` of each context."""
-    if not contexts:
-        return []
-    return tokenizer(
-        list(map(prompt.context_text, contexts)),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-        verbose=False,
-    )["offset_mapping"]
 
 
 def _windows(length: int, rooms: list[int], golds: list[tuple[int, int]]) -> list[slice]:
