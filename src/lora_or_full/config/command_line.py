@@ -160,11 +160,7 @@ def _has_adapter(words: Sequence[str]) -> bool:
 
 
 def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
-    """Overrides for what the requested experiments sweep over, unless others are given.
-
-    Raises:
-        UserError: It is a sweep but -m is missing, or the experiments are swept over too.
-    """
+    """Overrides for what the requested experiments sweep over, unless others are given."""
     given = {o.get_key_element(): o for o in overrides}
     if "experiment" not in given or "hydra.sweeper.params" in given:  # the latter: a job of a sweep
         return []

@@ -23,10 +23,7 @@ OmegaConf.register_new_resolver("project_dir", lambda: str(PROJECT), replace=Tru
 
 
 def compose(words: Sequence[str] = ()) -> dict[str, Any]:
-    """Compose nested values with every reference resolved, not yet checked.
-
-    Args:
-        words: Overrides as they are typed.
+    """Compose overrides, as they are typed, to nested values with every reference resolved.
 
     Raises:
         UserError: Hydra can't compose them.

@@ -268,10 +268,7 @@ RESULT_NEUTRAL = frozenset(  # keys that change no result
 
 
 def validate(values: Mapping[str, Any]) -> Config:
-    """Give the typed configuration.
-
-    Args:
-        values: Nested values, as conf/ has them.
+    """Give nested values, as conf/ has them, as the typed configuration.
 
     Raises:
         UserError: One line for each problem: the key, its value, and what is accepted.

@@ -146,20 +146,13 @@ def _local(item: str) -> Path:
 
 
 def _in_folder(folder: Path) -> list[tuple[str, Path]]:
-    """The files of a data set's folder by name, without hidden ones.
-
-    All formats count: README.md names the splits, and not only parquet is loaded.
-
-    Raises:
-        UserError: There are more than a data set has; raised before any of them is read.
-    """
+    """A folder's files of all formats by name (README.md names the splits), without hidden ones."""
     found: list[tuple[str, Path]] = []
     size = 0
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = Path(parent, name)
-            if not name.startswith(".") and file.is_file():
+        for file in (Path(parent, name) for name in names if not name.startswith(".")):
+            if file.is_file():
                 found.append((file.relative_to(folder).as_posix(), file))
                 size += file.stat().st_size
             if len(found) > MOST_FILES or size > MOST_BYTES:

@@ -165,13 +165,13 @@ def check(
         if not entry.answers and unanswerable != "keep":
             continue
         context, starts = entry.context, []
+        shift = len(context) - len(context.lstrip())
         for text, start in zip(entry.answers, entry.starts, strict=True):
             if not 0 <= start <= len(context) or not context.startswith(text, start):
                 wrong.append(f"{entry.where}: {text!r} is not at {start}")
                 start = _nearest(context, text, start)
                 counts["answers_repaired" if start >= 0 else "answers_not_in_context"] += 1
-            stripped = _leading_space(text) - _leading_space(context)
-            starts.append(start + stripped if start >= 0 else -1)
+            starts.append(start + len(text) - len(text.lstrip()) - shift if start >= 0 else -1)
         answers = [text.strip() for text in entry.answers]
         texts = (entry.id, entry.title, context.strip(), entry.question.strip())
         questions.append(Question(*texts, answers, starts))
@@ -224,7 +224,7 @@ def _not_squad(where: str, error: ValidationError) -> UserError:
     """Say where a file leaves SQuAD's format, and how; of many faults the first."""
     fault = error.errors(include_url=False)[0]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
-    path = (where + path.removeprefix(".")) if where.endswith(" ") else where + path
+    path = where + (path.removeprefix(".") if where.endswith(" ") else path)
     value, kind = fault["input"], fault["type"]
     if kind == "missing":
         what = f"is missing (it has {listed(value) or 'nothing'})"
@@ -275,10 +275,6 @@ def _rows(table: Dataset, name: str) -> Iterator[dict[str, Any]]:
         raise UserError(
             f"Not SQuAD's format: {name} holds a value that can't be read: {_reason(error)}"
         ) from None
-
-
-def _leading_space(text: str) -> int:
-    return len(text) - len(text.lstrip())
 
 
 def _nearest(context: str, text: str, start: int) -> int:
