@@ -93,7 +93,7 @@ def test_an_interrupted_download_is_asked_for_again(
         calls.append(name)
         if len(calls) == 1:
             raise OSError("connection reset")
-        (tmp_path / "snapshot").mkdir()
+        (tmp_path / "snapshot").mkdir(exist_ok=True)
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr(hub, "snapshot_download", download)
