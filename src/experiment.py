@@ -36,7 +36,13 @@ from lora_or_full.processes import is_first_process, stop_signals_to
 from lora_or_full.runs import provenance, store
 from lora_or_full.training import checkpoint, console
 from lora_or_full.training.distributed import check_alike, connected, gathered
-from lora_or_full.training.loggers import SHOWN, MetricsFile, SampleAnswers, log_results
+from lora_or_full.training.loggers import (
+    SHOWN,
+    CalmProgressBar,
+    MetricsFile,
+    SampleAnswers,
+    log_results,
+)
 from lora_or_full.training.profiling import CostMonitor, estimate_duration, profile_step
 
 
@@ -188,12 +194,15 @@ def build_trainer(
     tensorboard = TensorBoardLogger(
         folder, name="", version="tb", default_hp_metric=False, purge_step=step
     )
+    watchers: list[L.Callback] = [SampleAnswers(), LearningRateMonitor("step")]
+    if config.trainer.enable_progress_bar:
+        watchers.append(CalmProgressBar(config.trainer.log_every_n_steps))
     try:
         trainer = L.Trainer(
             **arguments,
             default_root_dir=folder,
             logger=[tensorboard, MetricsFile(folder / "metrics.csv", step)],
-            callbacks=[*callbacks, SampleAnswers(), LearningRateMonitor("step")],
+            callbacks=[*callbacks, *watchers],
             plugins=[checkpoint.CheckedCheckpointIO()],
             num_sanity_val_steps=0,  # scoring before training has tried all of it
             enable_model_summary=False,

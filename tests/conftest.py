@@ -5,6 +5,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries below are imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread of torch in the commands that tests start: the tests of two processes run at once, and
+# threads that share a core wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import random

@@ -22,6 +22,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+from forks import Commands
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from peft import LoraConfig, get_peft_model
@@ -297,18 +298,31 @@ def place(
     return folder
 
 
-def run_in(place: Path, *words: str | Path) -> str:
-    """What a command prints that ends well."""
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PYTHONPATH": str(place / "src"),
-    }  # fmt: skip
-    done = subprocess.run(
-        words, cwd=place, env=environment, capture_output=True, text=True, timeout=900,
-        input="How many people live in Port Trenia?\n",  # where a command asks for more
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def forks(place: Path) -> Iterator[Commands]:
+    """Runs commands in forks of a process that has imported the project of `place`."""
+    with Commands(place / "src") as python:
+        yield python
+
+
+def run_in(place: Path, *words: str | Path, python: Commands | None = None) -> str:
+    """What a command prints that ends well, in a process of its own or by `python`."""
+    given = "How many people live in Port Trenia?\n"  # where a command asks for more
+    if python:
+        done = python(list(map(str, words)), place, given=given)
+        code, out, errors = done["code"], done["out"], done["errors"]
+    else:
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "PYTHONPATH": str(place / "src"),
+        }  # fmt: skip
+        process = subprocess.run(
+            [sys.executable, *words], cwd=place, env=environment, capture_output=True, text=True,
+            timeout=900, input=given,
+        )  # fmt: skip
+        code, out, errors = process.returncode, process.stdout, process.stderr
+    assert code == 0, out + errors
+    assert "Traceback" not in out + errors
+    return out
 
 
 def filled(text: str, place: Path) -> str:
@@ -367,7 +381,7 @@ def of_files(words: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if program(c) not in (*SETS_UP, *ELSEWHERE)], ids=str
 )  # fmt: skip
-def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
+def test_a_command_does_what_it_says(command: Command, place: Path, forks: Commands) -> None:
     script = program(command)
     if script == "tensorboard":
         serves([sys.executable, "-m", "tensorboard.main", *command.words[1:]], place)
@@ -392,8 +406,8 @@ def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
             pytest.importorskip(f"hydra_plugins.hydra_{name}_launcher", reason=f"no extra [{name}]")
             if value.endswith("_slurm") and not shutil.which("sbatch"):
                 pytest.skip("no SLURM")
-    start = CLI if script == "lora-or-full" else [sys.executable]
-    printed = run_in(place, *start, *words[1:])
+    start = CLI[1:] if script == "lora-or-full" else []
+    printed = run_in(place, *start, *words[1:], python=None if is_alone(command) else forks)
     if script == "src/run.py" and "--help" not in command.words:
         results = re.findall(r"^results: +(.+)$", printed, re.MULTILINE)
         assert results
@@ -402,6 +416,22 @@ def test_a_command_does_what_it_says(command: Command, place: Path) -> None:
         assert all((place / file).is_file() for file in printed.split())
     lines = {letters(line) for line in printed.splitlines()}
     assert [line for line in command.shows if letters(line) not in lines] == []
+
+
+def kind(command: Command) -> tuple[str, ...]:
+    """What a command runs: a program, with its own command or whether it is a sweep."""
+    script = program(command)
+    if script == "lora-or-full":
+        return script, command.words[1]
+    return script, *(word for word in command.words if word in ("-m", "--help"))
+
+
+def is_alone(command: Command) -> bool:
+    """Whether a command runs in a process of its own, as the first of its kind does, and what
+    starts processes itself."""
+    first = next(other for other in COMMANDS if kind(other) == kind(command))
+    starts = ("trainer.devices=", "hydra/launcher=")
+    return command is first or any(word.startswith(starts) for word in command.words)
 
 
 def letters(line: str) -> tuple[str, ...]:
@@ -440,7 +470,7 @@ def test_the_python_shown_runs(place: Path) -> None:
     shown = [token.content for _, token in fences("python") if ">>> " not in token.content]
     assert shown
     for text in shown:
-        run_in(place, sys.executable, "-c", filled(text, place))
+        run_in(place, "-c", filled(text, place))
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands import WORK, Commands, Done, Fork, Job  # first: it says where the project is
+from commands import WORK, Commands, Done  # first: it says where the project is
+from forks import Fork, Job
 from strikes import (
     AMID,
     DAMAGE,

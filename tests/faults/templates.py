@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands import WORK, Commands, Fork
+from commands import WORK, Commands  # first: it says where the project is
 from conftest import save_gpt2, write_squad
+from forks import Fork
 from strikes import Places, Strike, counted
 
 import run

@@ -2,21 +2,20 @@
 with a traceback."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Commands
 from hypothesis import event, given
 from hypothesis import strategies as st
 from strategies import documents, examples, json_files, texts
 
 from lora_or_full.config.schema import FIELDS
 
+PROJECT = Path(__file__).parents[2]
 SECONDS = 120  # after which a run of a few questions counts as hanging
 SMALL = {
     "data.train_size": "3", "data.validation_size": "2", "data.test_size": "3", "max_length": "200",
@@ -75,21 +74,11 @@ def command(
 ) -> Iterator[tuple[Path, Command]]:
     """A folder, and a function that runs the command there on a tiny model."""
     folder = tmp_path_factory.mktemp("command")
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("server.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-    ) as server:  # fmt: skip
-        assert server.stdin is not None
-        assert server.stdout is not None
-        assert server.stdout.readline() == "ready\n"
+    with Commands(PROJECT / "src") as python:
 
         def ask(words: list[str]) -> dict[str, Any]:
             given = [f"model.name='{gpt2_folder}'", "data.path=f.json", *words]
-            asked = {"words": given, "folder": str(folder), "seconds": SECONDS}
-            server.stdin.write(json.dumps(asked) + "\n")
-            server.stdin.flush()
-            return json.loads(server.stdout.readline())
+            return python([str(PROJECT / "src" / "run.py"), *given], folder, SECONDS)
 
         yield folder, ask
 

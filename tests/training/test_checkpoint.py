@@ -153,6 +153,29 @@ def test_a_timed_checkpoint_is_written_between_epochs(settings: Settings, tmp_pa
     assert saved_steps(settings, tmp_path / "run")[1] == [1, 2, 3, 4, 5, 6]
 
 
+def test_saving_takes_at_most_a_twentieth_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here 3 seconds each: a full run's state can be large."""
+    clock = [0.0]
+    saved: list[float] = []
+
+    def save(file: Path) -> None:
+        saved.append(clock[0])
+        clock[0] += 3
+
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    trainer: Any = SimpleNamespace(
+        accumulate_grad_batches=1, num_training_batches=1000, save_checkpoint=save,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda value, all: value),
+    )  # fmt: skip
+    checkpoint = RunCheckpoint(tmp_path, 10)
+    for step in range(150):
+        clock[0] += 1
+        checkpoint.on_train_batch_end(trainer, None, None, None, step)
+    assert saved == [11, 75, 139]
+
+
 def test_a_lora_checkpoint_holds_adapter_and_optimizer_only(whole: dict[str, Whole]) -> None:
     file = whole["lora"].folder / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
@@ -334,7 +357,7 @@ def test_a_run_that_the_disk_has_no_room_for_is_refused(
     with pytest.raises(UserError, match="the run needs 5.2 GB of disk, 1.0 GB are free"):
         check_room(tmp_path, 10**8, 10**8)
     (tmp_path / "last.ckpt").touch()
-    os.truncate(tmp_path / "last.ckpt", 4 * 10**9)  # a resumed run has most of it already
+    os.truncate(tmp_path / "last.ckpt", 45 * 10**8)  # a resumed run has most of it already
     check_room(tmp_path, 10**8, 10**8)
 
 

@@ -133,7 +133,25 @@ class _Dropout(nn.Dropout):
         zeros = min(round(self.p * 2**16), 2**16 - 1)
         numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         kept = numbers.view(torch.int16)[: x.numel()].view(x.shape) >= zeros - 2**15
-        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - zeros))
+        return _Kept.apply(x, kept, 2**16 / (2**16 - zeros))
+
+
+class _Kept(torch.autograd.Function):
+    """x where `kept`, times a scale; one byte a value is kept for the backward pass, not four.
+
+    With LoRA on all linear layers the masks of dropout were 38 % of all activations.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return x * kept.to(x.dtype).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return gradients[0] * kept.to(gradients[0].dtype).mul_(ctx.scale), None, None
 
 
 class _Product(torch.autograd.Function):

@@ -25,6 +25,7 @@ from lora_or_full.runs import store
 
 LAST, BEFORE, BEST = "last.ckpt", "before.ckpt", "best.safetensors"
 BEST_BEFORE = "best.before.safetensors"  # of the epoch that was the best before: BEFORE may need it
+MOMENT = 1.0  # seconds
 Epochs = list[dict[str, float]]
 
 
@@ -189,9 +190,9 @@ class RunCheckpoint(Checkpoint):
         if left == 0 or left % micro_batches:
             return
         self._share_stop(trainer)
-        # To save takes at most a twentieth of the time, however large the model is.
-        interval = max(self.interval, 20 * self.save_seconds)
-        late = time.monotonic() - self.saved_at > interval
+        # Where saving takes more than a moment, it takes at most a twentieth of the time.
+        least = 20 * self.save_seconds if self.save_seconds > MOMENT else 0.0
+        late = time.monotonic() - self.saved_at > max(self.interval, least)
         # Validation can be long: all training before it but one step is saved.
         due = left == micro_batches or trainer.strategy.reduce_boolean_decision(late, all=False)
         if due or self.stopping:

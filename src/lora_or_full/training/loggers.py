@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lora_or_full.config.schema import Config
@@ -48,6 +49,26 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log nothing: config.yaml has them."""
+
+
+class CalmProgressBar(RichProgressBar):
+    """Lightning's progress bar, which would make a GPU wait for the loss of each step.
+
+    There it shows the loss of one step in `every`.
+    """
+
+    shown: dict[str, Any] | None = None
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every = every
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Give what the bar shows beside its progress."""
+        waits = trainer.training and trainer.strategy.root_device.type != "cpu"
+        if self.shown is None or not (waits and trainer.global_step % self.every):
+            self.shown = super().get_metrics(trainer, pl_module)
+        return self.shown
 
 
 class SampleAnswers(L.Callback):
