@@ -38,8 +38,7 @@ class UserError(Exception):
 def command_line_errors(folder: Path | None = None) -> Iterator[None]:
     """Exit without a traceback: 1 after an error that the user can fix, 130 after Ctrl-C.
 
-    Args:
-        folder: Folder of the run or sweep, to `explain` other errors too.
+    With the `folder` of a run or sweep, errors that `explain` knows count as such too.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack a character of a path
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -74,6 +74,8 @@ def prepared(asked: list[str], multirun: bool) -> list[str] | None:
 @example(["mode=lora", "adapter=null"], False)
 @example(["mode=full", "+adapter.r=8"], False)
 @example(["mode=full", "~adapter"], False)
+@example(["experiment=grid", "mode=nope"], True)
+@example(["adapter.rr=8", "mode=nope"], False)
 def test_any_command_line_is_taken_or_refused_in_words(asked: list[str], multirun: bool) -> None:
     taken = prepared(asked, multirun)
     event("refused" if taken is None else "taken")

@@ -72,18 +72,13 @@ def prepare(args: Namespace) -> CommandLine:
         else:
             folder = Path(first.output_dir, first.study)
         # The preset's own sweep is among the words now: Hydra is not to add it again.
-        added = [
-            "hydra.sweeper.params=null",
-            *preset,
-            compose.path_override("hydra.sweep.dir", folder),
-        ]
-        return CommandLine(jobs, folder, added)
+        sweep_dir = compose.path_override("hydra.sweep.dir", folder)
+        return CommandLine(jobs, folder, ["hydra.sweeper.params=null", *preset, sweep_dir])
     if first.study is not None:
         raise UserError("study names the folder of a sweep, which needs -m.")
     check_rendezvous(first.trainer.num_nodes)
-    if first.resume is None:
-        return CommandLine(jobs, None, [])
-    return CommandLine(jobs, None, _resume(Path(first.resume), overrides, first))
+    added = _resume(Path(first.resume), overrides, first) if first.resume is not None else []
+    return CommandLine(jobs, None, added)
 
 
 def usage() -> str:
