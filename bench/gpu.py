@@ -364,7 +364,7 @@ def project(
         "adapter.lora_dropout=0" if mode == "lora" else "seed=1",
         f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}",
         *(["model=llama", "model.target_modules=[q_proj,v_proj]"] * ("llama" in model.name)),
-    ], []))  # fmt: skip
+    ]))  # fmt: skip
     data, module, _ = experiment.build(config)
     torch.manual_seed(0)
     for name, weight in module.named_parameters():

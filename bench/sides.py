@@ -69,7 +69,7 @@ def config_of(spec: Spec) -> Config:
             f"model.config={{{dropouts}}}",
             f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}",
         ]
-    return experiment.with_precision(validate(compose.compose(words, [])))
+    return experiment.with_precision(validate(compose.compose(words)))
 
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,18 +84,11 @@ class SquadDataModule(L.LightningDataModule):
         """
         if self.facts:
             return
-        source = self.splits.fingerprint()
-        facts: dict[str, Any] = {"source": source}
-        read: list[tuple[dict[str, list[Question]], dict[str, int]]] = []
+        facts: dict[str, Any] = {"source": self.splits.fingerprint()}
+        read = cache(self.splits.read)  # once for all splits, and not at all if they are cached
         for name in NAMES:
-
-            def build(name: str = name) -> tuple[TokenizedQuestions, dict[str, Any]]:
-                if not read:
-                    read.append(self.splits.read())
-                splits, counts = read[0]
-                return self._build(name, splits[name], counts)
-
-            table, facts[name] = tokenized.cached(self._cache_folder(name, source), build)
+            folder = self._cache_folder(name, facts["source"])
+            table, facts[name] = tokenized.cached(folder, partial(self._build, name, read))
             setattr(self, name, table)
         sizes = zip(*map(self.validation.column, ("prompt_tokens", "answer_tokens")), strict=True)
         if not any(p <= self.max_prompt_length and p + a <= self.positions for p, a in sizes):
@@ -106,12 +100,7 @@ class SquadDataModule(L.LightningDataModule):
         self.facts = facts
 
     def deal(self, devices: int, device: int) -> None:
-        """Share each step, and the batches to evaluate, among devices.
-
-        Args:
-            devices: Number of devices.
-            device: Number of this one, from 0.
-        """
+        """Share each step and the batches to evaluate among devices; this is `device`, from 0."""
         self.devices, self.device = devices, device
 
     @property
@@ -207,10 +196,11 @@ class SquadDataModule(L.LightningDataModule):
         return Path(self.config.cache_dir) / "data" / digest.hexdigest()[:24]
 
     def _build(
-        self, name: str, questions: list[Question], source_counts: dict[str, int]
+        self, name: str, read: Callable[[], tuple[dict[str, list[Question]], dict[str, int]]]
     ) -> tuple[TokenizedQuestions, dict[str, Any]]:
-        """Tokenize a split, and count it."""
-        training = name == "train"
+        """Tokenize a split of those that `read` gives, and count it."""
+        splits, source_counts = read()
+        questions, training = splits[name], name == "train"
         length = self.config.max_length if training else self.max_prompt_length
         table = tokenized.make(questions, self.tokenizer, self.prefix, length, training)
         if not len(table):

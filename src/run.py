@@ -18,7 +18,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lora_or_full.config.compose import CONF, prepare, saved, to_dict, usage
+from lora_or_full.config.command_line import prepare, usage
+from lora_or_full.config.compose import CONF, saved, to_dict
 from lora_or_full.config.schema import ADAPTER_KEYS, Config, validate
 from lora_or_full.errors import UserError, command_line_errors, explain
 from lora_or_full.processes import is_first_process

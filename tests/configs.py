@@ -28,7 +28,7 @@ def add_lora(model: PreTrainedModel, arguments: dict[str, Any]) -> PeftModel:
 
 def data_config(**values: Any) -> DataConfig:
     """The defaults of conf/data/squad.yaml, with changes."""
-    return DataConfig.model_validate(compose.compose([], [])["data"] | values)
+    return DataConfig.model_validate(compose.compose()["data"] | values)
 
 
 def make_splits(path: object, cache_dir: Path, **changes: Any) -> Splits:

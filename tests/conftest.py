@@ -277,6 +277,5 @@ def tiny_settings(model: Path, folder: Path) -> dict[str, Any]:
             "trainer.accelerator=cpu",
             "trainer.precision=32-true",
             f"cache_dir='{folder / 'cache'}'",
-        ],
-        [],
+        ]
     )

@@ -44,7 +44,7 @@ def make(
         data: dict[str, Any] | None = None,
         **changes: Any,
     ) -> SquadDataModule:
-        values = compose.compose([], [])
+        values = compose.compose()
         values["data"] |= {
             "path": str(files[0]), "test_path": str(files[1]), "train_size": None,
             "validation_size": None, "validation_articles": 0.25,

@@ -89,8 +89,7 @@ def explain(error: BaseException, folder: Path) -> UserError | None:
     while cause is not None:
         if isinstance(cause, UserError):
             return cause
-        text = str(cause)
-        number, file = getattr(cause, "errno", None), getattr(cause, "filename", None)
+        text, number = str(cause), getattr(cause, "errno", None)
         if in_rust := re.search(r"\(os error (\d+)\)", text):  # safetensors and tokenizers
             number = int(in_rust[1])
         no_memory = isinstance(cause, MemoryError) or number == errno.ENOMEM
@@ -107,8 +106,9 @@ def explain(error: BaseException, folder: Path) -> UserError | None:
                 f"kept. To resume: {again}"
             )
         if number in STORAGE_ERRORS:
+            file = getattr(cause, "filename", None) or folder
             return UserError(
-                f"{file or folder}: {os.strerror(number)}. What was saved before is kept. "
+                f"{file}: {os.strerror(number)}. What was saved before is kept. "
                 f"When that is fixed: {again}"
             )
         cause = cause.__cause__ or cause.__context__

@@ -18,19 +18,19 @@ from lora_or_full.errors import UserError
     ],
 )  # fmt: skip
 def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -> None:
-    settings = compose.compose(words, [])
+    settings = compose.compose(words)
     assert validate(settings).to_dict() == settings
     assert set(flat(settings, FIELDS)) - set(FIELDS) <= {"adapter"}  # null in full
 
 
 def test_every_explained_key_is_in_conf() -> None:
-    assert set(FIELDS) - set(flat(compose.compose([], []), FIELDS)) == {"lr_by_mode"}
+    assert set(FIELDS) - set(flat(compose.compose(), FIELDS)) == {"lr_by_mode"}
     assert all(field.description for field in FIELDS.values())
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_the_defaults_are_the_recipe(mode: str) -> None:
-    s = compose.compose([f"mode={mode}"], [])
+    s = compose.compose([f"mode={mode}"])
     assert (s["model"]["name"], s["data"]["path"]) == ("gpt2", "rajpurkar/squad")
     assert (s["batch_size"], s["trainer"]["max_epochs"], s["max_length"]) == (4, 3, 512)
     assert (s["data"]["train_size"], s["data"]["validation_size"]) == (2000, 200)
@@ -63,7 +63,7 @@ def test_the_defaults_are_the_recipe(mode: str) -> None:
     ],
 )  # fmt: skip
 def test_a_value_that_can_not_be_is_refused_by_name(key: str, value: Any) -> None:
-    settings = compose.compose([], [])
+    settings = compose.compose()
     group, _, name = key.rpartition(".")
     (settings[group] if group else settings)[name] = value
     with pytest.raises(UserError, match=f"^{re.escape(key)}="):
@@ -78,11 +78,11 @@ def test_a_value_that_can_not_be_is_refused_by_name(key: str, value: Any) -> Non
     ],
 )  # fmt: skip
 def test_a_value_that_can_be_passes(words: list[str]) -> None:
-    validate(compose.compose(words, []))
+    validate(compose.compose(words))
 
 
 def test_all_problems_are_told_at_once() -> None:
-    settings = compose.compose([], []) | {"lr": 0, "seed": -1}
+    settings = compose.compose() | {"lr": 0, "seed": -1}
     settings["data"]["split_by"] = "page"
     with pytest.raises(UserError) as refusal:
         validate(settings)
@@ -111,13 +111,13 @@ def test_all_problems_are_told_at_once() -> None:
 )
 def test_what_contradicts_or_leads_elsewhere_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message).replace(r"\.\*", ".*")):
-        validate(compose.compose(words, []))
+        validate(compose.compose(words))
 
 
 @pytest.mark.parametrize(("key", "value"), [("rank", 8), ("frozen_dtype", "float32")])
 def test_what_belongs_to_an_adapter_is_refused_without_one(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"{key}={value}: mode=full has no {key}"):
-        validate(compose.compose(["mode=full", f"{key}={value}"], []))
+        validate(compose.compose(["mode=full", f"{key}={value}"]))
 
 
 def test_a_misspelt_key_is_told_the_nearest_and_all() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from lora_or_full.data import hub
 from lora_or_full.errors import UserError
@@ -102,14 +102,22 @@ def test_an_interrupted_download_is_asked_for_again(
     assert hub.folder_of("gpt2", "model", tmp_path / "cache") == tmp_path / "snapshot"
 
 
-def test_an_unknown_name_is_refused(
-    online: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RepositoryNotFoundError, r"model\.name=gtp2: neither a local folder nor a model on"),
+        (GatedRepoError, r"model\.name=gtp2 asks for consent: accept its terms"),
+    ],
+)
+def test_a_name_that_is_unknown_or_needs_consent_is_refused(
+    error: type[Exception], message: str, online: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def download(name: str, **options: Any) -> str:
-        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+        raise error.__new__(error)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    with pytest.raises(UserError, match=r"model\.name=gtp2: neither a local folder nor a model on"):
+    with pytest.raises(UserError, match=message):
         hub.folder_of("gtp2", "model", tmp_path)
 
 

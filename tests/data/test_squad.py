@@ -84,7 +84,7 @@ def read(folder: Path, content: Any) -> list[Entry]:
 
 
 def entry(**fields: Any) -> Entry:
-    return replace(Entry("here", "1", "t", "a b c b", "q?", ["b"], [2]), **fields)
+    return replace(Entry("1", "t", "a b c b", "q?", ["b"], [2], "here"), **fields)
 
 
 # The same questions from each kind of file

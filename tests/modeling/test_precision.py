@@ -23,7 +23,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *has: str) -> None:
 
 
 def trainer(precision: str | int, accelerator: str) -> TrainerConfig:
-    values = compose.compose([], [])["trainer"]
+    values = compose.compose()["trainer"]
     return TrainerConfig.model_validate(
         values | {"precision": precision, "accelerator": accelerator}
     )
@@ -157,13 +157,13 @@ def test_frozen_weights_are_stored_as_products_round_them(
     wanted: str | None, precision: str, expected: torch.dtype
 ) -> None:
     mode = ["mode=full"] if wanted is None else [f"frozen_dtype={wanted}"]
-    config = validate(compose.compose(mode, [])).with_precision(precision)
+    config = validate(compose.compose(mode)).with_precision(precision)
     assert frozen_dtype(config) == expected
 
 
 def test_frozen_weights_stay_float32_for_dora_which_uses_their_norm() -> None:
     for dora, expected in (("false", torch.bfloat16), ("true", torch.float32)):
-        config = validate(compose.compose([f"+adapter.use_dora={dora}"], []))
+        config = validate(compose.compose([f"+adapter.use_dora={dora}"]))
         assert frozen_dtype(config.with_precision("bf16-mixed")) == expected
 
 

@@ -11,13 +11,13 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 from strategies import HALVES, any_json, examples, met, texts
 
-from lora_or_full.config import compose
+from lora_or_full.config import command_line, compose
 from lora_or_full.config.schema import FIELDS, GROUPS, Config, validate
 
 PLACES = ("output_dir", "cache_dir", "hydra.run.dir", "hydra.sweep.dir")
 KEYS = [key for key in FIELDS if key not in PLACES]
-OPTIONS = [option for group in GROUPS for option in compose._options(group)]
-DEFAULTS = compose.compose([], [])
+OPTIONS = [option for group in GROUPS for option in compose.options(group)]
+DEFAULTS = compose.compose()
 OTHER_KEYS = (
     "adapter", "model", "data", "optimizer", "trainer", "hydra", "lrr", "adapter.use_dora", "lr.x",
     "", "model.config.attn_pdrop", "model.config.nothing", "trainer.max_steps", "trainer.nothing",
@@ -59,7 +59,7 @@ def words() -> st.SearchStrategy[str]:
 
 def prepared(asked: list[str], multirun: bool) -> list[str] | None:
     """What Hydra is asked beside; None if it is refused."""
-    taken, _ = met(lambda: compose.prepare(Namespace(overrides=asked, multirun=multirun)))
+    taken, _ = met(lambda: command_line.prepare(Namespace(overrides=asked, multirun=multirun)))
     return None if taken is None else taken.words
 
 
@@ -79,7 +79,7 @@ def test_any_command_line_is_taken_or_refused_in_words(asked: list[str], multiru
     event("refused" if taken is None else "taken")
     if taken is None or multirun:
         return
-    settings = compose.compose([*asked, *taken], [])
+    settings = compose.compose([*asked, *taken])
     config = validate(settings)
     assert config.rank == (None if config.adapter is None else config.adapter.r)
     name = Path(str(settings["run_name"]))

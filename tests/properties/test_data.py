@@ -187,9 +187,9 @@ def questions(draw: st.DrawFn) -> list[Question]:
                     [], [{"text": "nowhere to be found", "answer_start": 0}],
                 )))  # fmt: skip
                 found.append(squad.Entry(
-                    "here", qa["id"], article["title"], paragraph["context"], qa["question"],
+                    qa["id"], article["title"], paragraph["context"], qa["question"],
                     [answer["text"] for answer in answers],
-                    [answer["answer_start"] for answer in answers],
+                    [answer["answer_start"] for answer in answers], "here",
                 ))  # fmt: skip
     return squad.check(found, "drop", "repair")[0]
 

@@ -38,7 +38,7 @@ def answers(seed: int, share: float) -> list[dict[str, Any]]:
     return made
 
 
-BASE = {mode: compose.compose([f"mode={mode}"], []) for mode in ("lora", "full")}
+BASE = {mode: compose.compose([f"mode={mode}"]) for mode in ("lora", "full")}
 
 
 def config_of(mode: str, seed: int) -> dict[str, Any]:

@@ -10,27 +10,13 @@ import os
 import re
 import types
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from lora_or_full.errors import UserError
-
-
-@dataclass(frozen=True)
-class Accepts:
-    """What a type accepts, in the words of help and refusals."""
-
-    words: str
 
 
 def _text(value: Any) -> str:
@@ -48,24 +34,22 @@ def _name(value: Any) -> str:
     return name
 
 
-def _peft_class(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"peft\.\w+Config", value):
-        raise ValueError
-    return value
-
-
-Count = Annotated[int, Field(ge=1), Accepts("a whole number from 1")]
-Whole = Annotated[int, Field(ge=0, lt=2**63), Accepts("a whole number from 0")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Accepts("a number above 0")]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Accepts("a number from 0")]
-Probability = Annotated[float, Field(ge=0, lt=1), Accepts("a number from 0 to below 1")]
-Fraction = Annotated[float, Field(gt=0, lt=1), Accepts("a number between 0 and 1")]
-Text = Annotated[str, PlainValidator(_text), Accepts("a text")]
-Texts = Annotated[list[Text], Field(min_length=1), Accepts("a list of texts")]
+# A text in an annotation is what the type accepts, in the words of help and refusals.
+Count = Annotated[int, Field(ge=1), "a whole number from 1"]
+Whole = Annotated[int, Field(ge=0, lt=2**63), "a whole number from 0"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), "a number above 0"]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), "a number from 0"]
+Probability = Annotated[float, Field(ge=0, lt=1), "a number from 0 to below 1"]
+Fraction = Annotated[float, Field(gt=0, lt=1), "a number between 0 and 1"]
+Text = Annotated[str, PlainValidator(_text), "a text"]
+Texts = Annotated[list[Text], Field(min_length=1), "a list of texts"]
 Name = Annotated[
+    str, PlainValidator(_name), "a name of letters, digits, -, _, + and ., up to 200 bytes"
+]
+PeftClass = Annotated[
     str,
-    PlainValidator(_name),
-    Accepts("a name of letters, digits, -, _, + and ., up to 200 bytes"),
+    Field(pattern=r"^peft\.\w+Config$"),
+    "the name of a PEFT configuration class, such as peft.LoraConfig",
 ]
 
 
@@ -75,12 +59,15 @@ def key(description: str, changes_result: bool = True, default: Any = ...) -> An
     Args:
         description: What the key means and its unit, for `--help`.
         changes_result: Whether another value can give other weights, answers or scores. Runs that
-            differ only in keys that change no result count as the same run.
+            differ only in keys that change no result (`neutral`) count as the same run.
         default: Value of a key that conf/ may leave out; without it the key is required.
     """
     return Field(
         default, description=description, json_schema_extra={"changes_result": changes_result}
     )
+
+
+neutral = partial(key, changes_result=False)
 
 
 class _Section(BaseModel):
@@ -92,16 +79,15 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """The base model."""
 
-    name: Text = key("hub id or local folder of any causal language model", changes_result=False)
+    name: Text = neutral("hub id or local folder of any causal language model")
     target_modules: Texts | Text = key(
         "attention projections of the model; the default of adapter.target_modules"
     )
-    gradient_checkpointing: bool = key(
+    gradient_checkpointing: bool = neutral(
         "compute activations twice instead of keeping them: less memory, the same gradients",
-        changes_result=False,
         default=False,
     )
-    config: Annotated[dict[str, Any], Accepts("keys of the model's configuration")] = key(
+    config: Annotated[dict[str, Any], "keys of the model's configuration"] = key(
         "values of the model's own configuration, such as dropouts"
     )
 
@@ -109,12 +95,8 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """The data set and its splits."""
 
-    path: Text | Texts = key(
-        "hub id, folder, or .json / .parquet files in SQuAD's format", changes_result=False
-    )
-    test_path: Text | Texts | None = key(
-        "test set; null: the data set's own, or some articles", changes_result=False
-    )
+    path: Text | Texts = neutral("hub id, folder, or .json / .parquet files in SQuAD's format")
+    test_path: Text | Texts | None = neutral("test set; null: the data set's own, or some articles")
     split_by: Literal["article", "question"] = key("what train and validation do not share")
     draw_by: Literal["question", "paragraph"] = key(
         "draw and shuffle training questions one by one, or all questions of a paragraph together"
@@ -134,9 +116,7 @@ class OptimizerConfig(_Section):
 
     weight_decay: NonNegative = key("weight decay of AdamW")
     betas: Annotated[
-        list[Probability],
-        Field(min_length=2, max_length=2),
-        Accepts("two numbers from 0 to below 1"),
+        list[Probability], Field(min_length=2, max_length=2), "two numbers from 0 to below 1"
     ] = key("decay rates of AdamW's two moments")
     eps: Positive = key("epsilon of AdamW")
     warmup_steps: Whole = key("steps in which the learning rate rises from zero")
@@ -154,14 +134,14 @@ class TrainerConfig(_Section):
     strategy: Literal["auto", "ddp"] = key(
         "how several devices work together: ddp gives each the whole model; auto is ddp too"
     )
-    precision: Annotated[str, BeforeValidator(str), Accepts("")] = key(
+    precision: Annotated[str, BeforeValidator(str), ""] = key(
         "32-true, bf16-mixed, ...; auto: bf16-mixed where the hardware is fast at it, else 32-true"
     )
     max_epochs: Count = key("epochs")
     accumulate_grad_batches: Count = key("micro-batches of a step; more of them save memory")
     gradient_clip_val: Positive | None = key("largest norm of the gradient")
-    log_every_n_steps: Count = key("steps between two points in TensorBoard", changes_result=False)
-    enable_progress_bar: bool = key("show progress bars", changes_result=False)
+    log_every_n_steps: Count = neutral("steps between two points in TensorBoard")
+    enable_progress_bar: bool = neutral("show progress bars")
     deterministic: bool = key("use deterministic kernels only (GPU)")
 
 
@@ -170,11 +150,7 @@ class AdapterConfig(_Section):
 
     model_config = ConfigDict(extra="allow")
 
-    target: Annotated[
-        str,
-        PlainValidator(_peft_class),
-        Accepts("the name of a PEFT configuration class, such as peft.LoraConfig"),
-    ] = Field(alias="_target_", description="PEFT's configuration class")
+    target: PeftClass = Field(alias="_target_", description="PEFT's configuration class")
     r: Count = key("= rank", default=None)
     lora_alpha: Positive = key("the update is scaled by lora_alpha / r", default=None)
     lora_dropout: Probability = key("dropout of the adapter's inputs", default=None)
@@ -189,10 +165,10 @@ class Config(_Section):
     """The whole configuration of a run."""
 
     mode: Name = key("the arm: a file of conf/mode/, such as lora or full")
-    label: Text = key("name of the arm in tables and figures", changes_result=False)
+    label: Text = neutral("name of the arm in tables and figures")
     lr: Positive = key("peak learning rate; each mode brings its own")
-    lr_by_mode: dict[str, Positive] | None = key(
-        "learning rates that a preset has for each mode", changes_result=False, default=None
+    lr_by_mode: dict[str, Positive] | None = neutral(
+        "learning rates that a preset has for each mode", default=None
     )
     rank: Count | None = key("rank r of the adapter; null without one")
     seed: Whole = key("of initialization, order, dropout and the draw of the training questions")
@@ -203,28 +179,23 @@ class Config(_Section):
     packing: bool = key("questions share their context in one sequence, in training and evaluation")
     packed_length: Count = key("tokens of a context with its questions; more repeat the context")
     # Runs from before these keys were as their defaults.
-    cuda_graphs: bool = key(
-        "on a GPU replay recorded steps: faster where they are small",
-        changes_result=False,
-        default=True,
+    cuda_graphs: bool = neutral(
+        "on a GPU replay recorded steps: faster where they are small", default=True
     )
     matmul_precision: Literal["highest", "high", "medium"] = key(
         "products in float32; high: TF32 on a GPU, faster and less exact", default="highest"
     )
     mask_prompt: bool = key("loss on answer and end-of-text only; false: on every token")
-    resume: Text | None = key("folder of an interrupted run to resume", changes_result=False)
-    checkpoint_minutes: Positive = key(
-        "minutes between checkpoints: the work that a kill can cost", changes_result=False
+    resume: Text | None = neutral("folder of an interrupted run to resume")
+    checkpoint_minutes: Positive = neutral(
+        "minutes between checkpoints: the work that a kill can cost"
     )
-    run_name: Name = key("name of the run's folder", changes_result=False)
-    study: Name | None = key(
-        "name of a sweep's folder in output_dir; the same sweep again runs only what is missing",
-        changes_result=False,
+    run_name: Name = neutral("name of the run's folder")
+    study: Name | None = neutral(
+        "name of a sweep's folder in output_dir; the same sweep again runs only what is missing"
     )
-    output_dir: Text = key("folder of the run folders", changes_result=False)
-    cache_dir: Text = key(
-        "folder of tokenized data and of scores before training", changes_result=False
-    )
+    output_dir: Text = neutral("folder of the run folders")
+    cache_dir: Text = neutral("folder of tokenized data and of scores before training")
     frozen_dtype: Literal["auto", "float32"] | None = key(
         "dtype of frozen weights; auto: what trainer.precision rounds them to anyway"
     )
@@ -265,17 +236,30 @@ def _fields(section: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     """Fields by dotted key, sections taken apart."""
     found: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
-        nested = [
-            part
-            for part in (field.annotation, *get_args(field.annotation))
-            if isinstance(part, type) and issubclass(part, BaseModel)
-        ]
         name = prefix + (field.alias or name)
-        found |= _fields(nested[0], f"{name}.") if nested else {name: field}
+        parts = (field.annotation, *get_args(field.annotation))
+        nested = next((part for part in parts if isinstance(part, type(BaseModel))), None)
+        found |= _fields(nested, f"{name}.") if nested else {name: field}
     return found
 
 
+def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """What an annotation accepts, in words; nothing where another library decides."""
+    for item in metadata:
+        if isinstance(item, str):
+            return item
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(arguments[0], arguments[1:])
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, arguments))
+    return {bool: "true or false", type(None): "null"}.get(annotation, "")
+
+
 FIELDS = _fields(Config)
+ACCEPTS = {name: _words(field.annotation, field.metadata) for name, field in FIELDS.items()}
 RESULT_NEUTRAL = frozenset(  # keys that change no result
     name
     for name, field in FIELDS.items()
@@ -284,16 +268,15 @@ RESULT_NEUTRAL = frozenset(  # keys that change no result
 
 
 def validate(values: Mapping[str, Any]) -> Config:
-    """Give the typed configuration.
-
-    Args:
-        values: Nested values, as conf/ has them.
+    """Give nested values, as conf/ has them, as the typed configuration.
 
     Raises:
         UserError: One line for each problem: the key, its value, and what is accepted.
     """
     given = flat(values, FIELDS)
-    config, problems, missing = None, dict[str, None](), []
+    config: Config | None = None
+    problems: list[str] = []
+    missing: list[str] = []
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -303,26 +286,22 @@ def validate(values: Mapping[str, Any]) -> Config:
                 raise unknown(name) from None
             if one["type"] == "missing":
                 missing.append(name)
-            elif name in FIELDS:
-                words = _accepts(FIELDS[name])
-                problems[f"{name}={given.get(name)}: must be {words}."] = None
             else:
-                problems[f"{name}={given.get(name)}: must be a group of keys."] = None
+                accepted = ACCEPTS.get(name, "a group of keys")
+                problems.append(f"{name}={given.get(name)}: must be {accepted}.")
     if missing:
         raise UserError(f"These keys can't be left out: {', '.join(missing)}.")
-    problems |= dict.fromkeys(_conflicts(given, values.get("trainer")))
+    problems += _conflicts(given, values.get("trainer"))
     if problems or config is None:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))  # a union has one for each of its types
     return config
 
 
 def _key_of(location: tuple[int | str, ...]) -> str:
     """The dotted key of an error's location, which may lead on into a list or a union."""
     names = [str(part) for part in location]
-    for stop in range(len(names), 0, -1):
-        if (name := ".".join(names[:stop])) in FIELDS:
-            return name
-    return ".".join(names)
+    starts = (".".join(names[:stop]) for stop in range(len(names), 0, -1))
+    return next((start for start in starts if start in FIELDS), ".".join(names))
 
 
 def _conflicts(given: Mapping[str, Any], trainer: Any) -> list[str]:
@@ -368,15 +347,14 @@ def unknown(name: str, valid: Iterable[str] = ()) -> UserError:
     return UserError(f"There is no key {name!r}.{guess} Valid keys: {', '.join(names)}.")
 
 
-def explained(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Give for each key its default in `values` and its meaning."""
-    given = flat(values, FIELDS)
-    return [
-        (name, _typed(given[name]), f"{field.description}{f' ({words})' if words else ''}")
-        for name, field in FIELDS.items()
-        if name in given
-        for words in (_accepts(field),)
-    ]
+def explained(values: Mapping[str, Any]) -> list[str]:
+    """Give for each key its default in `values` and its meaning, as lines of help."""
+    given, lines = flat(values, FIELDS), []
+    for name, field in FIELDS.items():
+        if name in given:
+            words = f" ({ACCEPTS[name]})" if ACCEPTS[name] else ""
+            lines += [f"  {name}={_typed(given[name])}", f"        {field.description}{words}"]
+    return lines
 
 
 def flat(values: Mapping[str, Any], leaves: Container[str] = ()) -> dict[str, Any]:
@@ -388,25 +366,6 @@ def flat(values: Mapping[str, Any], leaves: Container[str] = ()) -> dict[str, An
         else:
             found[name] = value
     return found
-
-
-def _accepts(field: FieldInfo) -> str:
-    return _words(field.annotation, field.metadata)
-
-
-def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """What an annotation accepts, in words; nothing where another library decides."""
-    for item in metadata:
-        if isinstance(item, Accepts):
-            return item.words
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _words(arguments[0], arguments[1:])
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(_words, arguments))
-    return {bool: "true or false", type(None): "null"}.get(annotation, "")
 
 
 def _typed(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Finds the folder of a model or data set: local, or downloaded from the Hugging Face hub."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,11 +25,7 @@ WANTED = {
     "dataset": ["*.parquet", "*.json", "*.jsonl", "README.md"],
 }
 INDEX = "model.safetensors.index.json"  # names the files of a model that has several
-INSTEAD = {
-    "model": "set model.name to a local folder",
-    "dataset": "set data.path to local files in SQuAD's format",
-}
-BUILT_IN = "python src/run.py experiment=demo"
+LOCAL = {"model": "a local folder", "dataset": "local files in SQuAD's format"}
 
 
 def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
@@ -51,62 +48,34 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
     key = "model.name" if repo_type == "model" else "data.path"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{key}={name}: there is no such folder.")
-    note = (
-        cache_dir
-        / "hub"
-        / f"{hashlib.sha256(f'{repo_type} {name}'.encode()).hexdigest()[:16]}.json"
-    )
-    noted = _noted(note)
-    if noted is not None and noted.is_dir():
-        return noted
+    digest = hashlib.sha256(f"{repo_type} {name}".encode()).hexdigest()
+    note = cache_dir / "hub" / f"{digest[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
+        noted = Path(json.loads(note.read_text(encoding="utf-8"))["folder"])
+        if noted.is_dir():
+            return noted
     try:
         if not reachable():
             return _from_hub_cache(name, repo_type, key)
         folder = _downloaded(name, repo_type, WANTED[repo_type])
         if repo_type == "model":
             folder = _downloaded(name, repo_type, _weights(folder))
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"{key}={name}: neither a local folder nor a {repo_type} on {constants.ENDPOINT} "
-            f"(or one that needs a login: `hf auth login`)."
-        ) from None
-    except GatedRepoError:
-        raise UserError(
-            f"{key}={name} asks for consent: accept its terms on its page at {constants.ENDPOINT}, "
+    except GatedRepoError:  # before RepositoryNotFoundError, of which it is one
+        problem = (
+            f" asks for consent: accept its terms on its page at {constants.ENDPOINT}, "
             "then `hf auth login`."
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{key}={name} could not be fetched from {constants.ENDPOINT}: {first_line(error)}"
-        ) from None
-    store.write_json(note, {"name": name, "type": repo_type, "folder": str(folder)})
-    return folder
-
-
-def _downloaded(name: str, repo_type: str, wanted: list[str]) -> Path:
-    no_subfolders = ["*/*"] if repo_type == "model" else None
-    return Path(
-        snapshot_download(
-            name, repo_type=repo_type, allow_patterns=wanted, ignore_patterns=no_subfolders
         )
-    )
-
-
-def _weights(folder: Path) -> list[str]:
-    """The files of a model's weights: those of its index, since others may hold them once more."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return sorted(set(index["weight_map"].values()))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return ["*.safetensors"]
-
-
-def _noted(note: Path) -> Path | None:
-    """The folder of a note; None if there is no readable one."""
-    try:
-        return Path(json.loads(note.read_text(encoding="utf-8"))["folder"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (RepositoryNotFoundError, HFValidationError):
+        problem = (
+            f": neither a local folder nor a {repo_type} on {constants.ENDPOINT} "
+            "(or one that needs a login: `hf auth login`)."
+        )
+    except (HfHubHTTPError, OSError) as error:
+        problem = f" could not be fetched from {constants.ENDPOINT}: {first_line(error)}"
+    else:
+        store.write_json(note, {"name": name, "type": repo_type, "folder": str(folder)})
+        return folder
+    raise UserError(f"{key}={name}{problem}")
 
 
 def reachable() -> bool:
@@ -124,12 +93,29 @@ def reachable() -> bool:
     return True
 
 
+def _downloaded(name: str, repo_type: str, wanted: list[str]) -> Path:
+    subfolders = ["*/*"] if repo_type == "model" else None
+    folder = snapshot_download(
+        name, repo_type=repo_type, allow_patterns=wanted, ignore_patterns=subfolders
+    )
+    return Path(folder)
+
+
+def _weights(folder: Path) -> list[str]:
+    """The files of a model's weights: those of its index, since others may hold them once more."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return sorted(set(index["weight_map"].values()))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return ["*.safetensors"]
+
+
 def _from_hub_cache(name: str, repo_type: str, key: str) -> Path:
     try:
         return Path(snapshot_download(name, repo_type=repo_type, local_files_only=True))
     except LocalEntryNotFoundError:
         raise UserError(
             f"{key}={name} is neither a local folder nor in the hub's local cache, and "
-            f"{constants.ENDPOINT} can't be reached. Connect, or {INSTEAD[repo_type]}; "
-            f"what works without a network: {BUILT_IN}"
+            f"{constants.ENDPOINT} can't be reached. Connect, or set {key} to {LOCAL[repo_type]}; "
+            "what works without a network: python src/run.py experiment=demo"
         ) from None

@@ -8,7 +8,7 @@ a part can be shortened or shared without changing the others.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,18 +29,25 @@ class PromptTokens(NamedTuple):
         return self.prefix + self.context + self.question
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenize texts without special tokens; '<|endoftext|>' in a text is only its letters."""
-    ids: list[list[int]] = []
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], wanted: str = "input_ids"
+) -> list[list[Any]]:
+    """Tokenize texts without special tokens; '<|endoftext|>' in a text is only its letters.
+
+    Returns:
+        Token ids of each text, or for 'offset_mapping' start and end of each token in its text.
+    """
+    found: list[list[Any]] = []
     for start in range(0, len(texts), CHUNK):
-        ids += tokenizer(
+        found += tokenizer(
             list(texts[start : start + CHUNK]),
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
+            return_offsets_mapping=wanted == "offset_mapping",
             verbose=False,
-        )["input_ids"]
-    return ids
+        )[wanted]
+    return found
 
 
 def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

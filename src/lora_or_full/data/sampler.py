@@ -2,43 +2,31 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Sampler
 
 from lora_or_full.data.tokenized import TokenizedQuestions
 
 
+@dataclass(eq=False)  # PyTorch compares samplers by identity
 class StepSampler(Sampler[tuple[list[int], int]]):
     """Samples micro-batches: row numbers, and the label count of the whole step.
 
     A step is `batch_size` rows of a shuffle that seed and epoch fix. It is dealt to the devices in
     micro-batches; in the last step of an epoch one may be empty. `epoch` and `position` say where
     an interrupted epoch continues.
-
-    Args:
-        labels: Number of label tokens of each row.
-        paragraphs: Paragraph of each row, to put few of them into each step; None to shuffle rows.
-        batch_size: Rows per step.
-        micro_batches: Micro-batches per step and device.
-        seed: Seed of the order.
-        devices: Number of devices.
-        device: Number of this device, from 0.
     """
 
-    def __init__(
-        self,
-        labels: Sequence[int],
-        paragraphs: Sequence[int] | None,
-        batch_size: int,
-        micro_batches: int,
-        seed: int,
-        devices: int,
-        device: int,
-    ) -> None:
-        self.labels, self.paragraphs = labels, paragraphs
-        self.batch_size, self.micro_batches, self.seed = batch_size, micro_batches, seed
-        self.devices, self.device = devices, device
-        self.epoch = self.position = 0
+    labels: Sequence[int]  # number of label tokens of each row
+    paragraphs: Sequence[int] | None  # of each row, to put few into each step; None shuffles rows
+    batch_size: int  # rows per step
+    micro_batches: int  # per step and device
+    seed: int  # of the order
+    devices: int
+    device: int  # number of this device, from 0
+    epoch: int = 0
+    position: int = 0
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size) * self.micro_batches
@@ -106,14 +94,10 @@ def _together(
         whole = len(rows) // size * size
         steps += [rows[start : start + size] for start in range(0, whole, size)]
         rest = rows[whole:]
-        if not rest:
-            continue
-        fits = next((room for room in range(len(rest), size) if open_steps[room]), None)
-        step = (open_steps[fits].pop() if fits else []) + rest
-        if len(step) == size:
-            steps.append(step)
-        else:
-            open_steps[size - len(step)].append(step)
+        if rest:
+            fits = next((room for room in range(len(rest), size) if open_steps[room]), None)
+            step = (open_steps[fits].pop() if fits else []) + rest
+            (open_steps[size - len(step)] if len(step) < size else steps).append(step)
     left = [row for room in open_steps.values() for step in room for row in step]
     whole = len(left) // size * size
     steps += [left[start : start + size] for start in range(0, whole, size)]

@@ -27,16 +27,11 @@ class Splits:
     the articles; a data set in the hub's layout tests on its 'validation' split. `split_seed` draws
     everything but the training subset, all questions of a paragraph together except for validation
     from the pool of 'question'.
-
-    Attributes:
-        data: The keys of conf/data/.
-        seed: Draws the training subset, by question or by paragraph (`draw_by`).
-        cache_dir: Folder for notes of what was downloaded.
     """
 
     data: DataConfig
-    seed: int
-    cache_dir: Path
+    seed: int  # draws the training subset, by question or by paragraph (`draw_by`)
+    cache_dir: Path  # for notes of what was downloaded
 
     def fingerprint(self) -> str:
         """Hash the content of all files, and in a folder their names, which say the splits.
@@ -61,20 +56,18 @@ class Splits:
 
     def key(self, name: str) -> dict[str, object]:
         """Give everything but the files' content that decides what is in a split."""
-        common = (
-            self.data.split_by,
-            self.data.split_seed,
-            self.data.validation_articles,
-            self.data.test_articles,
-        )
+        data = self.data
         return {
             "split": name,
-            "drawn": [*common, self.data.unanswerable, self.data.misaligned],
-            "validation_size": self.data.validation_size,
-            "size": getattr(self.data, f"{name}_size"),
+            "drawn": [
+                data.split_by, data.split_seed, data.validation_articles, data.test_articles,
+                data.unanswerable, data.misaligned,
+            ],
+            "validation_size": data.validation_size,
+            "size": getattr(data, f"{name}_size"),
             "seed": self.seed if name == "train" else None,
-            "draw_by": self.data.draw_by if name == "train" else "paragraph",
-        }
+            "draw_by": data.draw_by if name == "train" else "paragraph",
+        }  # fmt: skip
 
     def read(self) -> tuple[dict[str, list[Question]], dict[str, int]]:
         """Read the questions of 'train', 'validation' and 'test', and counts over all files.
@@ -82,24 +75,23 @@ class Splits:
         Raises:
             UserError: The data is not available, is not in SQuAD's format, or leaves a split empty.
         """
-        entries, test_entries = self._load(self.data.path)
-        if self.data.test_path is not None:
-            first, validation_entries = self._load(self.data.test_path)
+        data = self.data
+        entries, test_entries = self._load(data.path)
+        if data.test_path is not None:
+            first, validation_entries = self._load(data.test_path)
             test_entries = first if validation_entries is None else validation_entries
-        pool, counts = squad.check(entries, self.data.unanswerable, self.data.misaligned)
-        rng = random.Random(self.data.split_seed)
+        pool, counts = squad.check(entries, data.unanswerable, data.misaligned)
+        rng = random.Random(data.split_seed)
         if test_entries is None:
-            pool, test = _hold_out(pool, self.data.test_articles, rng, "test")
+            pool, test = _hold_out(pool, data.test_articles, rng, "test")
         else:
-            test, more = squad.check(test_entries, self.data.unanswerable, self.data.misaligned)
+            test, more = squad.check(test_entries, data.unanswerable, data.misaligned)
             counts = {key: counts[key] + more[key] for key in counts}
-        if self.data.split_by == "article":
-            train, validation = _hold_out(pool, self.data.validation_articles, rng, "validation")
+        if data.split_by == "article":
+            train, validation = _hold_out(pool, data.validation_articles, rng, "validation")
         else:
             pool = rng.sample(pool, len(pool))
-            wanted = self.data.validation_size or max(
-                1, round(self.data.validation_articles * len(pool))
-            )
+            wanted = data.validation_size or max(1, round(data.validation_articles * len(pool)))
             train, validation = pool[wanted:], pool[:wanted]
         if both := {question.id for question in pool} & {question.id for question in test}:
             raise UserError(
@@ -108,16 +100,12 @@ class Splits:
             )
         tested = {question.title for question in test}
         counts["articles_shared_with_test"] = len(tested & {q.title for q in [*train, *validation]})
-        draw = _draw_paragraphs if self.data.draw_by == "paragraph" else _draw
+        draw = _draw_paragraphs if data.draw_by == "paragraph" else _draw
         # One more question about a paragraph that is read anyway takes a fraction of the time.
         splits = {
-            "train": draw(train, self.data.train_size, random.Random(self.seed)),
-            "validation": _draw_paragraphs(
-                validation, self.data.validation_size, random.Random(self.data.split_seed)
-            ),
-            "test": _draw_paragraphs(
-                test, self.data.test_size, random.Random(self.data.split_seed)
-            ),
+            "train": draw(train, data.train_size, self.seed),
+            "validation": _draw_paragraphs(validation, data.validation_size, data.split_seed),
+            "test": _draw_paragraphs(test, data.test_size, data.split_seed),
         }
         for name, questions in splits.items():
             if not questions:
@@ -132,8 +120,8 @@ class Splits:
         for item in _items(path):
             if Path(item).suffix in FILES:
                 yield "", _local(item)
-                continue
-            yield from _in_folder(folder_of(item, "dataset", self.cache_dir))
+            else:
+                yield from _in_folder(folder_of(item, "dataset", self.cache_dir))
 
     def _load(self, path: str | Sequence[str]) -> tuple[list[Entry], list[Entry] | None]:
         items = _items(path)
@@ -158,20 +146,13 @@ def _local(item: str) -> Path:
 
 
 def _in_folder(folder: Path) -> list[tuple[str, Path]]:
-    """The files of a data set's folder by name, without hidden ones.
-
-    All formats count: README.md names the splits, and not only parquet is loaded.
-
-    Raises:
-        UserError: There are more than a data set has; raised before any of them is read.
-    """
+    """A folder's files of all formats by name (README.md names the splits), without hidden ones."""
     found: list[tuple[str, Path]] = []
     size = 0
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = Path(parent, name)
-            if not name.startswith(".") and file.is_file():
+        for file in (Path(parent, name) for name in names if not name.startswith(".")):
+            if file.is_file():
                 found.append((file.relative_to(folder).as_posix(), file))
                 size += file.stat().st_size
             if len(found) > MOST_FILES or size > MOST_BYTES:
@@ -197,18 +178,18 @@ def _hold_out(
     return rest, [question for question in questions if question.title in held]
 
 
-def _draw(questions: list[Question], size: int | None, rng: random.Random) -> list[Question]:
+def _draw(questions: list[Question], size: int | None, seed: int) -> list[Question]:
     """Draw questions at random, and keep their order; all if there are not more."""
     if size is None or size >= len(questions):
         return questions
-    return [questions[number] for number in sorted(rng.sample(range(len(questions)), size))]
+    drawn = random.Random(seed).sample(range(len(questions)), size)
+    return [questions[number] for number in sorted(drawn)]
 
 
-def _draw_paragraphs(
-    questions: list[Question], size: int | None, rng: random.Random
-) -> list[Question]:
+def _draw_paragraphs(questions: list[Question], size: int | None, seed: int) -> list[Question]:
     """Draw questions of random paragraphs, all of each but the last, and keep their order."""
     contexts = list(dict.fromkeys(question.context for question in questions))
-    rank = {context: number for number, context in enumerate(rng.sample(contexts, len(contexts)))}
+    shuffled = random.Random(seed).sample(contexts, len(contexts))
+    rank = {context: number for number, context in enumerate(shuffled)}
     drawn = sorted(range(len(questions)), key=lambda n: rank[questions[n].context])[:size]
     return [questions[number] for number in sorted(drawn)]

@@ -16,13 +16,13 @@ from typing import Annotated, Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from pyarrow.parquet import ParquetFile
-from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from lora_or_full.errors import UserError, first_line, listed
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell it, but no tokenizer can read it
 COLUMNS = ["id", "title", "context", "question", "answers"]  # of a table
+EXPECTED = {"string_type": "a str", "int_type": "a int", "list_type": "a list"}  # by pydantic error
 
 
 def _whole_characters(text: str) -> str:
@@ -83,41 +83,23 @@ class _Row(_Format):
     answers: _Answers
 
 
-_ROW = TypeAdapter(_Row)
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a paragraph. No text has white space at its ends.
+    """A question about a paragraph. No text has white space at its ends."""
 
-    Attributes:
-        id: Unique in its data set.
-        title: Title of the article.
-        context: The paragraph.
-        question: The question.
-        answers: Gold answers; the first is trained on.
-        starts: Offsets of the answers in `context`, in characters; -1 for one that is not there.
-    """
-
-    id: str
-    title: str
-    context: str
+    id: str  # unique in its data set
+    title: str  # of the article
+    context: str  # the paragraph
     question: str
-    answers: list[str]
-    starts: list[int]
+    answers: list[str]  # gold answers; the first is trained on
+    starts: list[int]  # their offsets in `context`, in characters; -1 for one that is not there
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A question as a file has it, and its position there."""
+class Entry(Question):
+    """A question as a file has it, white space included, and its position there."""
 
     where: str
-    id: str
-    title: str
-    context: str
-    question: str
-    answers: list[str]
-    starts: list[int]
 
 
 def read_files(paths: Iterable[Path]) -> list[Entry]:
@@ -176,30 +158,24 @@ def check(
         UserError: An id occurs twice, or what is refused.
     """
     questions: list[Question] = []
-    seen: Counter[str] = Counter()
     counts = {"unanswerable_dropped": 0, "answers_repaired": 0, "answers_not_in_context": 0}
     wrong: list[str] = []
-    without_answer: list[str] = []
+    without_answer = [entry.where for entry in entries if not entry.answers]
     for entry in entries:
-        seen[entry.id] += 1
-        if not entry.answers:
-            without_answer.append(entry.where)
-            if unanswerable != "keep":
-                continue
-        context = entry.context.strip()
-        shift = len(entry.context) - len(entry.context.lstrip())
-        answers, starts = [], []
+        if not entry.answers and unanswerable != "keep":
+            continue
+        context, starts = entry.context, []
+        shift = len(context) - len(context.lstrip())
         for text, start in zip(entry.answers, entry.starts, strict=True):
-            if not 0 <= start <= len(entry.context) or not entry.context.startswith(text, start):
-                found = _nearest(entry.context, text, start)
+            if not 0 <= start <= len(context) or not context.startswith(text, start):
                 wrong.append(f"{entry.where}: {text!r} is not at {start}")
-                counts["answers_repaired" if found >= 0 else "answers_not_in_context"] += 1
-                start = found
-            answers.append(text.strip())
+                start = _nearest(context, text, start)
+                counts["answers_repaired" if start >= 0 else "answers_not_in_context"] += 1
             starts.append(start + len(text) - len(text.lstrip()) - shift if start >= 0 else -1)
-        questions.append(
-            Question(entry.id, entry.title, context, entry.question.strip(), answers, starts)
-        )
+        answers = [text.strip() for text in entry.answers]
+        texts = (entry.id, entry.title, context.strip(), entry.question.strip())
+        questions.append(Question(*texts, answers, starts))
+    seen = Counter(entry.id for entry in entries)
     if twice := [name for name, count in seen.items() if count > 1]:
         raise UserError(f"{len(twice)} question ids occur more than once, the first: {twice[0]!r}.")
     if without_answer and unanswerable == "refuse":
@@ -236,14 +212,11 @@ def _json_entries(path: Path) -> Iterator[Entry]:
     for i, article in enumerate(document.data):
         for j, paragraph in enumerate(article.paragraphs):
             for k, qa in enumerate(paragraph.qas):
+                texts = [answer.text for answer in qa.answers]
+                starts = [answer.answer_start for answer in qa.answers]
+                where = f"{path.name}: data[{i}].paragraphs[{j}].qas[{k}]"
                 yield Entry(
-                    f"{path.name}: data[{i}].paragraphs[{j}].qas[{k}]",
-                    qa.id,
-                    article.title,
-                    paragraph.context,
-                    qa.question,
-                    [answer.text for answer in qa.answers],
-                    [answer.answer_start for answer in qa.answers],
+                    qa.id, article.title, paragraph.context, qa.question, texts, starts, where
                 )
 
 
@@ -251,18 +224,16 @@ def _not_squad(where: str, error: ValidationError) -> UserError:
     """Say where a file leaves SQuAD's format, and how; of many faults the first."""
     fault = error.errors(include_url=False)[0]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
-    path = (where + path.removeprefix(".")) if where.endswith(" ") else where + path
-    return UserError(f"Not SQuAD's format: {path.rstrip(' :')} {_fault(fault)}.")
-
-
-def _fault(fault: ErrorDetails) -> str:
+    path = where + (path.removeprefix(".") if where.endswith(" ") else path)
     value, kind = fault["input"], fault["type"]
     if kind == "missing":
-        return f"is missing (it has {listed(value) or 'nothing'})"
-    if kind == "value_error":
-        return str(fault["ctx"]["error"])
-    known = {"string_type": "a str", "int_type": "a int", "list_type": "a list"}
-    return f"is a {type(value).__name__}, not {known.get(kind, 'an object')}"
+        what = f"is missing (it has {listed(value) or 'nothing'})"
+    elif kind == "value_error":
+        what = str(fault["ctx"]["error"])
+    else:
+        wanted = EXPECTED.get(kind, "an object")
+        what = f"is a {type(value).__name__}, not {wanted}"
+    return UserError(f"Not SQuAD's format: {path.rstrip(' :')} {what}.")
 
 
 def _parquet(path: Path) -> Dataset:
@@ -285,7 +256,7 @@ def _table_entries(table: Dataset, name: str) -> Iterator[Entry]:
         if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= answers.keys():
             raise UserError(f"Not SQuAD's format: {where}.answers has no text and answer_start.")
         try:
-            row = _ROW.validate_python(values)
+            row = _Row.model_validate(values)
         except ValidationError as error:
             raise _not_squad(where, error) from None
         texts, starts = row.answers.text, row.answers.answer_start
@@ -294,7 +265,7 @@ def _table_entries(table: Dataset, name: str) -> Iterator[Entry]:
                 f"Not SQuAD's format: {where}.answers has {len(texts)} texts but {len(starts)} "
                 "offsets."
             )
-        yield Entry(where, row.id, row.title, row.context, row.question, texts, starts)
+        yield Entry(row.id, row.title, row.context, row.question, texts, starts, where)
 
 
 def _rows(table: Dataset, name: str) -> Iterator[dict[str, Any]]:

@@ -37,10 +37,8 @@ class TokenizedQuestions(torch.utils.data.Dataset[TokenizedQuestion]):
         row = self.questions[number]
         context = self.contexts[row["paragraph"]]
         start, stop = row.pop("start"), row.pop("stop")
-        return row | {
-            "context": context["context"],
-            "context_ids": context["context_ids"][start:stop],
-        }
+        ids = context["context_ids"][start:stop]
+        return row | {"context": context["context"], "context_ids": ids}
 
     def column(self, name: str) -> list[Any]:
         """Give one value of every row, such as prompt_tokens."""
@@ -70,11 +68,11 @@ def make(
     numbers = {context: number for number, context in enumerate(contexts)}
     context_ids = prompt.encode(tokenizer, list(map(prompt.context_text, contexts)))
     asked = prompt.encode(tokenizer, [prompt.question_text(q.question) for q in questions])
-    first = [q.answers[0] if q.answers else "" for q in questions]
-    said = prompt.encode(tokenizer, list(map(prompt.answer_text, first)))
+    first = [prompt.answer_text(q.answers[0] if q.answers else "") for q in questions]
+    said = prompt.encode(tokenizer, first)
     rows: list[TokenizedQuestion] = []
-    golds: list[tuple[int, int]] = []  # of each row: the characters of its first answer
-    cut: dict[int, list[int]] = {}  # the rows of each context that is cut around their answers
+    # Of each context that is cut around answers: its rows, with the characters of their answers.
+    cut: dict[int, list[tuple[TokenizedQuestion, int, int]]] = {}
     for q, question_ids, answer_ids in zip(questions, asked, said, strict=True):
         paragraph = numbers[q.context]
         answer_ids = [*answer_ids, tokenizer.eos_token_id]
@@ -83,37 +81,33 @@ def make(
             continue
         size = len(context_ids[paragraph])
         kept = prompt.window(size, max(room, 0))
-        if training and kept.stop < size and q.starts[0] >= 0:
-            cut.setdefault(paragraph, []).append(len(rows))
-        rows.append(
-            {
-                "id": q.id,
-                "title": q.title,
-                "paragraph": paragraph,
-                "question": q.question,
-                "answers": q.answers,
-                "question_ids": question_ids,
-                "answer_ids": answer_ids,
-                "start": kept.start,
-                "stop": kept.stop,
-                "context_cut": kept.stop < size,
-                "prompt_tokens": len(prefix) + kept.stop + len(question_ids),
-                "answer_tokens": len(answer_ids),
-            }
-        )
-        if training:
-            golds.append((q.starts[0], q.starts[0] + len(q.answers[0])))
-    offsets = _offsets(tokenizer, [contexts[paragraph] for paragraph in cut])
+        row = {
+            "id": q.id,
+            "title": q.title,
+            "paragraph": paragraph,
+            "question": q.question,
+            "answers": q.answers,
+            "question_ids": question_ids,
+            "answer_ids": answer_ids,
+            "start": kept.start,
+            "stop": kept.stop,
+            "context_cut": kept.stop < size,
+            "prompt_tokens": len(prefix) + kept.stop + len(question_ids),
+            "answer_tokens": len(answer_ids),
+        }
+        rows.append(row)
+        if training and row["context_cut"] and (start := q.starts[0]) >= 0:
+            cut.setdefault(paragraph, []).append((row, start, start + len(q.answers[0])))
+    texts = [prompt.context_text(contexts[paragraph]) for paragraph in cut]
+    offsets = prompt.encode(tokenizer, texts, "offset_mapping")
     for spans, cut_rows in zip(offsets, cut.values(), strict=True):
-        needed = [_tokens_of(*golds[number], spans) for number in cut_rows]
-        rooms = [rows[number]["stop"] for number in cut_rows]
-        for number, kept in zip(cut_rows, _windows(len(spans), rooms, needed), strict=True):
-            rows[number]["prompt_tokens"] -= rows[number]["stop"] - (kept.stop - kept.start)
-            rows[number] |= {"start": kept.start, "stop": kept.stop}
+        golds = [_tokens_of(start, stop, spans) for _, start, stop in cut_rows]
+        windows = _windows(len(spans), [row["stop"] for row, *_ in cut_rows], golds)
+        for (row, *_), kept in zip(cut_rows, windows, strict=True):
+            row["prompt_tokens"] -= row["stop"] - (kept.stop - kept.start)
+            row.update(start=kept.start, stop=kept.stop)
     return TokenizedQuestions(
-        Dataset.from_dict(
-            {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-        ),
+        Dataset.from_list(rows),
         Dataset.from_dict({"context": contexts, "context_ids": context_ids}),
     )
 
@@ -149,21 +143,6 @@ def cached(
     assert isinstance(questions, Dataset)
     assert isinstance(contexts, Dataset)
     return TokenizedQuestions(questions, contexts), json.loads((folder / "facts.json").read_text())
-
-
-def _offsets(
-    tokenizer: PreTrainedTokenizerBase, contexts: list[str]
-) -> list[list[tuple[int, int]]]:
-    """Start and end of each token in `prompt.context_text` of each context."""
-    if not contexts:
-        return []
-    return tokenizer(
-        list(map(prompt.context_text, contexts)),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-        verbose=False,
-    )["offset_mapping"]
 
 
 def _windows(length: int, rooms: list[int], golds: list[tuple[int, int]]) -> list[slice]:

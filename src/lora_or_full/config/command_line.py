@@ -1,0 +1,242 @@
+"""What a command line asks for, checked as a whole before anything starts."""
+
+import itertools
+import math
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from lora_or_full.config import compose, schema
+from lora_or_full.config.schema import ADAPTER_KEYS, FIELDS, GROUPS, Config
+from lora_or_full.errors import UserError, first_line
+from lora_or_full.processes import check_rendezvous, is_first_process
+
+MOST_JOBS = 1000  # of a sweep: more are a slip, and checking them would take minutes
+OTHERS = {  # of a group with few presets
+    "model": " Any other model: model.name=<hub id or folder> (model=llama for Llama types).",
+    "data": " Other data: data.path=<hub id, folder, or .json / .parquet files>.",
+}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A checked command line."""
+
+    jobs: list[Config]  # one if it is no sweep
+    folder: Path | None  # of the sweep; None for a single run
+    words: list[str]  # overrides to add to the command line for Hydra
+
+
+def prepare(args: Namespace) -> CommandLine:
+    """Check the whole command line, every job of a sweep, as Hydra has parsed its arguments.
+
+    Raises:
+        UserError: With what is wrong.
+    """
+    try:
+        overrides = OverridesParser.create().parse_overrides(args.overrides)
+    except (HydraException, ValueError) as error:  # ValueError: a number of too many digits
+        raise UserError(first_line(error)) from None
+    preset = _swept_by_preset(args, overrides)
+    overrides += OverridesParser.create().parse_overrides(preset)
+    swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
+    if swept and not args.multirun:
+        raise UserError(f"{swept[0]} has several values: a sweep, which needs -m.")
+    # As in Hydra, the last of two overrides of one key counts.
+    values = {override.get_key_element(): _values(override) for override in overrides}
+    if (number := math.prod(map(len, values.values()))) > MOST_JOBS:
+        raise UserError(f"{number:,} jobs: a sweep has up to {MOST_JOBS:,}.")
+    jobs = _jobs(itertools.product(*values.values()), overrides)
+    first = jobs[0]
+    words = [own for own, *_ in values.values()]
+    _check_folders(first, words, overrides)
+    if args.multirun:
+        if first.resume is not None:
+            raise UserError("resume continues one run: leave -m out.")
+        if not is_first_process() or any(config.trainer.num_nodes > 1 for config in jobs):
+            raise UserError(
+                "-m: a sweep is started once, and each of its jobs runs on one machine. For a run "
+                "on several machines see docs/slurm.sh; for jobs on several, hydra/launcher."
+            )
+        if first.study is None:
+            folder = compose.hydra_path(words, "hydra.sweep.dir")
+        else:
+            folder = Path(first.output_dir, first.study)
+        # The preset's own sweep is among the words now: Hydra is not to add it again.
+        added = [
+            "hydra.sweeper.params=null",
+            *preset,
+            compose.path_override("hydra.sweep.dir", folder),
+        ]
+        return CommandLine(jobs, folder, added)
+    if first.study is not None:
+        raise UserError("study names the folder of a sweep, which needs -m.")
+    check_rendezvous(first.trainer.num_nodes)
+    if first.resume is None:
+        return CommandLine(jobs, None, [])
+    return CommandLine(jobs, None, _resume(Path(first.resume), overrides, first))
+
+
+def usage() -> str:
+    """Help text: every key with its default and meaning, and the presets."""
+    presets = [f"  {group}: {', '.join(compose.options(group))}" for group in GROUPS]
+    last = "-m sweeps over values with commas; --cfg job shows the configuration; --hydra-help."
+    return "\n".join([
+        "Keys, with their defaults:", *schema.explained(compose.compose()), "",
+        "Presets, as group=name:", *presets, "", last,
+    ])  # fmt: skip
+
+
+def _jobs(commands: Iterable[Sequence[str]], overrides: list[Override]) -> list[Config]:
+    """The checked configuration of each job."""
+    composed = []
+    for words in commands:
+        try:
+            composed.append(compose.compose(words))
+        except UserError as error:
+            raise _explained(str(error), words, overrides) from None
+    if any(values.get("adapter") is not None for values in composed):
+        for values in composed:  # in a mode without one, the adapter's keys are swept for others
+            if values.get("adapter") is None:
+                values |= dict.fromkeys(ADAPTER_KEYS)
+    return list(map(schema.validate, composed))
+
+
+def _values(override: Override) -> list[str]:
+    """Overrides with one value each, one per job of the sweep."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key, sweep = override.get_key_element(), override.value()
+    try:
+        if isinstance(sweep, RangeSweep):  # counted before it is expanded: it may be endless
+            length = abs((sweep.stop or 0) - (sweep.start or 0))
+            if not length <= MOST_JOBS * abs(sweep.step):
+                raise UserError(f"{override.input_line}: a sweep has up to {MOST_JOBS:,} jobs.")
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except (HydraException, ArithmeticError, ValueError):
+        raise UserError(
+            f"{override.input_line}: no values that could be counted. Name them, with commas."
+        ) from None
+
+
+def _explained(problem: str, words: Sequence[str], overrides: list[Override]) -> UserError:
+    """What is wrong with a command line that Hydra can't compose, in words better than Hydra's."""
+    for override in overrides:
+        key = override.key_or_group
+        if key == "hydra/launcher" and key in problem:
+            return UserError(
+                f"{key}={override.value()}: there is no such launcher. pip install "
+                "-c constraints.txt -e '.[joblib]' or '.[submitit]' brings one."
+            )
+        if key in GROUPS:
+            valid = compose.options(key)
+            for value in itertools.chain(*_presets(override)):
+                if value not in valid:
+                    return UserError(
+                        f"{key}={value}: must be {', '.join(valid)}.{OTHERS.get(key, '')}"
+                    )
+        elif key.startswith("adapter.") and not _has_adapter(words):
+            return UserError(f"{key}: this mode has no adapter.")
+        elif key not in FIELDS and not key.startswith(("hydra.", "hydra/", "model.config.")):
+            return schema.unknown(key)
+    return UserError(problem)
+
+
+def _has_adapter(words: Sequence[str]) -> bool:
+    """Whether the mode among `words` has an adapter; an unknown one may have."""
+    try:
+        return compose.compose([w for w in words if w.startswith("mode=")])["adapter"] is not None
+    except UserError:
+        return True
+
+
+def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
+    """Overrides for what the requested experiments sweep over, unless others are given."""
+    given = {o.get_key_element(): o for o in overrides}
+    if "experiment" not in given or "hydra.sweeper.params" in given:  # the latter: a job of a sweep
+        return []
+    experiment, mode = given["experiment"], given.get("mode")
+    choices = _presets(experiment)
+    swept: dict[str, Any] = {}
+    for preset in itertools.chain(*choices):
+        if preset not in compose.options("experiment"):
+            return []  # Hydra refuses it
+        file = OmegaConf.load(compose.CONF / "experiment" / f"{preset}.yaml")
+        own = OmegaConf.select(file, "hydra.sweeper.params") or {}
+        if own and len(choices) > 1:
+            raise UserError(
+                f"{experiment.input_line}: experiment={preset} is a sweep itself; start it alone."
+            )
+        swept |= own
+    if mode and not mode.is_sweep_override() and not _has_adapter([str(mode.input_line)]):
+        swept = {key: value for key, value in swept.items() if key not in ADAPTER_KEYS}
+    words = [f"{key}={value}" for key, value in swept.items() if key not in given]
+    if words and not args.multirun:
+        raise UserError(f"{experiment.input_line} is a sweep, which needs -m.")
+    return words
+
+
+def _presets(override: Override) -> list[list[str]]:
+    """The files of conf/ that an override of a group names, for each job of a sweep over it."""
+    parser = OverridesParser.create()
+    values = [parser.parse_override(words).value() for words in _values(override)]
+    return [[*map(str, v)] if isinstance(v, list) else [str(v)] for v in values]
+
+
+def _resume(folder: Path, overrides: list[Override], wanted: Config) -> list[str]:
+    """Check that the run in `folder` can continue, with no other configuration than its own."""
+    if not os.path.isfile(folder / "config.yaml"):
+        raise UserError(f"resume={folder}: there is no run (no config.yaml in it).")
+    config = compose.saved(folder)
+    _check_writable("resume", folder)
+    check_rendezvous(config.trainer.num_nodes)
+    own, plain, new = (
+        schema.flat(one.to_dict(), FIELDS) for one in (config, compose.defaults(), wanted)
+    )
+    named = [override.key_or_group for override in overrides]
+    differ = [
+        f"  {key}: the run has {own.get(key)}, requested is {value}"
+        for key, value in new.items()
+        if key in FIELDS
+        and key not in ("resume", "run_name")
+        and (value != plain.get(key) or any(key == n or key.startswith(f"{n}.") for n in named))
+        and value != own.get(key)
+        and (key, value) != ("trainer.precision", "auto")  # the run has what auto was for it
+    ]
+    if differ:
+        lines = "\n".join(differ)
+        raise UserError(f"resume={folder} has another configuration:\n{lines}\nLeave these out.")
+    return [compose.path_override("hydra.run.dir", folder)]
+
+
+def _check_folders(config: Config, words: list[str], overrides: list[Override]) -> None:
+    """Check that what a job writes to can be written."""
+    _check_writable("output_dir", Path(config.output_dir))
+    _check_writable("cache_dir", Path(config.cache_dir))
+    for override in overrides:
+        key, value = override.key_or_group, str(override.value())
+        if key in ("hydra.run.dir", "hydra.sweep.dir"):
+            if not value:
+                raise UserError(f"{key}=: must name a folder.")
+            if "${" in value:  # Hydra alone knows the keys that it refers to
+                compose.hydra_path(words, key)
+            else:
+                _check_writable(key, Path(value))
+
+
+def _check_writable(key: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))  # which a full disk refuses, where it takes an empty file
+    except OSError as error:
+        raise UserError(f"{key}={folder} can't be written: {error.strerror}.") from None
