@@ -1,5 +1,6 @@
 """The best arm with an adapter and the best arm without, compared by every test."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_or_full.report.formatting import METRICS
@@ -28,20 +29,13 @@ class ArmComparison:
 
 
 def compare_arms(study: Study, margin: float) -> ArmComparison | None:
-    """Compare the best arms of a study.
-
-    Args:
-        study: Arms that can be compared.
-        margin: Margin of equivalence, percentage points.
+    """Compare the best arms of a study, with a margin of equivalence in percentage points.
 
     Returns:
         None if one of the two modes is missing, or they have no seed in common.
     """
     adapter, full = study.compared()
-    if adapter is None or full is None:
-        return None
-    seeds = shared_seeds(adapter, full)
-    if not seeds:
+    if adapter is None or full is None or not (seeds := shared_seeds(adapter, full)):
         return None
     paragraphs = [p["paragraph"] for p in adapter.any.predictions]
     differences = {metric: adapter.minus(full, metric) for metric in METRICS}
@@ -49,21 +43,17 @@ def compare_arms(study: Study, margin: float) -> ArmComparison | None:
         m: paired.paired_seed_test(d.mean(axis=1), margin) for m, d in differences.items()
     }
     over_both = {m: seed_by_paragraph_test(d, paragraphs, margin) for m, d in differences.items()}
-    p_values: dict[str, dict[str, float | None]] = {
-        "t": {m: test.p_t for m, test in over_seeds.items()},
-        "sign flips": {m: test.p_sign_flip for m, test in over_seeds.items()},
-        "equivalence over seeds": {m: test.p_equivalent for m, test in over_seeds.items()},
-        "over both": {m: test.p if test else None for m, test in over_both.items()},
-        "equivalence over both": {
-            m: test.p_equivalent if test else None for m, test in over_both.items()
-        },
+    matches = [
+        [question_scores(arm.runs[seed].predictions, "exact_match") for arm in (adapter, full)]
+        for seed in seeds
+    ]
+    p_values: dict[str, tuple[Mapping[str, object], str]] = {
+        "t": (over_seeds, "p_t"),
+        "sign flips": (over_seeds, "p_sign_flip"),
+        "equivalence over seeds": (over_seeds, "p_equivalent"),
+        "over both": (over_both, "p"),
+        "equivalence over both": (over_both, "p_equivalent"),
     }
-    mcnemar = []
-    for seed in seeds:
-        own, other = (
-            question_scores(arm.runs[seed].predictions, "exact_match") for arm in (adapter, full)
-        )
-        mcnemar.append(paired.mcnemar_test(seed, own, other))
     return ArmComparison(
         adapter,
         full,
@@ -72,11 +62,9 @@ def compare_arms(study: Study, margin: float) -> ArmComparison | None:
         over_seeds,
         {m: paired.paragraph_bootstrap(d, paragraphs) for m, d in differences.items()},
         over_both,
-        mcnemar,
-        {test: _holm(by_metric) for test, by_metric in p_values.items()},
+        [paired.mcnemar_test(seed, *own) for seed, own in zip(seeds, matches, strict=True)],
+        {
+            name: paired.holm({m: getattr(test, field, None) for m, test in by_metric.items()})
+            for name, (by_metric, field) in p_values.items()
+        },
     )
-
-
-def _holm(p_values: dict[str, float | None]) -> dict[str, float]:
-    known = {metric: p for metric, p in p_values.items() if p is not None}
-    return dict(zip(known, paired.holm(list(known.values())), strict=True))
