@@ -1,7 +1,7 @@
 """Classes of wrong answers, counts by group, calibration, and risk against coverage."""
 
 import math
-import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,15 @@ SPAN, ELSEWHERE = "wrong span of the context", "not in the context"
 EMPTY, ENDLESS, CUT = "empty", "never ended", "context was cut"
 CLASSES = (EXTRA, PART, SPAN, ELSEWHERE, EMPTY, ENDLESS, CUT)
 QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how")
+OTHER = "other"
 FORMS = {"whom": "who", "whose": "who", "whos": "who", "whats": "what", "wheres": "where"}
 PREPOSITIONS = (
     "about", "after", "at", "before", "by", "during", "for", "from", "in", "into", "of", "on",
     "since", "to", "under", "until", "with", "within",
 )  # fmt: skip
+ANSWER_WORDS = ("1", "2", "3 to 5", "6 or more")
+CONTEXT_WORDS = ("under 50", "under 100", "under 150", "under 200", "200 or more")
+GROUPS = ("", *sorted((*QUESTION_WORDS, OTHER)), *ANSWER_WORDS, *CONTEXT_WORDS)  # in order
 BINS = 10  # of probability, for the calibration
 STEPS = 20  # of coverage
 
@@ -61,20 +65,18 @@ def question_word(question: str) -> str:
     words = [FORMS.get(word, word) for word in normalize(question).split()]
     asking = [n for n, word in enumerate(words) if word in QUESTION_WORDS]
     leading = [n for n in asking if n == 0 or words[n - 1] in PREPOSITIONS]
-    return words[(leading[:1] or asking[-1:])[0]] if asking else "other"
+    return words[(leading[:1] or asking[-1:])[0]] if asking else OTHER
 
 
 def answer_words(prediction: Prediction) -> str:
     """Group by the number of words of the shortest gold answer."""
     words = min(len(text.split()) for text in prediction["answers"])
-    return "1" if words <= 1 else "2" if words == 2 else "3 to 5" if words <= 5 else "6 or more"
+    return ANSWER_WORDS[bisect_left((1, 2, 5), words)]
 
 
 def context_words(context: str) -> str:
     """Group by the number of words of the context."""
-    words = len(context.split())
-    fitting = (f"under {below}" for below in (50, 100, 150, 200) if words < below)
-    return next(fitting, "200 or more")
+    return CONTEXT_WORDS[bisect_right((50, 100, 150, 200), len(context.split()))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +98,12 @@ def shares(
     """Score each group of questions.
 
     Args:
-        groups: Group of each question.
+        groups: Group of each question, of GROUPS.
         runs: Predictions of each run, in the order of the questions.
         classes: Their classes (`failure`).
     """
     found = []
-    for group in sorted(set(groups), key=_by_number):
+    for group in sorted(set(groups), key=GROUPS.index):
         own = [number for number, name in enumerate(groups) if name == group]
         answers = [run[number] for run in runs for number in own]
         counts = Counter(run[number] for run in classes for number in own)
@@ -109,12 +111,6 @@ def shares(
         exact_match, f1 = fmean(p["exact_match"] for p in answers), fmean(p["f1"] for p in answers)
         found.append(Share(group, len(own), exact_match, f1, of_class))
     return found
-
-
-def _by_number(group: str) -> tuple[int, int, str]:
-    """Sort groups by their number; 'under' comes before 'or more'."""
-    digits = re.findall(r"\d+", group)
-    return int(digits[0]) if digits else 0, "more" in group, group
 
 
 @dataclass(frozen=True, slots=True)

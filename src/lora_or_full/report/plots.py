@@ -163,10 +163,10 @@ def sweep(arms: Sequence[Arm], key: str, title: str, colours: Mapping[str, str])
     styles = _styles([arm.mode for arm in firsts])
     for (name, points), first, style in zip(lines.items(), firsts, styles, strict=True):
         colour = colours[first.label]
-        scores = [mean_over_seeds(arm.values(lambda r: r.best.f1)) for arm in points.values()]
-        means = [mean for mean, _, _ in scores]
+        found = [mean_over_seeds(arm.values(lambda r: r.best.f1)) for arm in points.values()]
+        means = [mean for mean, _, _ in found]
         axis.plot(list(points), means, style, marker="o", color=colour, label=name)
-        for x, (_, _, interval) in zip(points, scores, strict=True):
+        for x, (_, _, interval) in zip(points, found, strict=True):
             if interval is not None:
                 axis.plot([x, x], interval, color=colour, linewidth=1)
     axis.set_xscale("log")

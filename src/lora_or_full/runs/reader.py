@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,7 +25,7 @@ def read_record(folder: Path, kind: type[Record]) -> Record:
     Raises:
         UserError: The file is missing, unreadable, or not as a run writes it.
     """
-    return _read(folder / store.RESULTS, lambda text: kind.model_validate(json.loads(text)))
+    return _read(folder / store.RESULTS, kind.model_validate)
 
 
 def finished_record(folder: Path) -> RunRecord:
@@ -63,14 +63,8 @@ def read_answers(folder: Path) -> tuple[list[Prediction], dict[str, str]]:
         UserError: A file is missing, unreadable, or not as a run writes it.
     """
     file, contexts_file = folder / "predictions.jsonl", folder / "contexts.json"
-    # Not splitlines, which also splits at characters that a text may hold.
-    predictions = _read(
-        file,
-        lambda text: _PREDICTIONS.validate_python(
-            [json.loads(line) for line in text.split("\n") if line]
-        ),
-    )
-    contexts = _read(contexts_file, lambda text: _CONTEXTS.validate_python(json.loads(text)))
+    predictions = _read(file, _PREDICTIONS.validate_python, _json_lines)
+    contexts = _read(contexts_file, _CONTEXTS.validate_python)
     if not predictions:
         raise UserError(f"{file} holds no answer.")
     if len({p["id"] for p in predictions}) < len(predictions):
@@ -116,10 +110,15 @@ def not_a_run(folder: Path, wanted: str) -> UserError:
     )
 
 
-def _read(file: Path, parse: Callable[[str], T]) -> T:
+def _json_lines(text: str) -> list[Any]:
+    # Not splitlines, which also splits at characters that a text may hold.
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def _read(file: Path, validate: Callable[[Any], T], parse: Callable[[str], Any] = json.loads) -> T:
     """The content of a file, or a refusal that names its problems."""
     try:
-        return parse(file.read_text(encoding="utf-8"))
+        return validate(parse(file.read_text(encoding="utf-8")))
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, one['loc'])) or 'record'}: {one['msg']}" for one in error.errors()

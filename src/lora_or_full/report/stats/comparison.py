@@ -4,13 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_or_full.report.formatting import METRICS
-from lora_or_full.report.stats import paired
-from lora_or_full.report.stats.paired import McNemarTest, PairedSeedTest, ParagraphBootstrap
-from lora_or_full.report.stats.seeds_by_paragraphs import (
-    SeedByParagraphTest,
-    seed_by_paragraph_test,
-)
-from lora_or_full.report.study import Arm, Study, question_scores, shared_seeds
+from lora_or_full.report.stats import paired, seeds_by_paragraphs
+from lora_or_full.report.study import Arm, Study, shared_seeds
 
 
 @dataclass(frozen=True)
@@ -21,10 +16,10 @@ class ArmComparison:
     full: Arm
     margin: float  # of equivalence, percentage points
     seeds: list[int]
-    over_seeds: dict[str, PairedSeedTest]
-    over_paragraphs: dict[str, ParagraphBootstrap]
-    over_both: dict[str, SeedByParagraphTest | None]  # None where it can't be done
-    mcnemar: list[McNemarTest]  # one per seed
+    over_seeds: dict[str, paired.PairedSeedTest]
+    over_paragraphs: dict[str, paired.ParagraphBootstrap]
+    over_both: dict[str, seeds_by_paragraphs.SeedByParagraphTest | None]  # None: can't be done
+    mcnemar: list[paired.McNemarTest]  # one per seed
     holm: dict[str, dict[str, float]]  # p by test and metric, adjusted for testing two metrics
 
 
@@ -42,11 +37,10 @@ def compare_arms(study: Study, margin: float) -> ArmComparison | None:
     over_seeds = {
         m: paired.paired_seed_test(d.mean(axis=1), margin) for m, d in differences.items()
     }
-    over_both = {m: seed_by_paragraph_test(d, paragraphs, margin) for m, d in differences.items()}
-    matches = [
-        [question_scores(arm.runs[seed].predictions, "exact_match") for arm in (adapter, full)]
-        for seed in seeds
-    ]
+    over_both = {
+        m: seeds_by_paragraphs.seed_by_paragraph_test(d, paragraphs, margin)
+        for m, d in differences.items()
+    }
     p_values: dict[str, tuple[Mapping[str, object], str]] = {
         "t": (over_seeds, "p_t"),
         "sign flips": (over_seeds, "p_sign_flip"),
@@ -62,7 +56,7 @@ def compare_arms(study: Study, margin: float) -> ArmComparison | None:
         over_seeds,
         {m: paired.paragraph_bootstrap(d, paragraphs) for m, d in differences.items()},
         over_both,
-        [paired.mcnemar_test(seed, *own) for seed, own in zip(seeds, matches, strict=True)],
+        list(map(paired.mcnemar_test, seeds, differences["exact_match"])),
         {
             name: paired.holm({m: getattr(test, field, None) for m, test in by_metric.items()})
             for name, (by_metric, field) in p_values.items()

@@ -149,9 +149,9 @@ def paragraph_bootstrap(differences: Array, paragraphs: Sequence[Hashable]) -> P
     return ParagraphBootstrap(mean, result.confidence_interval, len(counts))
 
 
-def mcnemar_test(seed: int, first: Array, second: Array) -> McNemarTest:
-    """Compare the exact matches (questions) of two models by McNemar's exact binomial test."""
-    only_first, only_second = int((first > second).sum()), int((second > first).sum())
+def mcnemar_test(seed: int, differences: Array) -> McNemarTest:
+    """Compare two models by McNemar's exact test of their differences (questions) in EM."""
+    only_first, only_second = int((differences > 0).sum()), int((differences < 0).sum())
     both = only_first + only_second
     p = float(stats.binomtest(only_first, both).pvalue) if both else 1.0
     return McNemarTest(seed, only_first, only_second, p)

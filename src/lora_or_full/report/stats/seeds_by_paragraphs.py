@@ -11,14 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lora_or_full.report.stats.paired import (
-    LEVEL,
-    Array,
-    Interval,
-    by_paragraph,
-    equivalence_p,
-    seeds_needed,
-)
+from lora_or_full.report.stats import paired
+from lora_or_full.report.stats.paired import LEVEL, Array, Interval
 
 STUDIES = 100_000  # simulated for the coverage; its standard error is then below 0.1 %
 
@@ -59,7 +53,7 @@ def anova_estimate(differences: Array, paragraphs: Sequence[Hashable]) -> AnovaE
     Returns:
         None with one seed or paragraph, or if nothing varies.
     """
-    sums, counts = by_paragraph(differences, paragraphs)
+    sums, counts = paired.by_paragraph(differences, paragraphs)
     s, p = sums.shape
     if s < 2 or p < 2:
         return None
@@ -78,15 +72,9 @@ def anova_estimate(differences: Array, paragraphs: Sequence[Hashable]) -> AnovaE
 def seed_by_paragraph_test(
     differences: Array, paragraphs: Sequence[Hashable], margin: float
 ) -> SeedByParagraphTest | None:
-    """Compare two arms over seeds and paragraphs.
+    """Compare two arms over seeds and paragraphs, with a margin of equivalence.
 
-    Args:
-        differences: (seeds, questions).
-        paragraphs: Paragraph of each question.
-        margin: Margin of equivalence.
-
-    Returns:
-        None where `anova_estimate` gives none.
+    It takes differences and paragraphs as `anova_estimate`, and gives None where that does.
     """
     found = anova_estimate(differences, paragraphs)
     if found is None:
@@ -102,10 +90,10 @@ def seed_by_paragraph_test(
         mean,
         found.interval,
         float(2 * stats.t.sf(abs(mean) / error, freedom)),
-        equivalence_p(mean, error, freedom, margin),
+        paired.equivalence_p(mean, error, freedom, margin),
         freedom,
         {s: simulated_coverage(found.components, s, p) for s in sorted({3, 6, 10, own})},
-        seeds_needed(margin, spread),
+        paired.seeds_needed(margin, spread),
     )
 
 
@@ -128,10 +116,7 @@ def expected(components: Array, s: int, p: int) -> Array:
 def anova_standard_error(squares: Array, s: int, p: int) -> tuple[Array, Array]:
     """Give the standard error of the mean, and its degrees of freedom (Satterthwaite, 1946).
 
-    Args:
-        squares: Mean squares (3) of a study, or (3, studies).
-        s: Number of seeds.
-        p: Number of paragraphs.
+    The mean squares are (3) of one study, or (3, studies), of s seeds and p paragraphs each.
     """
     of_seeds, of_paragraphs, rest = squares
     # Only by chance is it less than what seeds or paragraphs alone make.
