@@ -8,7 +8,6 @@ import bisect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ MOST_SEEDS = 10_000
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
-Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +155,8 @@ def mcnemar_test(seed: int, differences: Array) -> McNemarTest:
     return McNemarTest(seed, only_first, only_second, p)
 
 
-def holm(p_values: Mapping[Name, float | None]) -> dict[Name, float]:
-    """Adjust the known p values for testing several hypotheses (Holm, 1979)."""
+def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
+    """Adjust the p values that are not None for testing several hypotheses (Holm, 1979)."""
     known = {name: p for name, p in p_values.items() if p is not None}
     adjusted, so_far = dict(known), 0.0
     for rank, name in enumerate(sorted(known, key=known.__getitem__)):
@@ -184,6 +182,6 @@ def by_paragraph(values: Array, paragraphs: Sequence[Hashable]) -> tuple[Array, 
         Sums (seeds, paragraphs), and the number of questions of each paragraph.
     """
     numbers: dict[Hashable, int] = {}
-    of = [numbers.setdefault(name, len(numbers)) for name in paragraphs]
+    of = np.array([numbers.setdefault(name, len(numbers)) for name in paragraphs])
     sums = [np.bincount(of, weights=row) for row in values]
     return np.array(sums, dtype=np.float64), np.bincount(of).astype(np.float64)
