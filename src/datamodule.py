@@ -37,6 +37,10 @@ class EvaluationBatch(NamedTuple):
     prompts: list[PromptTokens | None]
     references: list[list[int]]
 
+    def to(self, device: torch.device) -> "EvaluationBatch":
+        """Stay as it is. Without this Lightning would look for tensors in all of it."""
+        return self
+
 
 class SquadDataModule(L.LightningDataModule):
     """Tokenized questions of a data set in SQuAD's format, as batches.
@@ -154,14 +158,6 @@ class SquadDataModule(L.LightningDataModule):
             "samples": len(rows),
             "tokens": sum(row["prompt_tokens"] + row["answer_tokens"] for row in rows),
         }
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Lightning's hook: move the sequences, and look at nothing else."""
-        if isinstance(batch, EvaluationBatch):
-            return batch
-        return batch | {"sequences": batch["sequences"].to(device)}
 
     def collate_evaluation(self, rows: Sequence[TokenizedQuestion]) -> EvaluationBatch:
         """Collate questions to answer."""

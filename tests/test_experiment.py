@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -19,7 +20,6 @@ from lit_module import LitQuestionAnswering
 from lora_or_full.config.schema import validate
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.errors import UserError
-from lora_or_full.evaluation.intervals import mean
 from lora_or_full.evaluation.squad_metric import exact_match, f1
 from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.modeling import precision
@@ -120,7 +120,7 @@ def test_the_record_holds_together(
     for p in recorded:
         assert p["exact_match"] == exact_match(p["prediction"], p["answers"])
         assert p["f1"] == f1(p["prediction"], p["answers"])
-    assert results["test"]["f1"] == mean([p["f1"] for p in recorded])
+    assert results["test"]["f1"] == fmean([p["f1"] for p in recorded])
     assert [epoch["epoch"] for epoch in results["epochs"]] == [1, 2, 3]
     ranks = [(epoch["f1"], -epoch["validation_loss"]) for epoch in results["epochs"]]
     assert results["best_epoch"] == 1 + ranks.index(max(ranks))

@@ -2,10 +2,11 @@
 
 import math
 import random
+from statistics import fmean
 
 import pytest
 
-from lora_or_full.evaluation.intervals import mean, mean_interval, share_interval, standard_error
+from lora_or_full.evaluation.intervals import mean_interval, share_interval, standard_error
 
 
 def test_the_standard_error_by_hand() -> None:
@@ -19,7 +20,7 @@ def test_the_standard_error_by_hand() -> None:
 
 def test_one_value_per_cluster_gives_the_usual_standard_error() -> None:
     values = [3.0, 7.0, 1.0, 9.0, 4.0]
-    centre = mean(values)
+    centre = fmean(values)
     usual = math.sqrt(sum((v - centre) ** 2 for v in values) / 4 / 5)
     assert standard_error(values, range(5)) == pytest.approx(usual)
 

@@ -1,14 +1,11 @@
 """The joint statistics: against scipy where they meet it, and by simulated studies."""
 
-import math
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from lora_or_full.report.stats.paired import equivalence_p
 from lora_or_full.report.stats.seeds_by_paragraphs import (
-    Components,
     anova_standard_error,
     mean_squares,
     seed_by_paragraph_test,
@@ -62,21 +59,24 @@ def test_the_joint_interval_covers_and_its_test_keeps_its_level(
     The coverage that the report prints is found by a shortcut, and has to be the same."""
     rng = np.random.default_rng(0)
     paragraphs = 80
-    own = Components((spread[0] ** 2) / paragraphs, spread[1] ** 2, 1.0)
+    components = np.array([spread[0] ** 2 / paragraphs, spread[1] ** 2, 1.0])
+    of_seeds, of_paragraphs, rest = np.sqrt(components)
     held = equivalent = 0
     for _ in range(STUDIES):
         parts = (
-            rng.normal(0, math.sqrt(own.seeds), (seeds, 1))
-            + rng.normal(0, math.sqrt(own.paragraphs), (1, paragraphs))
-            + rng.normal(0, math.sqrt(own.rest), (seeds, paragraphs))
+            rng.normal(0, of_seeds, (seeds, 1))
+            + rng.normal(0, of_paragraphs, (1, paragraphs))
+            + rng.normal(0, rest, (seeds, paragraphs))
         )
-        error, freedom = anova_standard_error(*mean_squares(parts), seeds, paragraphs)
+        error, freedom = anova_standard_error(mean_squares(parts), seeds, paragraphs)
         held += abs(parts.mean()) <= stats.t.ppf(0.975, freedom) * error
         # The truth, zero, lies on the edge of the margin around `one`.
         equivalent += equivalence_p(1.0 + parts.mean(), float(error), float(freedom), 1.0) < 0.05
     assert held / STUDIES >= LOWEST
     assert equivalent / STUDIES <= 0.07
-    assert simulated_coverage(own, seeds, paragraphs) == pytest.approx(held / STUDIES, abs=0.02)
+    assert simulated_coverage(components, seeds, paragraphs) == pytest.approx(
+        held / STUDIES, abs=0.02
+    )
 
 
 def test_a_joint_comparison_is_of_its_own_components() -> None:
@@ -84,7 +84,7 @@ def test_a_joint_comparison_is_of_its_own_components() -> None:
     parts = rng.normal(0, 0.3, (3, 1)) + rng.normal(0, 2, 60) + rng.normal(0, 1, (3, 60))
     result = seed_by_paragraph_test(parts, list(range(60)), 1.0)
     assert result is not None
-    error, freedom = anova_standard_error(*mean_squares(parts), 3, 60)
+    error, freedom = anova_standard_error(mean_squares(parts), 3, 60)
     assert result.degrees_of_freedom == pytest.approx(float(freedom))
     assert result.p == pytest.approx(2 * stats.t.sf(abs(parts.mean()) / error, freedom))
     assert set(result.coverage) == {3, 6, 10}

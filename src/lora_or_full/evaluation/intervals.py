@@ -2,13 +2,9 @@
 
 import math
 from collections.abc import Hashable, Sequence
+from statistics import fmean
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
-
-
-def mean(values: Sequence[float]) -> float:
-    """Average values, summed exactly."""
-    return math.fsum(values) / len(values)
 
 
 def standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
@@ -23,9 +19,9 @@ def standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> flo
     Returns:
         The standard error; infinite with one cluster.
     """
-    centre, sums = mean(values), dict.fromkeys(clusters, 0.0)
+    mean, sums = fmean(values), dict.fromkeys(clusters, 0.0)
     for value, cluster in zip(values, clusters, strict=True):
-        sums[cluster] += value - centre
+        sums[cluster] += value - mean
     k = len(sums)
     if k < 2:
         return math.inf
@@ -38,7 +34,7 @@ def share_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tup
     Wilson's score interval (1927) with the effective number of independent values, which gives the
     clustered standard error.
     """
-    p = mean(values) / 100
+    p = fmean(values) / 100
     error = standard_error(values, clusters) / 100
     n = p * (1 - p) / error**2 if error > 0 else float(len(set(clusters)))
     if n == 0:
@@ -50,5 +46,5 @@ def share_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tup
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
     """Give a 95 % normal interval for the mean of values from 0 to 100, such as F1."""
-    half = Z95 * standard_error(values, clusters)
-    return max(0.0, mean(values) - half), min(100.0, mean(values) + half)
+    mean, half = fmean(values), Z95 * standard_error(values, clusters)
+    return max(0.0, mean - half), min(100.0, mean + half)

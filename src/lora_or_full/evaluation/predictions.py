@@ -2,28 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from lora_or_full.evaluation.intervals import mean, mean_interval, share_interval
+from lora_or_full.evaluation.intervals import mean_interval, share_interval
 from lora_or_full.evaluation.squad_metric import exact_match, f1
-from lora_or_full.runs.schema import Prediction
+from lora_or_full.runs.schema import METRICS, Prediction
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A generated answer.
+    """A generated answer."""
 
-    Attributes:
-        text: Up to the first newline.
-        log_probability: Natural logarithm, the end token included.
-        ended: Whether it ended by itself.
-        reference_log_probability: Of the gold answer; None if none was given.
-    """
-
-    text: str
-    log_probability: float
-    ended: bool
-    reference_log_probability: float | None = None
+    text: str  # up to the first newline
+    log_probability: float  # natural logarithm, the end token included
+    ended: bool  # by itself
+    reference_log_probability: float | None = None  # of the gold answer, if one was given
 
 
 def prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
@@ -51,13 +45,12 @@ def prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
 
 def scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Average EM and F1 (percent), with 95 % intervals over paragraphs."""
-    paragraphs = [prediction["paragraph"] for prediction in predictions]
-    matches = [prediction["exact_match"] for prediction in predictions]
-    overlaps = [prediction["f1"] for prediction in predictions]
+    paragraphs = [p["paragraph"] for p in predictions]
+    matches, overlaps = ([p[metric] for p in predictions] for metric in METRICS)
     return {
         "questions": len(predictions),
-        "exact_match": mean(matches),
+        "exact_match": fmean(matches),
         "exact_match_interval": list(share_interval(matches, paragraphs)),
-        "f1": mean(overlaps),
+        "f1": fmean(overlaps),
         "f1_interval": list(mean_interval(overlaps, paragraphs)),
     }

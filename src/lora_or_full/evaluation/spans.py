@@ -29,10 +29,9 @@ def pieces(context: str, marked: Iterable[Span]) -> list[tuple[str, bool]]:
     """
     found, at = [], 0
     for start, stop in sorted(marked, key=lambda span: (span[0], -span[1])):
-        if start < at:
-            continue
-        found += [(context[at:start], False), (context[start:stop], True)]
-        at = stop
+        if start >= at:
+            found += [(context[at:start], False), (context[start:stop], True)]
+            at = stop
     return [*found, (context[at:], False)]
 
 

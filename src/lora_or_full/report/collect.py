@@ -14,23 +14,20 @@ from lora_or_full.runs import store
 from lora_or_full.runs.reader import check_scores, read_answers, read_record
 from lora_or_full.runs.schema import RunRecord
 
-LONGEST = 60  # characters of a value in a label
-LONGEST_LABEL = 100
+# Characters of a value in a label, and of a label.
+LONGEST, LONGEST_LABEL = 60, 100
 # What a report needs of a run.
 READ = (store.RESULTS, "predictions.jsonl", "contexts.json")
 
 
 def collect(folders: Sequence[Path]) -> Study:
     """Collect the runs in some folders (of runs, of sweeps, or that hold them) into a study."""
+    found: dict[Path, None] = {}
+    for top in folders:
+        files = [file for name in ("config.yaml", "status.json") for file in top.rglob(name)]
+        found |= dict.fromkeys(sorted(file.parent for file in files))
     runs, left_out = [], _never_started(folders)
-    found = [
-        folder
-        for top in folders
-        for folder in sorted(
-            {file.parent for name in ("config.yaml", "status.json") for file in top.rglob(name)}
-        )
-    ]
-    for folder in dict.fromkeys(found):
+    for folder in found:
         try:
             runs.append(_read(folder))
         except UserError as error:
@@ -49,10 +46,10 @@ def _never_started(folders: Iterable[Path]) -> list[str]:
             names = json.loads(file.read_text(encoding="utf-8"))["runs"]
             if not isinstance(names, list):
                 raise TypeError
-            planned = Counter(map(str, names))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             missing.append(f"{file}: it can't be read ({type(error).__name__})")
             continue
+        planned = Counter(map(str, names))
         # A number after its name tells a run from one of the same name.
         found = Counter(
             name if name in planned else re.sub(r"-\d+$", "", name)
@@ -87,12 +84,13 @@ def _alike(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The largest set of runs that can be compared, and why others are left out."""
     sets = Counter(tuple(run.comparable.items()) for run in runs)
     common, count = next(iter(sets.most_common(1)), ((), 0))
+    wanted = dict(common)
     kept, left_out = [], []
     for run in runs:
         unlike = [
-            f"{name} {value}, not {wanted}"
-            for (name, value), (_, wanted) in zip(run.comparable.items(), common, strict=True)
-            if value != wanted
+            f"{name} {value}, not {wanted[name]}"
+            for name, value in run.comparable.items()
+            if value != wanted[name]
         ]
         if unlike:
             left_out.append(f"{run.folder}: {'; '.join(unlike)} as the {count} runs shown")
@@ -109,17 +107,11 @@ def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
         seeds = grouped.setdefault(json.dumps(run.config, sort_keys=True), {})
         later = seeds.setdefault(run.record.config.seed, run)
         if later is not run:
-            unlike = [
-                name
-                for name, value, other in zip(
-                    ("commit", "training questions"), _origin(run), _origin(later), strict=True
-                )
-                if value != other
-            ]
+            unlike = [k for k, value in _origin(run).items() if value != _origin(later)[k]]
             what = f", but of another {' and '.join(unlike)}" if unlike else ""
             left_out.append(f"{run.folder}: the same run as {later.folder}{what}; the later counts")
-    arms = [Arm("", dict(sorted(seeds.items()))) for seeds in grouped.values()]
-    arms.sort(key=_order)
+    unlabelled = (Arm("", dict(sorted(seeds.items()))) for seeds in grouped.values())
+    arms = sorted(unlabelled, key=_order)
     labelled: dict[str, Arm] = {}
     for number, arm in enumerate(arms, 1):
         label = _label(arm, arms)
@@ -129,9 +121,11 @@ def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     return list(labelled.values()), left_out
 
 
-def _origin(run: Run) -> tuple[str | None, str]:
-    """Commit and training questions."""
-    return run.record.environment.commit, run.record.data.train.fingerprint
+def _origin(run: Run) -> dict[str, str | None]:
+    record = run.record
+    return {
+        "commit": record.environment.commit, "training questions": record.data.train.fingerprint
+    }  # fmt: skip
 
 
 def _order(arm: Arm) -> tuple[Any, ...]:

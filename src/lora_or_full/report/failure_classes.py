@@ -1,29 +1,30 @@
 """Classes of wrong answers, counts by group, calibration, and risk against coverage."""
 
 import math
-import statistics
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from statistics import fmean
 
 from lora_or_full.evaluation.squad_metric import normalize
 from lora_or_full.runs.schema import Prediction
 
-EXTRA, PART, SPAN = (
-    "extra words around a gold answer",
-    "part of a gold answer",
-    "wrong span of the context",
-)
-ELSEWHERE, EMPTY, ENDLESS, CUT = "not in the context", "empty", "never ended", "context was cut"
+EXTRA, PART = "extra words around a gold answer", "part of a gold answer"
+SPAN, ELSEWHERE = "wrong span of the context", "not in the context"
+EMPTY, ENDLESS, CUT = "empty", "never ended", "context was cut"
 CLASSES = (EXTRA, PART, SPAN, ELSEWHERE, EMPTY, ENDLESS, CUT)
 QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how")
+OTHER = "other"
 FORMS = {"whom": "who", "whose": "who", "whos": "who", "whats": "what", "wheres": "where"}
 PREPOSITIONS = (
     "about", "after", "at", "before", "by", "during", "for", "from", "in", "into", "of", "on",
     "since", "to", "under", "until", "with", "within",
 )  # fmt: skip
-OTHER = "other"
+ANSWER_WORDS = ("1", "2", "3 to 5", "6 or more")
+CONTEXT_WORDS = ("under 50", "under 100", "under 150", "under 200", "200 or more")
+GROUPS = ("", *sorted((*QUESTION_WORDS, OTHER)), *ANSWER_WORDS, *CONTEXT_WORDS)  # in order
 BINS = 10  # of probability, for the calibration
 STEPS = 20  # of coverage
 
@@ -35,19 +36,24 @@ def failure(prediction: Prediction, context: str) -> str | None:
     """
     if prediction["exact_match"]:
         return None
-    said = normalize(prediction["prediction"]).split()
-    references = [normalize(text).split() for text in prediction["answers"]]
+    said = normalize(prediction["prediction"])
+    references = [normalize(text) for text in prediction["answers"]]
     if not said:
         return EMPTY
     if not prediction["ended"]:
         return ENDLESS
-    if any(words and _inside(words, said) for words in references):
+    if any(_within(words, said) for words in references):
         return EXTRA
-    if any(_inside(said, words) for words in references):
+    if any(_within(said, words) for words in references):
         return PART
     if prediction["context_cut"]:
         return CUT
-    return SPAN if _inside(said, normalize(context).split()) else ELSEWHERE
+    return SPAN if _within(said, normalize(context)) else ELSEWHERE
+
+
+def _within(part: str, whole: str) -> bool:
+    """Whether a normalized text has the words of another one, in a row."""
+    return f" {part} " in f" {whole} "
 
 
 def question_word(question: str) -> str:
@@ -65,16 +71,12 @@ def question_word(question: str) -> str:
 def answer_words(prediction: Prediction) -> str:
     """Group by the number of words of the shortest gold answer."""
     words = min(len(text.split()) for text in prediction["answers"])
-    return "1" if words <= 1 else "2" if words == 2 else "3 to 5" if words <= 5 else "6 or more"
+    return ANSWER_WORDS[bisect_left((1, 2, 5), words)]
 
 
 def context_words(context: str) -> str:
     """Group by the number of words of the context."""
-    words = len(context.split())
-    for below in (50, 100, 150, 200):
-        if words < below:
-            return f"under {below}"
-    return "200 or more"
+    return CONTEXT_WORDS[bisect_right((50, 100, 150, 200), len(context.split()))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +98,17 @@ def shares(
     """Score each group of questions.
 
     Args:
-        groups: Group of each question.
+        groups: Group of each question, of GROUPS.
         runs: Predictions of each run, in the order of the questions.
         classes: Their classes (`failure`).
     """
     found = []
-    for group in sorted(set(groups), key=_by_number):
+    for group in sorted(set(groups), key=GROUPS.index):
         own = [number for number, name in enumerate(groups) if name == group]
-        exact_match, f1 = (
-            statistics.fmean(run[number][metric] for run in runs for number in own)
-            for metric in ("exact_match", "f1")
-        )
+        answers = [run[number] for run in runs for number in own]
         counts = Counter(run[number] for run in classes for number in own)
         of_class = {name: counts[name] / len(runs) for name in CLASSES}
+        exact_match, f1 = fmean(p["exact_match"] for p in answers), fmean(p["f1"] for p in answers)
         found.append(Share(group, len(own), exact_match, f1, of_class))
     return found
 
@@ -128,20 +128,18 @@ def calibration(predictions: Iterable[Prediction]) -> tuple[list[Bin], float]:
     The probability of an answer is the product of its tokens'. A question whose prompt was too long
     has none, and does not count.
     """
-    answered = [
-        (math.exp(min(0.0, p["log_probability"])), p["exact_match"])
-        for p in predictions
-        if p["log_probability"] is not None
+    inside: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
+    for p in predictions:
+        if p["log_probability"] is not None:
+            probability = math.exp(min(0.0, p["log_probability"]))
+            inside[min(BINS - 1, int(BINS * probability))].append((probability, p["exact_match"]))
+    bins = [
+        Bin(len(own), 100 * fmean(p for p, _ in own), fmean(match for _, match in own))
+        for own in inside
+        if own
     ]
-    bins = []
-    for number in range(BINS):
-        inside = [pair for pair in answered if min(BINS - 1, int(BINS * pair[0])) == number]
-        if inside:
-            probabilities, matches = zip(*inside, strict=True)
-            probability = 100 * statistics.fmean(probabilities)
-            bins.append(Bin(len(inside), probability, statistics.fmean(matches)))
     apart = sum(b.answers * abs(b.probability - b.exact_match) for b in bins)
-    return bins, apart / max(1, len(answered))
+    return bins, apart / max(1, sum(b.answers for b in bins))
 
 
 def risk_coverage(predictions: Sequence[Prediction]) -> tuple[list[float], float]:
@@ -156,24 +154,13 @@ def risk_coverage(predictions: Sequence[Prediction]) -> tuple[list[float], float
     """
     right: list[float] = []
     for _, same in groupby(sorted(predictions, key=_confidence, reverse=True), _confidence):
-        matches = [float(p["exact_match"]) for p in same]  # each 0 or 100
-        right += [statistics.fmean(matches)] * len(matches)
+        matches = [p["exact_match"] for p in same]  # each 0 or 100
+        right += [fmean(matches)] * len(matches)
     share = [total / count for count, total in enumerate(accumulate(right), 1)]
     ends = [math.ceil(len(share) * step / STEPS) for step in range(1, STEPS + 1)]
-    return [share[end - 1] for end in ends], 100 - statistics.fmean(share)
+    return [share[end - 1] for end in ends], 100 - fmean(share)
 
 
 def _confidence(prediction: Prediction) -> float:
     value = prediction["log_probability"]
     return -math.inf if value is None else value
-
-
-def _inside(part: Sequence[str], whole: Sequence[str]) -> bool:
-    size = len(part)
-    return any(list(whole[n : n + size]) == list(part) for n in range(len(whole) - size + 1))
-
-
-def _by_number(group: str) -> tuple[int, int, str]:
-    """Sort groups by their number; 'under' comes before 'or more'."""
-    digits = "".join(c if c.isdigit() else " " for c in group).split()
-    return (int(digits[0]) if digits else 0, "more" in group, group)

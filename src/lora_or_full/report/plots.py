@@ -28,7 +28,7 @@ WIDEST = 36  # characters of a line of a label, so that there is room for what i
 STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "svg.fonttype": "none", "svg.hashsalt": "report", "figure.dpi": 100,
-    "font.family": ["DejaVu Sans", "sans-serif"], "text.parse_math": False,
+    "font.family": ["DejaVu Sans", "sans-serif"], "text.parse_math": False, "lines.markersize": 4,
 }  # fmt: skip
 matplotlib.rcParams.update(STYLE)
 
@@ -53,10 +53,8 @@ def dynamics(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
             columns = list(zip(*rows, strict=False))
             colour = colours[arm.label]
             epochs = range(1, len(columns) + 1)
-            axis.plot(
-                epochs, [sum(c) / len(c) for c in columns], style, marker="o", markersize=4,
-                color=colour, label=arm.label,
-            )  # fmt: skip
+            means = [sum(c) / len(c) for c in columns]
+            axis.plot(epochs, means, style, marker="o", color=colour, label=arm.label)
             lowest, highest = [min(c) for c in columns], [max(c) for c in columns]
             axis.fill_between(epochs, lowest, highest, color=colour, alpha=0.15, linewidth=0)
             axis.set_xticks(list(epochs))
@@ -70,10 +68,11 @@ def scores(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
     figure, axes = _new(1, 2, width=9, height=0.9 + 0.45 * len(arms))
     for axis, (metric, name) in zip(axes, METRICS.items(), strict=True):
         for height, arm in enumerate(reversed(arms)):
-            values = arm.test(metric)
+            values, colour = arm.test(metric), colours[arm.label]
             mean, _, interval = mean_over_seeds(values)
-            axis.plot(values, [height] * len(values), "o", color=colours[arm.label], alpha=0.45)
-            _interval(axis, height, mean, interval, colours[arm.label])
+            heights = [height] * len(values)
+            axis.plot(values, heights, "o", markersize=6, color=colour, alpha=0.45)
+            _interval(axis, height, mean, interval, colour)
         _names(axis, [arm.label for arm in arms])
         axis.set(xlabel=f"{name}, %", ylim=(-0.6, len(arms) - 0.4))
     axes[1].tick_params(labelleft=False)
@@ -109,10 +108,10 @@ def memory(components: Mapping[str, Mapping[str, float]]) -> str:
     figure, (axis,) = _new(1, 1, width=9, height=1.5 + 0.45 * len(components))
     for height, own in enumerate(reversed(list(components.values()))):
         left = 0.0
-        for (name, size), colour in zip(own.items(), OF_COMPONENT, strict=True):
-            label = name if height == 0 else None
-            axis.barh(height, max(0.0, size), left=left, height=0.6, color=colour, label=label)
-            left += max(0.0, size)
+        for (name, signed), colour in zip(own.items(), OF_COMPONENT, strict=True):
+            size, label = max(0.0, signed), name if height == 0 else None
+            axis.barh(height, size, left=left, height=0.6, color=colour, label=label)
+            left += size
     _names(axis, list(components))
     axis.set_xlabel("peak memory in training, MB")
     return _with_legend(figure, axis)
@@ -138,7 +137,7 @@ def calibration(bins: Mapping[str, Sequence[Bin]], colours: Mapping[str, str]) -
     axis.plot([0, 100], [0, 100], color="black", linewidth=1, linestyle=":")
     for arm, own in bins.items():
         x, y = [b.probability for b in own], [b.exact_match for b in own]
-        axis.plot(x, y, "o-", markersize=4, color=colours[arm], label=arm)
+        axis.plot(x, y, "o-", color=colours[arm], label=arm)
     axis.set(xlabel="probability of the answer, %", ylabel="exact match, %")
     return _with_legend(figure, axis)
 
@@ -147,7 +146,7 @@ def risk_coverage(curves: Mapping[str, Sequence[float]], colours: Mapping[str, s
     """Plot EM of the most confident answers by their share of all."""
     figure, (axis,) = _new(1, 1, width=5, height=4)
     for arm, curve in curves.items():
-        shares = [100 * (step + 1) / len(curve) for step in range(len(curve))]
+        shares = [100 * step / len(curve) for step in range(1, len(curve) + 1)]
         axis.plot(shares, curve, "o-", markersize=3, color=colours[arm], label=arm)
     axis.set(xlabel="most confident answers, % of all", ylabel="exact match, %")
     return _with_legend(figure, axis)
@@ -160,20 +159,18 @@ def sweep(arms: Sequence[Arm], key: str, title: str, colours: Mapping[str, str])
     for arm in sorted(arms, key=lambda arm: arm.any.config[key]):
         name = arm.label.replace(f", {key} {arm.any.config[key]:g}", "")
         lines.setdefault(name, {})[arm.any.config[key]] = arm
-    styles = _styles([next(iter(points.values())).mode for points in lines.values()])
-    for (name, points), style in zip(lines.items(), styles, strict=True):
-        colour = colours[next(iter(points.values())).label]
-        values = {
-            x: mean_over_seeds(arm.values(lambda record: record.best.f1))
-            for x, arm in points.items()
-        }
-        means = [mean for mean, _, _ in values.values()]
-        axis.plot(list(values), means, style, marker="o", markersize=4, color=colour, label=name)
-        for x, (_, _, interval) in values.items():
+    firsts = [next(iter(points.values())) for points in lines.values()]
+    styles = _styles([arm.mode for arm in firsts])
+    for (name, points), first, style in zip(lines.items(), firsts, styles, strict=True):
+        colour = colours[first.label]
+        found = [mean_over_seeds(arm.values(lambda r: r.best.f1)) for arm in points.values()]
+        means = [mean for mean, _, _ in found]
+        axis.plot(list(points), means, style, marker="o", color=colour, label=name)
+        for x, (_, _, interval) in zip(points, found, strict=True):
             if interval is not None:
                 axis.plot([x, x], interval, color=colour, linewidth=1)
     axis.set_xscale("log")
-    ticks = sorted({x for points in lines.values() for x in points})
+    ticks = sorted({arm.any.config[key] for arm in arms})
     axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axis.minorticks_off()
     axis.set(xlabel=title, ylabel="validation F1, %")
@@ -202,12 +199,10 @@ def _styles(modes: Sequence[str]) -> list[str]:
     return [LINES[modes[:n].count(mode) % len(LINES)] for n, mode in enumerate(modes)]
 
 
-def _interval(
-    axis: Axes, height: float, mean: float, interval: Interval | None, colour: str
-) -> None:
+def _interval(axis: Axes, y: float, mean: float, interval: Interval | None, colour: str) -> None:
     if interval is not None:
-        axis.plot(interval, [height, height], color=colour, linewidth=2)
-    axis.plot([mean], [height], "|", color=colour, markersize=16, markeredgewidth=2.5)
+        axis.plot(interval, [y, y], color=colour, linewidth=2)
+    axis.plot([mean], [y], "|", color=colour, markersize=16, markeredgewidth=2.5)
 
 
 def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -37,8 +37,8 @@ class Run:
     @property
     def seconds_per_step(self) -> float:
         """Seconds of an optimizer step, all of its micro-batches."""
-        micro_batches = self.record.config.trainer.accumulate_grad_batches
-        return self.record.cost.seconds_per_batch * micro_batches
+        record = self.record
+        return record.cost.seconds_per_batch * record.config.trainer.accumulate_grad_batches
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Study:
         """The arms whose loss is on the answer alone; others are never chosen as the best."""
         return [arm for arm in self.arms if arm.any.record.config.mask_prompt]
 
-    def best(self, mode: str) -> Arm | None:
+    def best(self, mode: str | None) -> Arm | None:
         """Choose among the masked arms of a mode: the most seeds, then the best validation F1."""
         own = [arm for arm in self.masked if arm.mode == mode]
         return max(own, key=lambda arm: arm.rank, default=None)
@@ -145,18 +145,15 @@ class Study:
     def compared(self) -> tuple[Arm | None, Arm | None]:
         """Give the best arm of the first mode with an adapter, and that of the mode without."""
         first = {arm.has_adapter: arm.mode for arm in reversed(self.arms)}
-        adapter, full = first.get(True), first.get(False)
-        return adapter and self.best(adapter), full and self.best(full)  # type: ignore[return-value]
+        return self.best(first.get(True)), self.best(first.get(False))
 
     def leading(self, most: int) -> list[Arm]:
         """Give at most so many arms of each mode, the best ones, in their order."""
         ranked = sorted(self.arms, key=lambda arm: arm.rank, reverse=True)
-        chosen = [
-            arm.label
-            for mode in self.modes
-            for arm in [arm for arm in ranked if arm.mode == mode][:most]
-        ]
-        return [arm for arm in self.arms if arm.label in chosen]
+        chosen = {
+            mode: [arm.label for arm in ranked if arm.mode == mode][:most] for mode in self.modes
+        }
+        return [arm for arm in self.arms if arm.label in chosen[arm.mode]]
 
 
 def shown(value: Any) -> str:

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.runs import store
-from lora_or_full.runs.schema import EvaluationRecord, Prediction, RunRecord, Text
+from lora_or_full.runs.schema import METRICS, EvaluationRecord, Prediction, RunRecord, Text
 
 Record = TypeVar("Record", RunRecord, EvaluationRecord)
 T = TypeVar("T")
@@ -19,24 +19,13 @@ _PREDICTIONS = TypeAdapter(list[Prediction])
 _CONTEXTS = TypeAdapter(dict[str, Text])
 
 
-class Answers(NamedTuple):
-    """The answers of a run to its test questions, by id, and the contexts that they name."""
-
-    predictions: list[Prediction]
-    contexts: dict[str, str]
-
-
 def read_record(folder: Path, kind: type[Record]) -> Record:
-    """Read results.json.
-
-    Args:
-        folder: Folder of a run or of an evaluation.
-        kind: RunRecord or EvaluationRecord.
+    """Read the results.json of a run or of an evaluation.
 
     Raises:
         UserError: The file is missing, unreadable, or not as a run writes it.
     """
-    return _read(folder / store.RESULTS, lambda text: kind.model_validate(json.loads(text)))
+    return _read(folder / store.RESULTS, kind.model_validate)
 
 
 def finished_record(folder: Path) -> RunRecord:
@@ -51,7 +40,7 @@ def finished_record(folder: Path) -> RunRecord:
 
 
 def weights_folder(folder: Path, record: RunRecord) -> Path:
-    """Folder of the weights that a run has trained.
+    """Give the folder of the weights that a run has trained.
 
     Raises:
         UserError: It is missing or damaged.
@@ -67,28 +56,22 @@ def weights_folder(folder: Path, record: RunRecord) -> Path:
     return weights
 
 
-def read_answers(folder: Path) -> Answers:
-    """Read predictions.jsonl and contexts.json.
+def read_answers(folder: Path) -> tuple[list[Prediction], dict[str, str]]:
+    """Read the answers of a run, sorted by id, and the contexts whose numbers they name.
 
     Raises:
         UserError: A file is missing, unreadable, or not as a run writes it.
     """
     file, contexts_file = folder / "predictions.jsonl", folder / "contexts.json"
-    # Not splitlines, which also splits at characters that a text may hold.
-    predictions = _read(
-        file,
-        lambda text: _PREDICTIONS.validate_python(
-            [json.loads(line) for line in text.split("\n") if line]
-        ),
-    )
-    contexts = _read(contexts_file, lambda text: _CONTEXTS.validate_python(json.loads(text)))
+    predictions = _read(file, _PREDICTIONS.validate_python, _json_lines)
+    contexts = _read(contexts_file, _CONTEXTS.validate_python)
     if not predictions:
         raise UserError(f"{file} holds no answer.")
     if len({p["id"] for p in predictions}) < len(predictions):
         raise UserError(f"{file} has a question twice.")
     if any(str(p["paragraph"]) not in contexts for p in predictions):
         raise UserError(f"{contexts_file} lacks a paragraph of {file.name}.")
-    return Answers(sorted(predictions, key=lambda p: p["id"]), contexts)
+    return sorted(predictions, key=lambda p: p["id"]), contexts
 
 
 def check_scores(
@@ -99,26 +82,18 @@ def check_scores(
     Raises:
         UserError: They differ.
     """
-    for metric, recorded, values in (
-        ("exact_match", record.test.exact_match, [p["exact_match"] for p in predictions]),
-        ("f1", record.test.f1, [p["f1"] for p in predictions]),
-    ):
-        if abs(sum(values) / len(values) - recorded) > SAME_MEAN:
-            raise UserError(
-                f"{folder}: predictions.jsonl does not give the {metric} of its record."
-            )
+    for metric in METRICS:
+        mean = sum(p[metric] for p in predictions) / len(predictions)
+        if abs(mean - getattr(record.test, metric)) > SAME_MEAN:
+            problem = f"predictions.jsonl does not give the {metric} of its record."
+            raise UserError(f"{folder}: {problem}")
 
 
 def not_a_run(folder: Path, wanted: str) -> UserError:
-    """Say why a folder is no finished run, and how to get one.
-
-    Args:
-        folder: Any path.
-        wanted: The files that it lacks.
-    """
+    """Say why a folder is no finished run, which lacks the `wanted` files, and how to get one."""
     if not folder.is_dir():
         return UserError(f"There is no folder {folder}.")
-    if not (folder / "config.yaml").is_file() and not (folder / "status.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.yaml", "status.json")):
         inside = [file.parent.name for file in sorted(folder.glob("*/results.json"))]
         of_these = f" Name one of the runs in it: {', '.join(inside)}." if inside else ""
         return UserError(f"{folder} is no run: it has no {wanted}.{of_these}")
@@ -135,19 +110,22 @@ def not_a_run(folder: Path, wanted: str) -> UserError:
     )
 
 
-def _read(file: Path, parse: Callable[[str], T]) -> T:
+def _json_lines(text: str) -> list[Any]:
+    # Not splitlines, which also splits at characters that a text may hold.
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def _read(file: Path, validate: Callable[[Any], T], parse: Callable[[str], Any] = json.loads) -> T:
     """The content of a file, or a refusal that names its problems."""
     try:
-        return parse(file.read_text(encoding="utf-8"))
+        return validate(parse(file.read_text(encoding="utf-8")))
     except ValidationError as error:
-        errors: Sequence[Any] = error.errors()
         problems = [
-            f"{'.'.join(map(str, one['loc'])) or 'record'}: {one['msg']}"
-            for one in errors[:MOST_PROBLEMS]
+            f"{'.'.join(map(str, one['loc'])) or 'record'}: {one['msg']}" for one in error.errors()
         ]
-        more = len(errors) - MOST_PROBLEMS
-        also = f" and {more} more" if more > 0 else ""
-        raise UserError(f"{file} is not as a run writes it: {'; '.join(problems)}{also}") from None
+        more = len(problems) - MOST_PROBLEMS
+        named = "; ".join(problems[:MOST_PROBLEMS]) + (f" and {more} more" if more > 0 else "")
+        raise UserError(f"{file} is not as a run writes it: {named}") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{file} can't be read ({reason}).") from None

@@ -7,6 +7,7 @@ from typing_extensions import TypedDict
 
 from lora_or_full.config.schema import Config
 
+METRICS: tuple[Literal["exact_match"], Literal["f1"]] = ("exact_match", "f1")
 LARGEST = 10**18  # beyond what any run counts or measures, and far from where sums overflow
 
 

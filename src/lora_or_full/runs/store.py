@@ -89,10 +89,9 @@ def damaged_files(folder: Path, among: str | tuple[str, ...] = "") -> list[str]:
     text = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace")
     if not re.fullmatch(r"([0-9a-f]{64}  [^\n]+\n)+", text):
         return [CHECKSUMS]
-    lines = [line.partition("  ") for line in text.split("\n")[:-1]]
     return [
         name
-        for checksum, _, name in lines
+        for checksum, name in re.findall(r"(\w+)  (.+)\n", text)
         if name.startswith(among)
         and not ((folder / name).is_file() and _sha256(folder / name) == checksum)
     ]

@@ -239,7 +239,7 @@ def profile_step(
     module.to(device)  # Lightning moves it away at the end of a fit
     first = itertools.islice(data.train_dataloader(), 200)
     batch = max(first, key=lambda batch: int(batch["tokens"]))
-    batch = data.transfer_batch_to_device(batch, device, 0)
+    batch = module.transfer_batch_to_device(batch, device, 0)
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in module.parameters()}
     saved: dict[int, int] = {}  # bytes of each storage
 
@@ -281,7 +281,7 @@ def estimate_duration(
     training, test = data.train_dataloader(), data.test_dataloader()
 
     def timed(batch: Any, work: Callable[[Any], Any]) -> float:
-        batch = data.transfer_batch_to_device(batch, device, 0)
+        batch = module.transfer_batch_to_device(batch, device, 0)
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
             work(batch)

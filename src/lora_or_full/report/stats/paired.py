@@ -6,7 +6,7 @@ points.
 
 import bisect
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,28 +60,20 @@ class McNemarTest:
 
 
 def paired_seed_test(differences: Sequence[float], margin: float) -> PairedSeedTest:
-    """Compare two arms over seeds.
-
-    Args:
-        differences: One per seed.
-        margin: Margin of equivalence.
-    """
+    """Compare two arms over seeds, by the difference of each and a margin of equivalence."""
     d = np.asarray(differences, dtype=float)
     n, mean = len(d), float(d.mean())
-    smallest = 2.0 ** (1 - n)
+    known = (tuple(d), mean, 2.0 ** (1 - n))
     if n < 2:
-        return PairedSeedTest(tuple(d), mean, smallest)
+        return PairedSeedTest(*known)
     deviation = float(d.std(ddof=1))
     if deviation < 1e-9:
-        return PairedSeedTest(tuple(d), mean, smallest, 0.0, p_sign_flip=sign_flip_p(d))
+        return PairedSeedTest(*known, 0.0, p_sign_flip=sign_flip_p(d))
     test = stats.ttest_1samp(d, 0.0)
-    low, high = test.confidence_interval(LEVEL)
     return PairedSeedTest(
-        tuple(d),
-        mean,
-        smallest,
+        *known,
         deviation,
-        (float(low), float(high)),
+        test.confidence_interval(LEVEL),
         float(test.pvalue),
         sign_flip_p(d),
         equivalence_p(mean, deviation / math.sqrt(n), n - 1, margin),
@@ -96,10 +88,10 @@ def sign_flip_p(d: Array) -> float:
     """
     if not d.any():
         return 1.0
+    rng = np.random.default_rng(0)
     test = stats.permutation_test(
-        (d,), np.mean, permutation_type="samples", vectorized=True, n_resamples=2**14,
-        rng=np.random.default_rng(0),
-    )  # fmt: skip
+        (d,), np.mean, permutation_type="samples", n_resamples=2**14, rng=rng
+    )
     return float(min(1.0, test.pvalue))
 
 
@@ -127,9 +119,8 @@ def seeds_needed(difference: float, spread: Callable[[int], tuple[float, float]]
         lower = np.nan_to_num(stats.nct.cdf(-limit, freedom, shift))
         return bool(stats.nct.sf(limit, freedom, shift) + lower >= POWER)
 
-    numbers = range(2, MOST_SEEDS + 1)
-    first = bisect.bisect_left(numbers, True, key=suffices)
-    return numbers[first] if first < len(numbers) else None
+    needed = bisect.bisect_left(range(MOST_SEEDS + 1), True, lo=2, key=suffices)
+    return needed if needed <= MOST_SEEDS else None
 
 
 def paragraph_bootstrap(differences: Array, paragraphs: Sequence[Hashable]) -> ParagraphBootstrap:
@@ -147,32 +138,30 @@ def paragraph_bootstrap(differences: Array, paragraphs: Sequence[Hashable]) -> P
         (sums[0], counts),
         lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
         paired=True,
-        vectorized=True,
         n_resamples=RESAMPLES,
         batch=200,
         confidence_level=LEVEL,
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    low, high = result.confidence_interval
-    return ParagraphBootstrap(mean, (float(low), float(high)), len(counts))
+    return ParagraphBootstrap(mean, result.confidence_interval, len(counts))
 
 
-def mcnemar_test(seed: int, first: Array, second: Array) -> McNemarTest:
-    """Compare the exact matches (questions) of two models by McNemar's exact binomial test."""
-    only_first = int(((first > 0) & (second == 0)).sum())
-    only_second = int(((second > 0) & (first == 0)).sum())
+def mcnemar_test(seed: int, differences: Array) -> McNemarTest:
+    """Compare two models by McNemar's exact test of their differences (questions) in EM."""
+    only_first, only_second = int((differences > 0).sum()), int((differences < 0).sum())
     both = only_first + only_second
     p = float(stats.binomtest(only_first, both).pvalue) if both else 1.0
     return McNemarTest(seed, only_first, only_second, p)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p values for testing several hypotheses (Holm, 1979)."""
-    adjusted, so_far = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        so_far = max(so_far, (len(p_values) - rank) * p_values[index])
-        adjusted[index] = min(1.0, so_far)
+def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
+    """Adjust the p values that are not None for testing several hypotheses (Holm, 1979)."""
+    known = {name: p for name, p in p_values.items() if p is not None}
+    adjusted, so_far = dict(known), 0.0
+    for rank, name in enumerate(sorted(known, key=known.__getitem__)):
+        so_far = max(so_far, (len(known) - rank) * known[name])
+        adjusted[name] = min(1.0, so_far)
     return adjusted
 
 
@@ -192,7 +181,7 @@ def by_paragraph(values: Array, paragraphs: Sequence[Hashable]) -> tuple[Array, 
     Returns:
         Sums (seeds, paragraphs), and the number of questions of each paragraph.
     """
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(paragraphs))}
-    of = np.array([numbers[name] for name in paragraphs])
-    sums = np.stack([np.bincount(of, weights=row, minlength=len(numbers)) for row in values])
-    return sums.astype(np.float64), np.bincount(of, minlength=len(numbers)).astype(np.float64)
+    numbers: dict[Hashable, int] = {}
+    of = np.array([numbers.setdefault(name, len(numbers)) for name in paragraphs])
+    sums = [np.bincount(of, weights=row) for row in values]
+    return np.array(sums, dtype=np.float64), np.bincount(of).astype(np.float64)
