@@ -115,7 +115,7 @@ def make(
 def cached(
     folder: Path, build: Callable[[], tuple[TokenizedQuestions, dict[str, Any]]]
 ) -> tuple[TokenizedQuestions, dict[str, Any]]:
-    """Rows and facts of them: loaded from a cache folder, or built and cached; rebuilt if damaged."""
+    """Rows and facts of them: loaded from an intact cache folder, or built and cached."""
     disable_progress_bars()
     if folder.exists() and not store.is_intact(folder):
         print(f"Warning: {folder} is damaged; it is rebuilt.", file=sys.stderr)
