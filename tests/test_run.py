@@ -210,7 +210,7 @@ def test_two_processes_do_not_work_on_one_run(words: list[str], tmp_path: Path) 
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_path: Path) -> None:
-    slow = ["trainer.max_epochs=30"]
+    slow = ["trainer.max_epochs=10"]
     process = subprocess.Popen(
         [*RUN, "mode=lora", *words, *slow],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -236,7 +236,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
     assert done.returncode == 0, done.stderr
     assert "Resumes" in done.stdout
     results = json.loads((folder / "results.json").read_text())
-    assert len(results["epochs"]) == 30
+    assert len(results["epochs"]) == 10
     assert "is finished" in refusal(f"resume={folder}")
 
 
