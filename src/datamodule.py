@@ -20,7 +20,8 @@ from lora_or_full.data.splits import NAMES, Splits
 from lora_or_full.data.squad import Question, fingerprint
 from lora_or_full.data.tokenized import TokenizedQuestion, TokenizedQuestions
 from lora_or_full.errors import UserError
-from lora_or_full.modeling.prefix_packing import Sequences, in_rows, packed, padded
+from lora_or_full.modeling.packed_rows import Sequences, in_rows
+from lora_or_full.modeling.prefix_packing import packed, padded
 
 
 class EvaluationBatch(NamedTuple):

@@ -27,8 +27,8 @@ from lora_or_full.modeling import trained_weights
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
 from lora_or_full.modeling.loading import add_adapter, load_model, store_frozen
+from lora_or_full.modeling.packed_rows import Sequences
 from lora_or_full.modeling.precision import frozen_dtype
-from lora_or_full.modeling.prefix_packing import Sequences
 from lora_or_full.training.distributed import gathered
 
 # Losses in a row that may overflow under a gradient scaler: it halves its scale, 65,536, each time.

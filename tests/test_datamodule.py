@@ -19,7 +19,8 @@ from lora_or_full.data import prompt
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.data.splits import NAMES, Splits
 from lora_or_full.errors import UserError
-from lora_or_full.modeling.prefix_packing import Packed, Padded, Sequences
+from lora_or_full.modeling.packed_rows import Sequences
+from lora_or_full.modeling.prefix_packing import Packed, Padded
 
 ENDING = "<|endoftext|>"
 Make = Callable[..., SquadDataModule]

@@ -19,7 +19,7 @@ from lora_or_full.evaluation.predictions import Answer
 from lora_or_full.generation import decoding
 from lora_or_full.generation.decoding import greedy, stop_ids, text_of
 from lora_or_full.generation.kv_cache import shares_context
-from lora_or_full.modeling import prefix_packing
+from lora_or_full.modeling import packed_rows
 from lora_or_full.modeling.loading import load_model
 
 KINDS = ["gpt2_folder", "llama_folder", "grouped_llama_folder"]
@@ -90,8 +90,8 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Decode as on a CPU, and in rows as on a GPU; rows are short, so that there are several."""
     if request.param == "in rows":
         monkeypatch.setattr(decoding, "ROW_DEVICES", ("cpu",))
-        monkeypatch.setattr(prefix_packing, "ROW_LENGTH", 80)
-        monkeypatch.setattr(prefix_packing, "LENGTH_MULTIPLE", 8)
+        monkeypatch.setattr(packed_rows, "ROW_LENGTH", 80)
+        monkeypatch.setattr(packed_rows, "LENGTH_MULTIPLE", 8)
 
 
 @pytest.mark.usefixtures("ids_for_texts", "layout")

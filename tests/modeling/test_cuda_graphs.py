@@ -16,7 +16,7 @@ from lora_or_full.data.prompt import IGNORED, PromptTokens
 from lora_or_full.generation.decoding import greedy
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.loading import load_model
-from lora_or_full.modeling.prefix_packing import PackedRows, in_rows
+from lora_or_full.modeling.packed_rows import PackedRows, in_rows
 
 
 @pytest.fixture(

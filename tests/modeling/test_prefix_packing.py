@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from datamodule import sequences
 from lora_or_full.data.prompt import IGNORED, PromptTokens
-from lora_or_full.modeling import attention, prefix_packing
+from lora_or_full.modeling import attention, packed_rows, prefix_packing
 from lora_or_full.modeling.loading import load_model
 from lora_or_full.modeling.prefix_packing import (
     CONTEXT_SEGMENT,
@@ -281,9 +281,9 @@ def test_loss_and_gradients_equal_those_of_separate_rows(
     own = own_model(folder, kind, mode)
     loss, expected = by_rows(plain_model(folder, own, attention), prompts, answers)
     assert all(gradient.norm() > 0 for gradient in expected.values())
-    monkeypatch.setattr(prefix_packing, "ROW_LENGTH", 100)
-    monkeypatch.setattr(prefix_packing, "LENGTH_MULTIPLE", 8)
-    monkeypatch.setattr(prefix_packing, "LABELS_MULTIPLE", 16)
+    monkeypatch.setattr(packed_rows, "ROW_LENGTH", 100)
+    monkeypatch.setattr(packed_rows, "LENGTH_MULTIPLE", 8)
+    monkeypatch.setattr(packed_rows, "LABELS_MULTIPLE", 16)
     made = [sequences(prompts, answers, True, length) for length in (None, 1, 60, 1000)]
     in_rows = [sequences(prompts, answers, True, length, True) for length in (1, 60, 1000)]
     assert all(rows.tokens.shape[1] > 1 for rows in in_rows)

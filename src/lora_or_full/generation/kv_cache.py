@@ -77,6 +77,12 @@ def marked(
     return contexts, branches, marks
 
 
+def by_mark(marks: torch.Tensor) -> torch.Tensor:
+    """Give the numbers of the tokens that have a mark, in the order of their marks (T)."""
+    needed = (marks != IGNORED).nonzero().squeeze(1)
+    return needed[marks[needed].argsort()]
+
+
 class SharedPrefixCache:
     """A DecodingBackend for prompts that share contexts, packed into blocks of one sequence.
 
@@ -102,8 +108,7 @@ class SharedPrefixCache:
         self.model = model
         self.references = references or [[]] * len(prompts)
         sequence = packed(*marked(prompts, self.references), packed_length).to(model.device)
-        needed = (sequence.labels[0] != IGNORED).nonzero().squeeze(1)
-        needed = needed[sequence.labels[0, needed].argsort()]
+        needed = by_mark(sequence.labels[0])
         self.marks = sequence.labels[0, needed]
         ends, answered = needed[: len(prompts)], needed[len(prompts) :]
         self.inputs = sequence.model_inputs(needed)

@@ -11,20 +11,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache
 
-from lora_or_full.data.prompt import IGNORED, PromptTokens
+from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.generation.kv_cache import (
     Model,
     PreallocatedLayer,
+    by_mark,
     log_probabilities,
     marked,
 )
 from lora_or_full.modeling.cuda_graphs import Recorder
-from lora_or_full.modeling.prefix_packing import (
-    CONTEXT_SEGMENT,
-    PADDING_SEGMENT,
-    PackedRows,
-    laid_out,
-)
+from lora_or_full.modeling.packed_rows import PackedRows, laid_out
+from lora_or_full.modeling.prefix_packing import CONTEXT_SEGMENT, PADDING_SEGMENT
 
 LOOK = 4  # tokens between two looks whether all answers have ended
 # Not cuDNN's, which takes long to prepare each new shape, and each batch has its own.
@@ -69,8 +66,7 @@ class RowsDecoder:
         self.model, self.references, self.room = model, references, room
         planes = laid_out(*marked(prompts, references), packed_length)  # (5, R, L)
         marks = planes[4].flatten()
-        needed = (marks != IGNORED).nonzero().squeeze(1)
-        needed = needed[marks[needed].argsort()]
+        needed = by_mark(marks)
         ends, answered = needed[: len(prompts)], needed[len(prompts) :]
         self.marks = marks[needed]
         rows, length = planes.shape[1:]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lora_or_full.modeling.prefix_packing import PackedRows
+from lora_or_full.modeling.packed_rows import PackedRows
 
 WARM_UP = 2  # passes before a recording, in which libraries choose kernels and allocate
 Loss = tuple[torch.Tensor, torch.Tensor]  # its sum, and the number of labels

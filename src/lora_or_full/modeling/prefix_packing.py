@@ -6,9 +6,8 @@ question is computed as in a sequence of its own, but the context once per block
 question. (Derived here; Hydragen, Juravsky et al., 2024, arXiv 2402.05099, shares prefixes in
 decoding.)
 
-On a CPU blocks follow one another in one sequence, with almost no padding, and attend one after
-another (`Packed`). A GPU waits for each call, so there they lie in a few rows of equal length, with
-one call a layer and shapes that recur (`PackedRows`).
+Here blocks follow one another in one sequence, with almost no padding, and attend one after
+another, which is fastest on a CPU. For a GPU they lie in rows (packed_rows).
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ CONTEXT_SEGMENT = 0  # segment of a context; its questions are 1, 2, ...
 # bfloat16 took an eighth of the time and a gigabyte (measured on two cores with AVX-512). Without
 # AVX-512 MKL multiplies, which does not, and padding would take a thirtieth of the time.
 PAD_MULTIPLE = 1 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
-ROW_LENGTH, LENGTH_MULTIPLE, LABELS_MULTIPLE = 512, 128, 32  # of PackedRows
 
 
 class Block(NamedTuple):
@@ -104,48 +102,6 @@ class Packed(NamedTuple):
         return block_inputs(self.input_ids, self.position_ids, self.blocks, columns)
 
 
-class PackedRows(NamedTuple):
-    """Blocks in R rows of L tokens, of few different shapes.
-
-    Attributes:
-        tokens: Token ids, positions, numbers of blocks and segments (4, R, L).
-        wanted: Where logits are needed, by number among all R·L tokens, and the labels there
-            (2, N); filled up with the first token and IGNORED.
-    """
-
-    tokens: torch.Tensor
-    wanted: torch.Tensor
-
-    def to(self, device: torch.device) -> "PackedRows":
-        """Move to a device, without waiting for a GPU."""
-        if device.type == "cuda" and self.tokens.device.type == "cpu":
-            return PackedRows(*(t.pin_memory().to(device, non_blocking=True) for t in self))
-        return PackedRows(self.tokens.to(device), self.wanted.to(device))
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """Labels of the wanted tokens (N)."""
-        return self.wanted[1]
-
-    def labelled(self) -> Labelled:
-        """Give the tokens before a label."""
-        return Labelled(self.wanted[0], self.wanted[1:])
-
-    def model_inputs(self, needed: torch.Tensor | None = None) -> dict[str, Any]:
-        """Give the arguments of the model for the logits of the `needed` tokens (N), or of all."""
-        input_ids, position_ids, block_of, segment_of = self.tokens
-        mask = (block_of[:, :, None] == block_of[:, None]) & may_attend(segment_of, segment_of)
-        wanted = {} if needed is None else {"logits_to_keep": needed, NEEDED: needed}
-        return wanted | {
-            "input_ids": input_ids,
-            "position_ids": position_ids,
-            "attention_mask": mask.tril()[:, None],  # (R, 1, L, L)
-        }
-
-
-Sequences = Padded | Packed | PackedRows
-
-
 def _labelled_columns(labels: torch.Tensor) -> Labelled:
     """The columns (K) of labels (B, T) that hold one in some row; each is predicted one before."""
     targets = labels[:, 1:]
@@ -204,7 +160,7 @@ def packed(
         length: Largest number of tokens of a block, unless a single question has more; further
             questions repeat the context.
     """
-    planes, sizes, causal_rows = _joined(contexts, branches, labels, length)
+    planes, sizes, causal_rows = joined(contexts, branches, labels, length)
     ids, positions, block_of, segment_of, targets = planes
     blocks, start = [], 0
     for size, causal in zip(sizes, causal_rows, strict=True):
@@ -215,58 +171,7 @@ def packed(
     return Packed(ids[None], targets[None], positions[None], block_of, segment_of, blocks)
 
 
-def in_rows(
-    contexts: Sequence[list[int]],
-    branches: Sequence[list[int]],
-    labels: Sequence[list[int]],
-    length: int,
-) -> PackedRows:
-    """Pack questions as `packed`, but in rows; the number of labels is rounded up too."""
-    *planes, targets = laid_out(contexts, branches, labels, length)
-    # A label is predicted one token before, and no block begins with one.
-    before = targets.flatten().roll(-1)
-    needed = (before != IGNORED).nonzero().squeeze(1)
-    size = _multiple(max(1, len(needed)), LABELS_MULTIPLE * len(planes[0]))
-    wanted = torch.tensor([[0], [IGNORED]]).repeat(1, size)
-    wanted[:, : len(needed)] = torch.stack([needed, before[needed]])
-    return PackedRows(torch.stack(planes), wanted)
-
-
-def laid_out(
-    contexts: Sequence[list[int]],
-    branches: Sequence[list[int]],
-    labels: Sequence[list[int]],
-    length: int,
-) -> torch.Tensor:
-    """Put blocks into rows, the longest first, each into the first row that has room.
-
-    A row has ROW_LENGTH tokens, or more for a longer block, or fewer if one row holds all. Numbers
-    and lengths of rows are rounded up, so that shapes recur.
-
-    Returns:
-        Token ids, positions, blocks, segments and labels (5, R, L).
-    """
-    planes, sizes, _ = _joined(contexts, branches, labels, length)
-    blocks = planes.split(sizes, dim=1)
-    width = _multiple(min(max(*sizes, ROW_LENGTH), sum(sizes)), LENGTH_MULTIPLE)
-    rows: list[list[torch.Tensor]] = []
-    room: list[int] = []  # of each row
-    for block in sorted(blocks, key=lambda block: -block.shape[1]):
-        row = next((r for r, free in enumerate(room) if free >= block.shape[1]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(width)
-        rows[row].append(block)
-        room[row] -= block.shape[1]
-    filling = torch.tensor([0, 0, PADDING_SEGMENT, PADDING_SEGMENT, IGNORED])
-    count = len(rows) if len(rows) <= 16 else _multiple(len(rows), 4)
-    made = filling[:, None, None].repeat(1, count, width)
-    for row, held in enumerate(rows):
-        made[:, row, : width - room[row]] = torch.cat(held, dim=1)
-    return made
-
-
-def _joined(
+def joined(
     contexts: Sequence[list[int]],
     branches: Sequence[list[int]],
     labels: Sequence[list[int]],
@@ -306,10 +211,6 @@ def _joined(
         causal_rows.append(sizes[-1] if alone else len(context) // PAD_MULTIPLE * PAD_MULTIPLE)
     planes = torch.tensor([ids, positions, block_of, segment_of, targets])
     return planes, sizes, causal_rows
-
-
-def _multiple(number: int, of: int) -> int:
-    return -(-number // of) * of
 
 
 def may_attend(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
