@@ -262,5 +262,5 @@ class _MicroBatches(torch.utils.data.Dataset):
             return self.collate([self.rows[number] for number in numbers], step_labels)
         # An empty micro-batch computes a row without labels, so that devices stay in step.
         batch = self.collate([self.rows[0]], step_labels)
-        batch["sequences"].labels.fill_(IGNORED)
+        batch["sequences"].wanted[1].fill_(IGNORED)
         return batch | {"samples": 0, "tokens": 0}

@@ -138,12 +138,9 @@ class LitQuestionAnswering(L.LightningModule):
         Returns:
             The sum (nats), and the number of labels that count.
         """
-        needed, targets = sequences.labelled()
-        # (B, K, V): only where some row has a label
-        logits = self.model(**sequences.model_inputs(needed), use_cache=False).logits
-        loss = cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        needed, targets = sequences.wanted  # (N), (N)
+        logits = self.model(**sequences.model_inputs(needed), use_cache=False).logits  # (1, N, V)
+        loss = cross_entropy(logits[0].float(), targets, ignore_index=IGNORED, reduction="sum")
         return loss, (targets != IGNORED).sum()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

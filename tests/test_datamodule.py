@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from layouts import labels_of
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -19,7 +20,7 @@ from lora_or_full.data import prompt
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.data.splits import NAMES, Splits
 from lora_or_full.errors import UserError
-from lora_or_full.modeling.packed_rows import Sequences
+from lora_or_full.modeling.packed_rows import PackedRows, Sequences
 from lora_or_full.modeling.prefix_packing import Packed, Padded
 
 ENDING = "<|endoftext|>"
@@ -75,7 +76,8 @@ def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 def _answers(module: SquadDataModule, sequences: Sequences | None) -> list[str]:
     """The texts of the labels, a text for each row that has some."""
     assert sequences is not None
-    labels, rows = sequences.labels, [0]
+    assert not isinstance(sequences, PackedRows)
+    labels = labels_of(sequences)
     if isinstance(sequences, Packed):
         labels, rows = labels[0], sequences.block_of * 1000 + sequences.segment_of
         labels = torch.stack(
@@ -127,10 +129,10 @@ def test_training_labels_end_with_the_answer_and_end_of_text(make: Make, mask_pr
     module = _ready(make(mask_prompt=mask_prompt))
     rows = list(module.train)
     sequences = module.collate_training(rows, 1)["sequences"]
+    labels_of_rows = labels_of(sequences).tolist()
     for row, ids, labels, said in zip(
-        rows, sequences.input_ids.tolist(), sequences.labels.tolist(), _answers(module, sequences),
-        strict=True,
-    ):  # fmt: skip
+        rows, sequences.input_ids.tolist(), labels_of_rows, _answers(module, sequences), strict=True
+    ):
         answer = f" {row['answers'][0]}{ENDING}"
         if mask_prompt:
             assert said == answer
@@ -200,7 +202,7 @@ def test_padding_is_on_the_right_and_carries_no_label(make: Make) -> None:
     rows = sorted(module.train, key=lambda row: len(row["context_ids"]))
     rows = [rows[0], rows[-1]]
     batch = module.collate_training(rows, 7)
-    ids, labels = batch["sequences"]
+    ids, labels = batch["sequences"].input_ids, labels_of(batch["sequences"])
     lengths = [
         len(module.prefix)
         + sum(len(row[f"{part}_ids"]) for part in ("context", "question", "answer"))
@@ -435,7 +437,7 @@ def test_an_epoch_holds_each_row_once_and_each_step_counts_its_labels(
     assert sum(batch["samples"] for batch in batches) == 18
     for step in range(module.steps):
         dealt = batches[step * parts : (step + 1) * parts]
-        labels = sum(int((batch["sequences"].labels != IGNORED).sum()) for batch in dealt)
+        labels = sum(int((batch["sequences"].wanted[1] != IGNORED).sum()) for batch in dealt)
         assert {batch["step_labels"] for batch in dealt} == {labels}
     total = sum(len(_ids(module, row)) for row in module.train)
     assert sum(batch["tokens"] for batch in batches) == total
@@ -463,7 +465,7 @@ def test_a_part_without_rows_has_tokens_but_no_label_that_counts(
     assert len(empty) == 2  # the last step has 2 rows for 4 parts
     for batch in empty:
         assert batch["sequences"].input_ids.shape[1] > 0
-        assert (batch["sequences"].labels == IGNORED).all()
+        assert (batch["sequences"].wanted[1] == IGNORED).all()
         assert batch["tokens"] == 0
         assert batch["step_labels"] == batches[-4]["step_labels"] > 0
     first = module.train[0]

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from configs import FULL
+from layouts import labels_of
 from repeater import Repeater
 from torch.nn.functional import cross_entropy
 
@@ -119,10 +120,10 @@ def test_loss_is_that_of_the_label_tokens(settings: Settings, packing: bool) -> 
         loss, count = module.loss_sum(batch)
         logits = module.model(**batch.model_inputs()).logits
     plain = cross_entropy(
-        logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(),
+        logits[:, :-1].flatten(0, 1), labels_of(batch)[:, 1:].flatten(),
         ignore_index=IGNORED, reduction="sum",
     )  # fmt: skip
-    assert count == (batch.labels != IGNORED).sum() > 0
+    assert count == (labels_of(batch) != IGNORED).sum() > 0
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
@@ -187,7 +188,7 @@ def test_accumulated_parts_train_as_one_step(
 ) -> None:
     """Ten questions in steps of four: the last step leaves a part without a row."""
     settings = settings if mode == "lora" else as_full(settings)
-    settings["optimizer"]["eps"] = 1e-4  # what is zero but for rounding shall move nothing
+    settings["optimizer"]["eps"] = 1e-3  # what is zero but for rounding shall move nothing
     settings = without_dropout(settings | {"packing": packing})
     whole, _ = fit(copy.deepcopy(settings), tmp_path)
     settings["trainer"]["accumulate_grad_batches"] = 3

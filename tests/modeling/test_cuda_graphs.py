@@ -56,11 +56,9 @@ def batches(device: torch.device) -> list[PackedRows]:
 
 def loss_of(model: Any) -> Callable[[PackedRows], Any]:
     def loss_sum(batch: PackedRows) -> Any:
-        needed, targets = batch.labelled()
-        logits = model(**batch.model_inputs(needed), use_cache=False).logits
-        loss = cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        needed, targets = batch.wanted
+        logits = model(**batch.model_inputs(needed), use_cache=False).logits[0]
+        loss = cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
         return loss, (targets != IGNORED).sum()
 
     return loss_sum

@@ -9,7 +9,7 @@ import pytest
 import torch
 from configs import add_lora
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from lora_or_full.modeling import kernels
@@ -72,7 +72,7 @@ def test_the_last_mlp_and_the_output_layer_compute_only_the_needed_tokens(
         )
     ids, needed = torch.arange(18).view(2, 9), torch.tensor(tokens, dtype=torch.long)
     results = []
-    for named in ({}, {"logits_to_keep": needed, kernels.NEEDED: needed}, {}):
+    for named in ({}, {kernels.NEEDED: needed}, {}):
         seen.clear()
         model.zero_grad()
         logits = model(input_ids=ids, **named).logits
@@ -87,6 +87,20 @@ def test_the_last_mlp_and_the_output_layer_compute_only_the_needed_tokens(
         for name, gradient in gradients.items():
             expected = results[0][1][name]
             assert (gradient - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+def test_a_model_without_further_arguments_gives_the_needed_logits_too(gpt2_folder: str) -> None:
+    class Plain(GPT2LMHeadModel):
+        def forward(self, input_ids: torch.Tensor) -> Any:
+            return super().forward(input_ids=input_ids)
+
+    model = Plain.from_pretrained(gpt2_folder).eval()
+    ids, needed = torch.arange(18).view(2, 9), torch.tensor([2, 5, 17])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits.flatten(0, 1)[needed]
+        kernels.speed_up(model)
+        given = model(input_ids=ids, **{kernels.NEEDED: needed}).logits
+    assert torch.allclose(given[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])

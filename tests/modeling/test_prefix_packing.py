@@ -185,9 +185,9 @@ def test_padding_of_blocks_has_no_label_and_nothing_attends_to_it(
 
 
 def test_rows_are_padded_on_the_right_without_labels() -> None:
-    sequence = padded([[1, 2, 3], [4]], [[IGNORED, 2, 3], [4]])
-    assert sequence.input_ids.tolist() == [[1, 2, 3], [4, 0, 0]]
-    assert sequence.labels.tolist() == [[IGNORED, 2, 3], [4, IGNORED, IGNORED]]
+    sequence = padded([[1, 2, 3], [4, 5]], [[IGNORED, 2, 3], [IGNORED, 5]])
+    assert sequence.input_ids.tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert sequence.wanted.tolist() == [[0, 1, 3], [2, 3, 5]]  # the tokens before labels
 
 
 # Loss and gradients
@@ -253,11 +253,9 @@ def by_rows(
 
 def by_sequence(model: Any, sequence: Any) -> tuple[float, dict[str, torch.Tensor]]:
     """The same, all at once."""
-    needed, targets = sequence.labelled()
-    logits = model(**sequence.model_inputs(needed), use_cache=False).logits
-    loss = cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    needed, targets = sequence.wanted
+    logits = model(**sequence.model_inputs(needed), use_cache=False).logits[0]
+    loss = cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
     loss.backward()
     return loss.item(), gradients(model)
 

@@ -12,6 +12,7 @@ import pytest
 from configs import make_splits
 from hypothesis import assume, event, example, given
 from hypothesis import strategies as st
+from layouts import labels_of
 from pyarrow import parquet
 from strategies import any_json, documents, json_files, met, texts
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from datamodule import sequences
 from lora_or_full.data import prompt, squad, tokenized
 from lora_or_full.data.prompt import IGNORED, PromptTokens
 from lora_or_full.data.squad import Question
+from lora_or_full.modeling.packed_rows import PackedRows
 
 COLUMNS = ("id", "title", "context", "question", "answers")
 CHOICES = st.fixed_dictionaries({
@@ -249,9 +251,9 @@ def test_exactly_the_answers_and_their_ends_carry_loss(
     parts = [PromptTokens(head, row["context_ids"], row["question_ids"]) for row in table]
     answers = [row["answer_ids"] for row in table]
     laid_out = sequences(parts, answers, mask_prompt, packed_length if mask_prompt else None)
-    assert laid_out.input_ids.shape == laid_out.labels.shape
+    assert not isinstance(laid_out, PackedRows)
     found: list[list[int]] = []
-    for ids, labels in zip(laid_out.input_ids.tolist(), laid_out.labels.tolist(), strict=True):
+    for ids, labels in zip(laid_out.input_ids.tolist(), labels_of(laid_out).tolist(), strict=True):
         before = IGNORED
         for token, label in zip(ids, labels, strict=True):
             assert label in (IGNORED, token)

@@ -300,12 +300,10 @@ class PaddedCache:
         offsets = torch.arange(rows.input_ids.shape[1]) - ends[:, None]  # (B, T): in the answer
         sizes = torch.tensor([len(answer) for answer in self.references])
         answers = (offsets >= 0) & (offsets < sizes[:, None])
-        columns = answers.any(dim=0).nonzero().squeeze(1)  # (K,)
-        logits = self.model(**rows.model_inputs(columns.to(self.model.device))).logits  # (B, K, V)
-        row, column = answers[:, columns].nonzero(as_tuple=True)
-        return log_probabilities(
-            logits[row, column], row, offsets[row, columns[column]], self.references
-        )
+        needed = answers.flatten().nonzero().squeeze(1)  # (N,)
+        logits = self.model(**rows.model_inputs(needed.to(self.model.device))).logits[0]  # (N, V)
+        row = needed // answers.shape[1]
+        return log_probabilities(logits, row, offsets.flatten()[needed], self.references)
 
 
 def log_probabilities(

@@ -1,5 +1,6 @@
 """Faster kernels that compute the same, for models of torch's and transformers' usual layers."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_or_full.errors import UserError, first_line
 
-NEEDED = "needed"  # argument of a model: numbers (K) among all B·T tokens whose logits are needed
+NEEDED = "needed"  # argument of a model: numbers (N) among all B·T tokens whose logits are needed
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -65,16 +66,28 @@ def speed_up_dropout(model: nn.Module) -> None:
 def _compute_what_is_needed(model: PreTrainedModel) -> None:
     """Let the last layer's MLP and the output layer compute only the NEEDED tokens of a call.
 
-    No attention follows that MLP, so the other tokens are not read: they get zeros. The rows of a
-    batch are put one after another, so that `logits_to_keep` chooses tokens instead of columns.
+    No attention follows that MLP, so the other tokens are not read: they get zeros. A model whose
+    layers take no further arguments computes the whole MLP.
     """
     decoder = getattr(model, model.base_model_prefix)
+    layers_take_it = all(
+        any(p.kind is p.VAR_KEYWORD for p in inspect.signature(part.forward).parameters.values())
+        for part in (model, decoder)
+    )
+    of_call: torch.Tensor | None = None
 
-    def join(decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if kwargs.get(NEEDED) is not None:
-            output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[None]  # (1, B·T, W)
+    def keep(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        nonlocal of_call
+        of_call = kwargs.get(NEEDED)
+        return args, kwargs if layers_take_it else {k: kwargs[k] for k in kwargs if k != NEEDED}
 
-    decoder.register_forward_hook(join, with_kwargs=True)
+    def choose(decoder: nn.Module, args: Any, output: Any) -> None:
+        if of_call is not None:
+            states = output.last_hidden_state.flatten(0, 1)  # (B·T, width)
+            output.last_hidden_state = states.index_select(0, of_call)[None]
+
+    model.register_forward_pre_hook(keep, with_kwargs=True)
+    decoder.register_forward_hook(choose)
     with_mlp = [
         (layer, child)
         for layer in model.modules()

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 
 from lora_or_full.data.prompt import IGNORED
-from lora_or_full.modeling.kernels import NEEDED
 from lora_or_full.modeling.prefix_packing import (
     PADDING_SEGMENT,
-    Labelled,
     Packed,
     Padded,
     joined,
     may_attend,
+    only,
+    tokens_before,
 )
 
 ROW_LENGTH, LENGTH_MULTIPLE, LABELS_MULTIPLE = 512, 128, 32
@@ -41,21 +41,12 @@ class PackedRows(NamedTuple):
             return PackedRows(*(t.pin_memory().to(device, non_blocking=True) for t in self))
         return PackedRows(self.tokens.to(device), self.wanted.to(device))
 
-    @property
-    def labels(self) -> torch.Tensor:
-        """Labels of the wanted tokens (N)."""
-        return self.wanted[1]
-
-    def labelled(self) -> Labelled:
-        """Give the tokens before a label."""
-        return Labelled(self.wanted[0], self.wanted[1:])
-
     def model_inputs(self, needed: torch.Tensor | None = None) -> dict[str, Any]:
         """Give the arguments of the model for the logits of the `needed` tokens (N), or of all."""
         input_ids, position_ids, block_of, segment_of = self.tokens
         mask = (block_of[:, :, None] == block_of[:, None]) & may_attend(segment_of, segment_of)
-        wanted = {} if needed is None else {"logits_to_keep": needed, NEEDED: needed}
-        return wanted | {
+        return {
+            **only(needed),
             "input_ids": input_ids,
             "position_ids": position_ids,
             "attention_mask": mask.tril()[:, None],  # (R, 1, L, L)
@@ -73,12 +64,10 @@ def in_rows(
 ) -> PackedRows:
     """Pack questions as `packed`, but in rows; the number of labels is rounded up too."""
     *planes, targets = laid_out(contexts, branches, labels, length)
-    # A label is predicted one token before, and no block begins with one.
-    before = targets.flatten().roll(-1)
-    needed = (before != IGNORED).nonzero().squeeze(1)
-    size = _multiple(max(1, len(needed)), LABELS_MULTIPLE * len(planes[0]))
+    found = tokens_before(targets)
+    size = _multiple(max(1, found.shape[1]), LABELS_MULTIPLE * len(planes[0]))
     wanted = torch.tensor([[0], [IGNORED]]).repeat(1, size)
-    wanted[:, : len(needed)] = torch.stack([needed, before[needed]])
+    wanted[:, : found.shape[1]] = found
     return PackedRows(torch.stack(planes), wanted)
 
 

@@ -44,43 +44,45 @@ class Block(NamedTuple):
     causal_rows: int = 0
 
 
-class Labelled(NamedTuple):
-    """Where logits are needed (K), and the labels there (B, K), or (1, K) of all rows.
+class Padded(NamedTuple):
+    """One row per question, padded on the right.
 
-    Numbers are of columns, or of all tokens in the order of rows.
+    Attributes:
+        input_ids: (B, T).
+        wanted: Where logits are needed, by number among all B·T tokens, and the labels there
+            (2, N).
     """
 
-    needed: torch.Tensor
-    targets: torch.Tensor
-
-
-class Padded(NamedTuple):
-    """Token ids and labels (B, T): one row per question, padded on the right."""
-
     input_ids: torch.Tensor
-    labels: torch.Tensor
-
-    def labelled(self) -> Labelled:
-        """Give the columns that hold a label in some row."""
-        return _labelled_columns(self.labels)
+    wanted: torch.Tensor
 
     def to(self, device: torch.device) -> "Padded":
         """Move to a device."""
-        return Padded(self.input_ids.to(device), self.labels.to(device))
+        return Padded(self.input_ids.to(device), self.wanted.to(device))
 
-    def model_inputs(self, columns: torch.Tensor | None = None) -> dict[str, Any]:
-        """Give the arguments of the model for the logits of `columns` (K), or of all.
+    def model_inputs(self, needed: torch.Tensor | None = None) -> dict[str, Any]:
+        """Give the arguments of the model for the logits of the `needed` tokens (N), or of all.
 
         They need no mask: no real token attends to its right.
         """
-        wanted = {} if columns is None else {"logits_to_keep": columns}
-        return wanted | {"input_ids": self.input_ids}
+        return {"input_ids": self.input_ids, **only(needed)}
 
 
 class Packed(NamedTuple):
-    """Token ids, labels and positions (1, T) of blocks, and block and segment of each token (T)."""
+    """Blocks in one sequence.
+
+    Attributes:
+        input_ids: (1, T).
+        wanted: Where logits are needed, and the labels there (2, N).
+        labels: (1, T).
+        position_ids: (1, T).
+        block_of: Number of the block of each token (T).
+        segment_of: Segment of each token (T).
+        blocks: The blocks.
+    """
 
     input_ids: torch.Tensor
+    wanted: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor
     block_of: torch.Tensor
@@ -90,30 +92,37 @@ class Packed(NamedTuple):
     def to(self, device: torch.device) -> "Packed":
         """Move to a device."""
         blocks = [block._replace(mask=block.mask.to(device)) for block in self.blocks]
-        ids, labels, positions, block_of, segment_of = (t.to(device) for t in self[:5])
-        return Packed(ids, labels, positions, block_of, segment_of, blocks)
+        ids, wanted, labels, positions, block_of, segment_of = (t.to(device) for t in self[:6])
+        return Packed(ids, wanted, labels, positions, block_of, segment_of, blocks)
 
-    def labelled(self) -> Labelled:
-        """Give the tokens before a label."""
-        return _labelled_columns(self.labels)
-
-    def model_inputs(self, columns: torch.Tensor | None = None) -> dict[str, Any]:
-        """Give the arguments of the model for the logits of `columns` (K), or of all."""
-        return block_inputs(self.input_ids, self.position_ids, self.blocks, columns)
+    def model_inputs(self, needed: torch.Tensor | None = None) -> dict[str, Any]:
+        """Give the arguments of the model for the logits of the `needed` tokens (N), or of all."""
+        return block_inputs(self.input_ids, self.position_ids, self.blocks, needed)
 
 
-def _labelled_columns(labels: torch.Tensor) -> Labelled:
-    """The columns (K) of labels (B, T) that hold one in some row; each is predicted one before."""
-    targets = labels[:, 1:]
-    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    return Labelled(columns, targets[:, columns])
+def only(needed: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Give the argument of the model that limits logits to the `needed` tokens; none for None."""
+    return {} if needed is None else {NEEDED: needed}
+
+
+def tokens_before(labels: torch.Tensor) -> torch.Tensor:
+    """Give the tokens that predict a label, by number among all of labels (B, T), and those labels.
+
+    No row begins with a label.
+
+    Returns:
+        (2, N).
+    """
+    following = labels.flatten().roll(-1)
+    needed = (following != IGNORED).nonzero().squeeze(1)
+    return torch.stack([needed, following[needed]])
 
 
 def block_inputs(
     input_ids: torch.Tensor,
     position_ids: torch.Tensor,
     blocks: list[Block],
-    columns: torch.Tensor | None = None,
+    needed: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Give the arguments of the model for a packed sequence.
 
@@ -121,10 +130,10 @@ def block_inputs(
         input_ids: (1, T).
         position_ids: (1, T).
         blocks: The blocks of the sequence.
-        columns: Tokens whose logits are needed (K); None for all.
+        needed: Tokens whose logits are needed (N); None for all.
     """
-    wanted = {} if columns is None else {"logits_to_keep": columns, NEEDED: columns}
-    return wanted | {
+    return {
+        **only(needed),
         "input_ids": input_ids,
         "position_ids": position_ids,
         "blocks": blocks,
@@ -136,9 +145,10 @@ def block_inputs(
 def padded(ids: Sequence[list[int]], labels: Sequence[list[int]]) -> Padded:
     """Pad token ids and labels to one row per question."""
     longest = max(map(len, ids))
+    targets = [row + [IGNORED] * (longest - len(row)) for row in labels]
     return Padded(
         torch.tensor([row + [0] * (longest - len(row)) for row in ids], dtype=torch.long),
-        torch.tensor([row + [IGNORED] * (longest - len(row)) for row in labels], dtype=torch.long),
+        tokens_before(torch.tensor(targets, dtype=torch.long)),
     )
 
 
@@ -168,7 +178,8 @@ def packed(
         mask = may_attend(owners, owners).tril()
         blocks.append(Block(start, start + size, mask, causal_rows=causal))
         start += size
-    return Packed(ids[None], targets[None], positions[None], block_of, segment_of, blocks)
+    wanted = tokens_before(targets)
+    return Packed(ids[None], wanted, targets[None], positions[None], block_of, segment_of, blocks)
 
 
 def joined(
