@@ -29,13 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import same
 import sides
-from material import BUILTIN, PROJECT, gpt2, llama, made_up, origin
+from material import BUILTIN, PROJECT, gpt2, large, llama, made_up, origin
 
 import experiment
 from lora_or_full.config import compose
 from lora_or_full.config.schema import validate
 from lora_or_full.generation.decoding import text_of
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
+from lora_or_full.training.memory import ACCURACY
 from lora_or_full.training.profiling import operation_counter
 
 TOLERANCE = 1e-4  # relative difference of a loss or gradient in float32
@@ -226,6 +227,34 @@ def floor(place: Place) -> Iterator[Row]:
             ]  # fmt: skip
 
 
+def fit(place: Place) -> Iterator[Row]:
+    """Memory that training needs: what is estimated before, against the measured peak."""
+    yield ["model", "mode", "questions a step", "estimated, MB", "measured, MB", "ratio",
+           "within 20 %"]  # fmt: skip
+    cases = [
+        ("gpt2-medium", "lora", 64), ("gpt2-large", "full", 5), ("gpt2-xl", "lora", 5),
+        ("gpt2-xl", "full", 5), ("llama-1b", "lora", 64),
+    ]  # fmt: skip
+    of_llama = {"words": ["model=llama", "model.target_modules=[q_proj,v_proj]"], "dropout": None}
+    for name, mode, size in cases[:1] if place.small else cases:
+        model = BUILTIN if place.small else large(place.folder, name)
+        spec = {
+            "what": "training", "side": "this project", "mode": mode, "batch_size": size,
+            "questions": 5 * size, "model": str(model),
+        }  # fmt: skip
+        spec |= of_llama if name.startswith("llama") else {}
+        for _, result in measured(place, [spec]):
+            if "error" in result:
+                yield [name, mode, str(size), result["error"], "", "", verdict(False)]
+                continue
+            ratio = result["needed"] / result["train_peak"]
+            yield [
+                name, mode, str(size), f"{result['needed'] / 1e6:,.0f}",
+                f"{result['train_peak'] / 1e6:,.0f}", f"{ratio:.2f}",
+                verdict(abs(ratio - 1) <= ACCURACY) if not place.small else "",
+            ]  # fmt: skip
+
+
 def precisions(place: Place) -> Iterator[Row]:
     """The built-in demo here and on the CPU: scores within noise, in every precision."""
     yield ["mode", "device", "precision", "validation loss", "EM, %", "F1, %", "EM within 3 points"]
@@ -282,7 +311,7 @@ def resumed(place: Place) -> Iterator[Row]:
 PARTS: dict[str, Callable[[Place], Iterator[Row]]] = {
     part.__name__: part
     for part in (
-        gradients, answers, precisions, resumed, training, answering, floor, compiled,
+        gradients, answers, precisions, resumed, training, answering, floor, fit, compiled,
     )
 }  # fmt: skip
 RIGHT = [gradients.__name__, answers.__name__, precisions.__name__, resumed.__name__]

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +58,40 @@ def made_up(
 def gpt2(folder: Path) -> Path:
     """Make a GPT-2 of full size with random weights."""
     return _saved(folder / "gpt2", lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config()))
+
+
+LARGE: dict[str, Callable[[], transformers.PreTrainedModel]] = {
+    name: partial(
+        transformers.GPT2LMHeadModel,
+        transformers.GPT2Config(n_embd=width, n_layer=layers, n_head=width // 64),
+    )
+    for name, width, layers in (
+        ("gpt2-medium", 1024, 24), ("gpt2-large", 1280, 36), ("gpt2-xl", 1600, 48),
+    )
+} | {
+    "llama-1b": partial(
+        transformers.LlamaForCausalLM,
+        transformers.LlamaConfig(
+            vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+            num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
+        ),
+    )
+}  # fmt: skip
+
+
+def large(folder: Path, name: str) -> Path:
+    """Make a model of LARGE, whose weights are all the same number, in bfloat16: for memory."""
+
+    def build() -> transformers.PreTrainedModel:
+        with torch.device("meta"):
+            model = LARGE[name]()
+        model.bfloat16().to_empty(device="cpu").tie_weights()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.fill_(0.01)
+        return model
+
+    return _saved(folder / name, build)
 
 
 def llama(folder: Path) -> Path:

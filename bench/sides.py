@@ -34,7 +34,8 @@ from lora_or_full.config.schema import Config, validate
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.generation import decoding
 from lora_or_full.modeling.loading import load_tokenizer
-from lora_or_full.training.profiling import CostMonitor, PeakMemory, operation_counter
+from lora_or_full.training.memory import PeakMemory, needed_bytes
+from lora_or_full.training.profiling import CostMonitor, operation_counter
 
 SKIPPED = 2  # first steps of a run, in which kernels are chosen and memory is allocated
 COUNTED = 12  # steps whose operations are counted; the others have as many on average
@@ -62,11 +63,12 @@ def config_of(spec: Spec) -> Config:
     if "preset" in spec:
         words.append(f"experiment={spec['preset']}")
     else:
-        dropouts = ",".join(f"{name}:{spec['dropout']}" for name in DROPOUTS)
+        if spec["dropout"] is not None:  # of another model than GPT-2
+            dropouts = ",".join(f"{name}:{spec['dropout']}" for name in DROPOUTS)
+            words.append(f"model.config={{{dropouts}}}")
         words += [
             f"data.draw_by={spec['draw_by']}",
             f"batch_size={spec['batch_size']}",
-            f"model.config={{{dropouts}}}",
             f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}",
         ]
     return experiment.with_precision(validate(compose.compose(words)))
@@ -102,6 +104,7 @@ def this_project(spec: Spec, memory: PeakMemory) -> Result:
     memory.reset()
     data, module, _ = experiment.build(config)
     built = memory.read()
+    needed = needed_bytes(module, data, 1) if device_of(spec).type == "cuda" else 0
     clock, cost = Clock(spec), CostMonitor()
 
     class Times(L.Callback):
@@ -122,7 +125,10 @@ def this_project(spec: Spec, memory: PeakMemory) -> Result:
         for batch in batches:
             module.loss_sum(batch["sequences"].to(device))[0].backward()
     flops = count.get_total_flops() / len(batches)
-    return {"times": clock.times, "peak": peak, "flops_per_step": flops}
+    return {
+        "times": clock.times, "peak": peak, "flops_per_step": flops,
+        "needed": needed, "train_peak": cost.peak["train"],
+    }  # fmt: skip
 
 
 class InOrder:

@@ -43,6 +43,7 @@ from lora_or_full.training.loggers import (
     SampleAnswers,
     log_results,
 )
+from lora_or_full.training.memory import check_memory, memory_explained
 from lora_or_full.training.profiling import CostMonitor, estimate_duration, profile_step
 
 
@@ -77,19 +78,20 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     last, step = checkpoint.resume_point(checkpoints) if is_first_process() else (None, 0)
     saver = checkpoint.RunCheckpoint(checkpoints, 60 * config.checkpoint_minutes)
     trainer = build_trainer(config, folder, step, [saver, cost])
-    with stop_signals_to(saver.request_stop), connected(trainer):
+    with stop_signals_to(saver.request_stop), connected(trainer), memory_explained(config):
         check_alike(folder, config.trainer.precision)
         data.deal(trainer.world_size, trainer.global_rank)
         test_set, weights = data.facts["test"]["fingerprint"], model_facts["fingerprint"]
         device = device_name(trainer.strategy.root_device)
         cached = baseline_cache.path(config, test_set, weights, device)
         before, last, step = trainer.strategy.broadcast((baseline_cache.load(cached), last, step))
+        memory = check_memory(module, data, trainer)
         seconds = estimate_duration(module, data, trainer, tests=1 if before else 2)
         if trainer.is_global_zero:
             console.print_rows(
                 "Will run" if last is None else "Resumes", "will_run",
                 config=config, folder=folder, data=data.facts, model=model_facts,
-                parameters=module.size, trainer=trainer, seconds=seconds,
+                parameters=module.size, trainer=trainer, seconds=seconds, memory=memory,
             )  # fmt: skip
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")

@@ -28,7 +28,7 @@ from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
 from lora_or_full.modeling.loading import add_adapter, load_model, store_frozen
 from lora_or_full.modeling.packed_rows import Sequences
-from lora_or_full.modeling.precision import frozen_dtype
+from lora_or_full.modeling.precision import device_of, frozen_dtype
 from lora_or_full.training.distributed import gathered
 
 # Losses in a row that may overflow under a gradient scaler: it halves its scale, 65,536, each time.
@@ -71,11 +71,11 @@ class LitQuestionAnswering(L.LightningModule):
         shared = config.packing and shares_context(model.eval(), longest)
         self.packed_length = config.packed_length if shared else None
         self.model: PreTrainedModel | PeftModel = model
-        if config.adapter is None:
-            speed_up_full(model)
-        else:
+        if config.adapter is not None:
             torch.manual_seed(config.seed)  # the adapter's initial weights are drawn here
             self.model = add_adapter(model, config.adapter)
+        elif device_of(config.trainer.accelerator).type == "cpu":
+            speed_up_full(model)
         if config.model.gradient_checkpointing:
             checkpoint_activations(model)
         # from_pretrained leaves a model in eval mode, and Lightning keeps what it finds.
@@ -99,11 +99,8 @@ class LitQuestionAnswering(L.LightningModule):
         self.strict_loading = False
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook: use dense embedding gradients where devices sum them, and on GPUs.
-
-        There the sparse ones are added up in an order that differs from time to time.
-        """
-        if self.trainer.world_size > 1 or self.trainer.strategy.root_device.type != "cpu":
+        """Lightning's hook: use dense embedding gradients where devices sum them."""
+        if self.trainer.world_size > 1:
             for layer in self.model.modules():
                 if isinstance(layer, torch.nn.Embedding):
                     layer.sparse = False

@@ -30,10 +30,11 @@ def speed_up(model: PreTrainedModel) -> None:
 
 
 def speed_up_full(model: PreTrainedModel) -> None:
-    """Speed up a model in which every weight is trained.
+    """Speed up a model in which every weight is trained, on a CPU.
 
     If output layer and embedding share weights, the embedding's gradient becomes sparse: that of
-    the few tokens that were read is added in place, not written out for the whole vocabulary.
+    the few tokens that were read is added in place, not written out for the whole vocabulary. (A
+    GPU would add up sparse ones in an order that differs from time to time.)
     """
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, nn.Embedding) and output is not None:

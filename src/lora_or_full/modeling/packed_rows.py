@@ -35,6 +35,11 @@ class PackedRows(NamedTuple):
     tokens: torch.Tensor
     wanted: torch.Tensor
 
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """Token ids (R, L)."""
+        return self.tokens[0]
+
     def to(self, device: torch.device) -> "PackedRows":
         """Move to a device, without waiting for a GPU."""
         if device.type == "cuda" and self.tokens.device.type == "cpu":

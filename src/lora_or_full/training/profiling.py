@@ -1,15 +1,10 @@
 """What a run costs: seconds, questions, tokens, operations, and peak memory by phase."""
 
-import ctypes
-import gc
 import itertools
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -18,63 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.processes import is_first_process
 from lora_or_full.training.distributed import gathered
-
-ON_CUDA = "allocated on CUDA"
-CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-
-
-class Model(Protocol):
-    """What profiling needs of the LightningModule besides Lightning's own."""
-
-    loss_sum: Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
-    answers: Callable[[Any], Any]
-
-
-class PeakMemory:
-    """Peak memory since the last `reset`, in bytes.
-
-    On CUDA it is what torch allocated on the device; elsewhere the resident set of the process,
-    which only Linux can reset. A reset first returns free memory to the system, so that a phase
-    does not count what the one before it used.
-
-    Attributes:
-        how: How the peak is measured, in words.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        can_reset = self.reset()
-        self.how = ON_CUDA if device.type == "cuda" else "resident set"
-        self.how += "" if can_reset else ", of the whole process so far"
-
-    def reset(self) -> bool:
-        """Set the peak to the memory in use; whether the system can do that."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return True
-        gc.collect()
-        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)
-        try:
-            CLEAR.write_text("5")  # proc(5): resets VmHWM
-        except OSError:
-            return False
-        return True
-
-    def read(self) -> int:
-        """Give the peak in bytes."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        if STATUS.is_file():
-            line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
-            return int(line.split()[1]) * 1024
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-    def reserved(self) -> int:
-        """Give the most that torch has reserved on CUDA so far, in bytes; 0 elsewhere."""
-        on_cuda = self.device.type == "cuda"
-        return torch.cuda.max_memory_reserved(self.device) if on_cuda else 0
+from lora_or_full.training.memory import ON_CUDA, Model, PeakMemory, largest_batch
 
 
 class _Moment:
@@ -237,9 +176,7 @@ def profile_step(
     """
     device = trainer.strategy.root_device
     module.to(device)  # Lightning moves it away at the end of a fit
-    first = itertools.islice(data.train_dataloader(), 200)
-    batch = max(first, key=lambda batch: int(batch["tokens"]))
-    batch = module.transfer_batch_to_device(batch, device, 0)
+    batch = module.transfer_batch_to_device(largest_batch(data), device, 0)
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in module.parameters()}
     saved: dict[int, int] = {}  # bytes of each storage
 
