@@ -19,10 +19,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from datamodule import SquadDataModule
 from lit_module import LitQuestionAnswering
 from lora_or_full.config.schema import Config, unknown
-from lora_or_full.data.fingerprints import weights_fingerprint
 from lora_or_full.data.hub import folder_of
 from lora_or_full.errors import UserError, first_line
-from lora_or_full.evaluation import baseline_cache
+from lora_or_full.evaluation import base_model_cache
 from lora_or_full.evaluation.predictions import Prediction, scores
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.modeling.loading import hidden_size, load_tokenizer, max_positions
@@ -83,8 +82,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         data.deal(trainer.world_size, trainer.global_rank)
         test_set, weights = data.facts["test"]["fingerprint"], model_facts["fingerprint"]
         device = device_name(trainer.strategy.root_device)
-        cached = baseline_cache.path(config, test_set, weights, device)
-        before, last, step = trainer.strategy.broadcast((baseline_cache.load(cached), last, step))
+        cached = base_model_cache.scores_folder(config, test_set, weights, device)
+        before, last, step = trainer.strategy.broadcast((base_model_cache.load(cached), last, step))
         memory = check_memory(module, data, trainer)
         seconds = estimate_duration(module, data, trainer, tests=1 if before else 2)
         if trainer.is_global_zero:
@@ -97,7 +96,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
             if trainer.is_global_zero:
                 before = scores(predictions)
-                baseline_cache.save(before, cached)
+                base_model_cache.save(before, cached)
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
         if trainer.global_step > step and trainer.is_global_zero:
             answered.unlink(missing_ok=True)  # answers of earlier weights
@@ -173,8 +172,7 @@ def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[s
     data.in_rows = device_of(config.trainer.accelerator).type == "cuda"
     facts = {
         "name": config.model.name,
-        "type": module.model.config.model_type,
-        "fingerprint": weights_fingerprint(folder),
+        **module.base,
         "shares_context": module.packed_length is not None,
         "onednn_products": onednn_is_faster(),
     }

@@ -4,6 +4,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 
 from datamodule import EvaluationBatch
 from lora_or_full.config.schema import Config
+from lora_or_full.data.fingerprints import weights_fingerprint
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.errors import UserError
+from lora_or_full.evaluation import base_model_cache
 from lora_or_full.evaluation.predictions import Answer, Prediction, prediction
 from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.kv_cache import shares_context
 from lora_or_full.modeling import trained_weights
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
-from lora_or_full.modeling.loading import add_adapter, load_model, store_frozen
+from lora_or_full.modeling.loading import add_adapter, load_model
 from lora_or_full.modeling.packed_rows import Sequences
-from lora_or_full.modeling.precision import device_of, frozen_dtype
+from lora_or_full.modeling.precision import device_of, frozen_dtype, store_weights
 from lora_or_full.training.distributed import gathered
 
 # Losses in a row that may overflow under a gradient scaler: it halves its scale, 65,536, each time.
@@ -46,6 +49,7 @@ class LitQuestionAnswering(L.LightningModule):
         total_steps: Optimizer steps after which the learning rate is zero.
 
     Attributes:
+        base: `type` of the base model, `fingerprint` and `dtype` of its weights in their file.
         packed_length: Tokens of a context with its questions; None if `packing` is off or the model
             can't share a context.
         size: Number of `trainable` and `total` weights, and the `percent` of the first.
@@ -67,10 +71,20 @@ class LitQuestionAnswering(L.LightningModule):
         # Lightning could count the steps too, but it would build the loader too early to resume it.
         self.total_steps = total_steps
         model = load_model(folder, config.model.name, config.model.config)
+        self.base = {
+            "type": model.config.model_type,
+            "fingerprint": weights_fingerprint(folder),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
         longest = config.max_length + config.max_new_tokens
-        shared = config.packing and shares_context(model.eval(), longest)
+        shared = config.packing and base_model_cache.shares_context(
+            config, self.base["fingerprint"], partial(shares_context, model, longest)
+        )
         self.packed_length = config.packed_length if shared else None
         self.model: PreTrainedModel | PeftModel = model
+        kept_dtype = frozen_dtype(config)
+        if kept_dtype == torch.float32:
+            model.float()
         if config.adapter is not None:
             torch.manual_seed(config.seed)  # the adapter's initial weights are drawn here
             self.model = add_adapter(model, config.adapter)
@@ -83,9 +97,7 @@ class LitQuestionAnswering(L.LightningModule):
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
         self.size = {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
-        kept_dtype = frozen_dtype(config)
-        if isinstance(self.model, PeftModel) and kept_dtype != torch.float32:
-            store_frozen(self.model, kept_dtype)
+        store_weights(self.model, kept_dtype)
         self.epochs: list[dict[str, float]] = []
         self.graphed: GraphedLoss | None = None
         # Of this epoch, over all devices: loss and labels; of this moment: losses in a row that

@@ -15,6 +15,7 @@ from repeater import Repeater
 from torch.nn.functional import cross_entropy
 
 import experiment
+import lit_module
 from lit_module import LitQuestionAnswering
 from lora_or_full.config.schema import validate
 from lora_or_full.data.prompt import IGNORED
@@ -294,6 +295,24 @@ def test_a_window_that_answers_alone_outgrow_shares_no_context(
     for window, shared in ((230, 1024), (210, None), (190, None)):
         settings["model"] |= {"name": str(windowed_folder), "config": {"sliding_window": window}}
         assert experiment.build(validate(settings))[1].packed_length == shared
+
+
+def test_a_base_model_is_tried_once_for_each_content(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def trial(model: Any, length: int) -> bool:
+        tried.append(length)
+        return len(tried) > 1
+
+    monkeypatch.setattr(lit_module, "shares_context", trial)
+    other = copy.deepcopy(settings)
+    other["model"]["config"]["resid_pdrop"] = 0.3
+    cases = (settings, settings | FULL, other, settings | {"max_length": 150}, settings)
+    found = [experiment.build(validate(case))[1].packed_length for case in cases]
+    assert found == [None, None, 1024, 1024, None]
+    assert tried == [204, 204, 154]
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import questions_of
+import torch
+from configs import FULL, questions_of
 from huggingface_hub import constants, metadata_load
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import experiment
 from lora_or_full.cli import export, main, model_card
+from lora_or_full.config.schema import validate
 from lora_or_full.errors import UserError
 from lora_or_full.generation.predictor import load
+from lora_or_full.runs import store
 
 Runs = dict[str, Path]
 
@@ -47,6 +52,33 @@ def test_a_merged_model_answers_as_the_adapter_did(finished_runs: Runs, tmp_path
     config = (tmp_path / "merged" / "config.json").read_text()
     assert settings["model"]["name"] not in config
     assert not (tmp_path / "merged.partial").exists()
+
+
+def test_whole_models_have_the_dtype_of_the_base_models_file(
+    settings: dict[str, Any], gpt2_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(gpt2_folder, tmp_path / "half")
+    half = AutoModelForCausalLM.from_pretrained(gpt2_folder).to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    settings["model"]["name"] = str(tmp_path / "half")
+    said = "rounded to bfloat16"
+    for mode, change in (("lora", {}), ("full", FULL)):
+        run = tmp_path / mode
+        results = experiment.run(validate(settings | change), run)
+        store.write_json(run / "status.json", {"state": "finished"})
+        assert results["model"]["dtype"] == "bfloat16"
+        given, recorded = answers(run, run)
+        assert given == recorded
+        for merge in (True, False) if mode == "lora" else (False,):
+            out = tmp_path / f"{mode}-{merge}"
+            export.export(run, out, merge, None, "me/mine")
+            stored = load_file(next(out.glob("*.safetensors")))
+            whole = merge or mode == "full"
+            dtypes = {tensor.dtype for tensor in stored.values()}
+            assert dtypes == {torch.bfloat16 if whole else torch.float32}
+            assert (said in (out / "README.md").read_text()) is whole
+            given, recorded = answers(out, run)
+            assert sum(map(str.__eq__, given, recorded)) >= len(recorded) / 2
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from lora_or_full.modeling import kernels
-from lora_or_full.modeling.loading import load_model, store_frozen
+from lora_or_full.modeling.loading import load_model
+from lora_or_full.modeling.precision import store_weights
 
 onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN"
@@ -240,5 +241,5 @@ def test_stored_frozen_weights_do_not_need_the_models_file(
     model = add_lora(load_model(tmp_path / "model", "tiny", {}), lora)
     file = str(tmp_path / "model" / "model.safetensors")
     assert file in Path("/proc/self/maps").read_text()
-    store_frozen(model, torch.bfloat16)
+    store_weights(model, torch.bfloat16)
     assert file not in Path("/proc/self/maps").read_text()

@@ -25,8 +25,8 @@ from lora_or_full.modeling.loading import (
     load_model,
     load_tokenizer,
     max_positions,
-    store_frozen,
 )
+from lora_or_full.modeling.precision import in_float32, store_weights
 from lora_or_full.modeling.prefix_packing import packed
 
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["c_attn"]}
@@ -103,14 +103,58 @@ def test_lora_changes_nothing_before_training(gpt2_folder: Path) -> None:
     assert torch.equal(full, lora)
 
 
-def test_a_model_is_loaded_in_eval_mode_and_float32(gpt2_folder: Path, tmp_path: Path) -> None:
-    half = AutoModelForCausalLM.from_pretrained(gpt2_folder).to(torch.bfloat16)
-    shutil.copytree(gpt2_folder, tmp_path / "half")
-    half.save_pretrained(tmp_path / "half")
-    model = load_model(tmp_path / "half", "tiny", {})
+@pytest.fixture(params=["gpt2_folder", "grouped_llama_folder"])
+def half(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A model whose file is in bfloat16."""
+    folder = request.getfixturevalue(request.param)
+    model = AutoModelForCausalLM.from_pretrained(folder).to(torch.bfloat16)
+    shutil.copytree(folder, tmp_path / "half")
+    model.save_pretrained(tmp_path / "half")
+    return tmp_path / "half"
+
+
+def test_a_model_is_loaded_in_eval_mode_and_the_dtype_of_its_file(half: Path) -> None:
+    model = load_model(half, "tiny", {})
     layers = [module for module in model.modules() if not isinstance(module, torch.nn.GELU)]
     assert not any(module.training for module in layers)
-    assert {p.dtype for p in add_lora(model, LORA).parameters()} == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_model_of_low_precision_computes_in_float32_for_a_while(half: Path) -> None:
+    ids = torch.arange(1, 9).unsqueeze(0)
+    plain = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32).eval()
+    model = load_model(half, "tiny", {})
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with torch.no_grad(), in_float32(model):
+        assert torch.allclose(model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-6)
+        with pytest.raises(IndexError):
+            model(input_ids=ids + 10**6)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name])
+        assert weight.dtype == torch.bfloat16
+    assert model(input_ids=ids).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_low_precision_train_as_those_of_float32(half: Path, dtype: torch.dtype) -> None:
+    """As PEFT does, the adapter is drawn in the precision of the file."""
+    ids = torch.arange(1, 9).unsqueeze(0)
+    found = []
+    for stored in (torch.float32, dtype):
+        torch.manual_seed(0)
+        model = load_model(half, "tiny", {})
+        targets = ["c_attn"] if model.config.model_type == "gpt2" else ["q_proj"]
+        model = add_lora(model, {**LORA, "lora_dropout": 0.0, "target_modules": targets})
+        store_weights(model, stored)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert {p.dtype for p in trained} == {torch.float32}
+        for weight in trained:
+            torch.nn.init.normal_(weight, std=0.1)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        found.append([loss, *(p.grad for p in trained)])
+    assert all(map(torch.equal, *found))
 
 
 def test_llama_types_are_supported(llama_folder: Path) -> None:
@@ -177,7 +221,7 @@ def test_frozen_weights_of_low_precision_change_no_bit_under_autocast(
     for dtype in (None, torch.bfloat16):
         model = adapted(request.getfixturevalue(kind), targets)
         if dtype is not None:
-            store_frozen(model, dtype)
+            store_weights(model, dtype)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(**sequence.model_inputs(), use_cache=False).logits
         loss = cross_entropy(logits[0, :-1].float(), sequence.labels[0, 1:], ignore_index=IGNORED)
@@ -201,7 +245,7 @@ def test_only_matrices_of_products_are_stored_in_low_precision(
 ) -> None:
     model = adapted(request.getfixturevalue(kind), targets)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    store_frozen(model, torch.bfloat16)
+    store_weights(model, torch.bfloat16)
     low = {name for name, weight in model.named_parameters() if weight.dtype == torch.bfloat16}
     after = dict(model.named_parameters())
     kept = {name for name in after if any(part in name for part in ("norm", "ln_", "wte", "wpe"))}
@@ -223,7 +267,7 @@ def test_biases_that_lora_trains_are_not_frozen(bias: str, gpt2_folder: Path) ->
     model = add_lora(load_model(gpt2_folder, "tiny", {}), {**LORA, "bias": bias})
     before = {name for name, p in model.named_parameters() if p.requires_grad}
     assert any(name.endswith("bias") for name in before)
-    store_frozen(model, torch.bfloat16)
+    store_weights(model, torch.bfloat16)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == before
 
 

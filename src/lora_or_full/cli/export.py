@@ -1,7 +1,8 @@
 """Export the trained weights of a run, with a model card: lora-or-full export RUN
 
 Writes the adapter or the model into a folder that plain peft and transformers load. --merge folds
-the adapter into its base model, which then needs no peft.
+the adapter into its base model, which then needs no peft. A whole model gets the dtype of its base
+model's file, to which its weights are rounded.
 """
 
 import argparse
@@ -76,6 +77,8 @@ def export(folder: Path, output: Path, merge: bool, base: str | None, name: str)
         shutil.rmtree(partial, ignore_errors=True)
         if merge:
             _save_merged(folder, record, base, partial)
+        elif record.exported == "model" and record.model.dtype != "float32":
+            _save_in_base_dtype(source, record, partial)
         else:
             shutil.copytree(source, partial, ignore=shutil.ignore_patterns("README.md"))
         store.write_text(partial / "README.md", text)
@@ -127,7 +130,9 @@ def _save_merged(folder: Path, record: RunRecord, base: str | None, output: Path
     source = folder / record.exported
     base_model = base_folder(folder, record, base)
     # With the base model's own configuration: the dropouts of this run are not exported.
-    adapted = load_adapter(load_model(base_model, base_model.name, {}), source)
+    loaded = load_model(base_model, base_model.name, {})
+    dtype = loaded.dtype
+    adapted = load_adapter(loaded.float(), source)
     before = _logits(adapted)
     model = adapted.merge_and_unload()
     if (_logits(model) - before).abs().max() > SAME * before.std():
@@ -135,7 +140,20 @@ def _save_merged(folder: Path, record: RunRecord, base: str | None, output: Path
             f"The adapter in {source} can't be merged: the model would answer differently (the "
             "adapter changes weights that are shared with others). Export it without --merge."
         )
-    model.save_pretrained(str(output))
+    model.to(dtype).save_pretrained(str(output))
+    load_tokenizer(source).save_pretrained(str(output))
+
+
+def _save_in_base_dtype(source: Path, record: RunRecord, output: Path) -> None:
+    """Save a model that was trained in float32 in the dtype of its base model."""
+    import torch
+
+    from lora_or_full.generation.predictor import quiet_transformers
+    from lora_or_full.modeling.loading import load_model, load_tokenizer
+
+    quiet_transformers()
+    model = load_model(source, source.name, {})
+    model.to(getattr(torch, record.model.dtype)).save_pretrained(str(output))
     load_tokenizer(source).save_pretrained(str(output))
 
 

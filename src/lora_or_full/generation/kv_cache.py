@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lora_or_full.data.prompt import IGNORED, PromptTokens
+from lora_or_full.modeling.precision import in_float32
 from lora_or_full.modeling.prefix_packing import (
     PADDING_SEGMENT,
     Block,
@@ -30,7 +31,7 @@ def shares_context(model: Model, length: int) -> bool:
     """Test whether a shared context gives the same logits as separate prompts.
 
     Args:
-        model: In float32 and eval mode.
+        model: In eval mode; it is tried in float32.
         length: Tokens of each of the two test prompts, limited to what the model can read.
     """
     length = max(2, min(length, model.config.max_position_embeddings) - 2)
@@ -42,10 +43,11 @@ def shares_context(model: Model, length: int) -> bool:
         PromptTokens([], ids[size:], ids[size - 1 :: -1]),
     ]
     try:
-        shared, alone = (
-            _trial(SharedPrefixCache(model, prompts, 2 * length, 2)),
-            _trial(PaddedCache(model, prompts)),
-        )
+        with in_float32(model):
+            shared, alone = (
+                _trial(SharedPrefixCache(model, prompts, 2 * length, 2)),
+                _trial(PaddedCache(model, prompts)),
+            )
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
         return False  # the model does not accept these arguments
     return bool((shared - alone).abs().max() < 1e-3 * alone.std())

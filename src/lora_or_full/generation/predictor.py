@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from peft import PeftModel
 from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
@@ -36,7 +35,6 @@ from lora_or_full.modeling.loading import (
     load_model,
     load_tokenizer,
     max_positions,
-    store_frozen,
 )
 from lora_or_full.modeling.precision import (
     STORED,
@@ -44,6 +42,7 @@ from lora_or_full.modeling.precision import (
     device_of,
     frozen_dtype,
     resolve_precision,
+    store_weights,
 )
 from lora_or_full.runs import store
 from lora_or_full.runs.reader import not_a_run, read_record, weights_folder
@@ -252,9 +251,7 @@ def _ready(
     else:
         config = compose.defaults()
         config = config.with_precision(resolve_precision(config.trainer, hidden_size(source)))
-    kept = frozen_dtype(config)
-    if record is not None and isinstance(model, PeftModel) and kept != torch.float32:
-        store_frozen(model, kept)  # as in training; of others `shares_context` needs float32
+    store_weights(model.requires_grad_(False), frozen_dtype(config))
     torch.set_float32_matmul_precision(config.matmul_precision)
     dtype = STORED.get(config.trainer.precision)
     torch.nn.Module.to(model, device_of(config.trainer.accelerator), dtype)

@@ -25,6 +25,7 @@ from lora_or_full.config.schema import AdapterConfig
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.modeling.attention import ATTENTION
 from lora_or_full.modeling.kernels import speed_up, speed_up_dropout
+from lora_or_full.modeling.precision import in_float32
 
 # Folders are read as data: code in them is never run.
 AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -50,7 +51,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrainedModel:
-    """Load a model in float32 and eval mode, with faster kernels that compute the same.
+    """Load a model in eval mode and its file's dtype, with faster kernels that compute the same.
+
+    Weights of the file are mapped into memory, not copied, until `store_weights` or training.
 
     Args:
         folder: Local folder of the model.
@@ -78,7 +81,7 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=settings,
-            dtype=torch.float32,
+            dtype="auto",
             use_safetensors=True,
             output_loading_info=True,
             **AS_DATA,
@@ -91,7 +94,8 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
             f"{folder} lacks {len(missing)} weights of its model, the first: {missing[0]}. They "
             "would be random. Check model.name and model.config."
         )
-    _check_supported(model)
+    with in_float32(model):
+        _check_supported(model)
     model.config.name_or_path = model.name_or_path = name
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
@@ -196,24 +200,6 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if surplus:
         raise _other_base(folder, model, f"{len(surplus)} of its weights do not belong to it")
     return adapted.eval()
-
-
-def store_frozen(model: PeftModel, dtype: torch.dtype) -> None:
-    """Store the frozen weights of matrix products in a lower precision.
-
-    Under autocast to `dtype` results stay the same, bit for bit, since the products round these
-    weights anyway. Embeddings and norms, which autocast leaves in float32, are unchanged: an output
-    layer that shares its weights with the embedding gets its own. All other weights are copied out
-    of the model's file, which loading has mapped into memory.
-    """
-    for layer in model.modules():
-        if isinstance(layer, (nn.Linear, Conv1D)):
-            for name, weight in list(layer.named_parameters(recurse=False)):
-                if not weight.requires_grad:
-                    setattr(layer, name, nn.Parameter(weight.to(dtype), requires_grad=False))
-    for weight in model.parameters():
-        if weight.dtype != dtype:
-            weight.data = weight.data.clone()
 
 
 @torch.no_grad()

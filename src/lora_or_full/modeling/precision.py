@@ -2,13 +2,16 @@
 
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
 from lora_or_full.config.schema import Config, TrainerConfig
 from lora_or_full.modeling.kernels import multiply, onednn_is_faster
@@ -81,6 +84,56 @@ def frozen_dtype(config: Config) -> torch.dtype:
     if config.frozen_dtype == "auto" and adapter and not adapter.arguments().get("use_dora"):
         return FROZEN.get(config.trainer.precision, torch.float32)
     return torch.float32
+
+
+def store_weights(model: nn.Module, frozen: torch.dtype) -> None:
+    """Store the frozen weights of matrix products in `frozen`, and all others in float32.
+
+    Under autocast to `frozen` results stay the same, bit for bit, since the products round these
+    weights anyway. Embeddings and norms, which autocast leaves in float32, stay so: an output layer
+    that shares its weights with the embedding gets its own. So do a mixture's experts, which
+    transformers multiplies outside of autocast. With float32 nothing is copied that is so already.
+    """
+    if frozen == torch.float32:
+        model.float()
+        return
+    kept = set()
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, Conv1D)):
+            for name, weight in list(layer.named_parameters(recurse=False)):
+                if not weight.requires_grad:
+                    own = nn.Parameter(weight.to(frozen, copy=True), requires_grad=False)
+                    setattr(layer, name, own)
+                    kept.add(own)
+    for weight in set(model.parameters()) - kept:
+        weight.data = weight.data.to(torch.float32, copy=True)  # out of the model's file
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Let a model compute in float32, whatever its weights are stored in, one layer at a time."""
+    stored: dict[nn.Parameter, torch.Tensor] = {}
+
+    def widen(layer: nn.Module, args: Any) -> None:
+        for weight in layer.parameters(recurse=False):
+            if weight.dtype in (torch.bfloat16, torch.float16):
+                stored[weight] = weight.data
+                weight.data = weight.data.float()
+
+    def restore(layer: nn.Module, args: Any, output: Any) -> None:
+        for weight in layer.parameters(recurse=False):
+            if weight in stored:
+                weight.data = stored.pop(weight)
+
+    hooks = []
+    for layer in model.modules():
+        hooks.append(layer.register_forward_pre_hook(widen, prepend=True))
+        hooks.append(layer.register_forward_hook(restore, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def autocast_for(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -63,6 +63,7 @@ class BaseModelFacts(_Part):
     name: str
     type: str
     fingerprint: str
+    dtype: str = "float32"  # of the weights in their file; runs from before it say nothing
     shares_context: bool
 
 
