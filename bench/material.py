@@ -80,7 +80,7 @@ LARGE: dict[str, Callable[[], transformers.PreTrainedModel]] = {
 
 
 def large(folder: Path, name: str) -> Path:
-    """Make a model of LARGE, whose weights are all the same number, in bfloat16: for memory."""
+    """Make a model of LARGE with weights that are quickly drawn, in bfloat16: for memory."""
 
     def build() -> transformers.PreTrainedModel:
         with torch.device("meta"):
@@ -88,7 +88,7 @@ def large(folder: Path, name: str) -> Path:
         model.bfloat16().to_empty(device="cpu").tie_weights()
         with torch.no_grad():
             for weight in model.parameters():
-                weight.fill_(0.01)
+                weight.uniform_(-0.03, 0.03)
         return model
 
     return _saved(folder / name, build)

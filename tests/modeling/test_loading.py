@@ -1,5 +1,6 @@
 """Loading models and adapters: what is trained, and what is refused."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,15 @@ def test_biases_that_lora_trains_are_not_frozen(bias: str, gpt2_folder: Path) ->
 
 
 # What is refused
+
+
+def test_a_quantized_model_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(gpt2_folder, tmp_path / "quantized")
+    file = tmp_path / "quantized" / "config.json"
+    quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | quantized))
+    with pytest.raises(UserError, match="is quantized, which is not supported"):
+        load_model(tmp_path / "quantized", "tiny", {})
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones(gpt2_folder: Path) -> None:

@@ -65,6 +65,11 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
             safetensors, or `config` does not fit it.
     """
     settings = _configuration(folder)
+    if getattr(settings, "quantization_config", None):
+        raise UserError(
+            f"{folder} is quantized, which is not supported (no QLoRA): name the model that it was "
+            "made of."
+        )
     known = settings.to_dict() | settings.attribute_map  # attribute_map: other names for the same
     for key, value in config.items():
         if key not in known:
