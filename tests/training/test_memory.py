@@ -147,3 +147,16 @@ def test_memory_is_read_from_the_moment_of_the_reset() -> None:
     del taken
     peak.reset()
     assert peak.read() - before < 100_000_000
+
+
+def test_on_metal_memory_is_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: freed.append(True))
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 123)
+    peak = PeakMemory(torch.device("mps"))
+    assert (peak.how, peak.read(), peak.reserved(), freed) == (
+        memory.ON_DEVICE["mps"],
+        123,
+        0,
+        [True],
+    )

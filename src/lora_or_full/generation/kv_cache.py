@@ -21,7 +21,6 @@ from lora_or_full.modeling.prefix_packing import (
     block_inputs,
     may_attend,
     packed,
-    padded,
 )
 
 Model = PreTrainedModel | PeftModel
@@ -258,7 +257,7 @@ class PaddedCache:
             logits_to_keep=1,
         )
         self.cache = output.past_key_values
-        return output.logits[:, -1], self._of_references()
+        return output.logits[:, -1], self._of_references(output.logits)
 
     def step(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """Append a token (A) to each of the kept rows (A); give the next logits (A, vocabulary)."""
@@ -269,6 +268,9 @@ class PaddedCache:
     @torch.no_grad()
     def append(self, ids: torch.Tensor) -> torch.Tensor:
         """Append token ids (B, T) to all rows; give the next logits (B, vocabulary)."""
+        return self._read(ids, logits_to_keep=1)[:, -1]
+
+    def _read(self, ids: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
         self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
         output = self.model(
             input_ids=ids,
@@ -276,9 +278,9 @@ class PaddedCache:
             position_ids=self.mask.cumsum(-1)[:, -ids.shape[1] :] - 1,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=logits_to_keep,
         )
-        return output.logits[:, -1]
+        return output.logits
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows (B); a row may occur more than once."""
@@ -291,21 +293,25 @@ class PaddedCache:
         copied.cache = copy.deepcopy(self.cache)
         return copied
 
-    def _of_references(self) -> torch.Tensor:
-        """Log-probabilities of the gold answers, computed in rows padded on the right."""
-        if not any(self.references):
+    def _of_references(self, first: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the gold answers (B), by a copy of the cache that reads them.
+
+        Args:
+            first: The next logits after the prompts (B, 1, vocabulary).
+        """
+        longest = max(map(len, self.references))
+        if not longest:
             return torch.zeros(len(self.references))
-        pairs = list(zip(self.prompts, self.references, strict=True))
-        rows = padded([p.prompt + answer[:-1] for p, answer in pairs], [[] for _ in pairs])
-        rows = rows.to(self.model.device)
-        ends = torch.tensor([len(p.prompt) - 1 for p, _ in pairs])
-        offsets = torch.arange(rows.input_ids.shape[1]) - ends[:, None]  # (B, T): in the answer
-        sizes = torch.tensor([len(answer) for answer in self.references])
-        answers = (offsets >= 0) & (offsets < sizes[:, None])
-        needed = answers.flatten().nonzero().squeeze(1)  # (N,)
-        logits = self.model(**rows.model_inputs(needed.to(self.model.device))).logits[0]  # (N, V)
-        row = needed // answers.shape[1]
-        return log_probabilities(logits, row, offsets.flatten()[needed], self.references)
+        rows = [answer + [0] * (longest - len(answer)) for answer in self.references]
+        ids = torch.tensor(rows, device=self.model.device)  # (B, A), padded on the right
+        logits = first
+        if longest > 1:  # nothing is predicted after the last token
+            following = self.copy()._read(ids[:, :-1], logits_to_keep=longest - 1)
+            logits = torch.cat([first, following], dim=1)  # (B, A, vocabulary)
+        scores = logits.float().log_softmax(-1).gather(2, ids[..., None]).squeeze(2)  # (B, A)
+        sizes = torch.tensor(list(map(len, self.references)), device=ids.device)
+        inside = torch.arange(longest, device=ids.device) < sizes[:, None]
+        return (scores * inside).sum(1)
 
 
 def log_probabilities(

@@ -22,7 +22,7 @@ from lora_or_full.errors import UserError, first_line
 from lora_or_full.modeling.precision import STORED, autocast_for, device_name
 from lora_or_full.training.distributed import gathered
 
-ON_CUDA = "allocated on CUDA"
+ON_DEVICE = {"cuda": "allocated on CUDA", "mps": "allocated by Metal's driver"}
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 # What a step allocates besides its tensors: working memory of kernels, and blocks of memory that
 # are larger than asked for (GPT-2 with LoRA and full, 5 and 64 questions a step, on an H200).
@@ -42,9 +42,9 @@ class Model(Protocol):
 class PeakMemory:
     """Peak memory since the last `reset`, in bytes.
 
-    On CUDA it is what torch allocated on the device; elsewhere the resident set of the process,
-    which only Linux can reset. A reset first returns free memory to the system, so that a phase
-    does not count what the one before it used.
+    On CUDA it is what torch allocated on the device, with Metal (MPS) what the driver did;
+    elsewhere the resident set of the process, which only Linux can reset. A reset first returns
+    free memory to the system, so that a phase does not count what the one before it used.
 
     Attributes:
         how: How the peak is measured, in words.
@@ -53,7 +53,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         can_reset = self.reset()
-        self.how = ON_CUDA if device.type == "cuda" else "resident set"
+        self.how = ON_DEVICE.get(device.type, "resident set")
         self.how += "" if can_reset else ", of the whole process so far"
 
     def reset(self) -> bool:
@@ -62,6 +62,9 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             return True
         gc.collect()
+        if self.device.type == "mps":
+            torch.mps.empty_cache()
+            return True
         if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)
         try:
@@ -74,6 +77,8 @@ class PeakMemory:
         """Give the peak in bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
+        if self.device.type == "mps":
+            return torch.mps.driver_allocated_memory()  # it keeps what was used, so it is the peak
         if STATUS.is_file():
             line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
             return int(line.split()[1]) * 1024

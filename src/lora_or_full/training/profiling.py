@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.processes import is_first_process
 from lora_or_full.training.distributed import gathered
-from lora_or_full.training.memory import ON_CUDA, Model, PeakMemory, largest_batch
+from lora_or_full.training.memory import ON_DEVICE, Model, PeakMemory, largest_batch
 
 
 class _Moment:
@@ -117,7 +117,7 @@ class CostMonitor(L.Callback):
             "peak_memory_bytes": total["peak"],
             "reserved_bytes": self.memory.reserved(),
             "peak_memory_is": how + f", the largest of {devices} processes" * (devices > 1),
-            "imports_bytes": self.imports if how != ON_CUDA else 0,
+            "imports_bytes": self.imports if how not in ON_DEVICE.values() else 0,
         }
 
     def _read_moments(self) -> None:
