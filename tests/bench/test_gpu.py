@@ -34,8 +34,10 @@ def test_a_device_computes_what_the_cpu_does(name: str, device: str, tmp_path: P
 
 
 @pytest.mark.parametrize("device", [CUDA])
-@pytest.mark.parametrize("name", ["precisions", "resumed"])
-def test_runs_on_a_device_end_as_they_do_elsewhere(name: str, device: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["precisions", "resumed", "fit"])
+def test_runs_on_a_device_end_and_fit_as_they_should(
+    name: str, device: str, tmp_path: Path
+) -> None:
     assert [row for row in table(name, device, tmp_path) if gpu.verdict(False) in row] == []
 
 

@@ -376,6 +376,19 @@ def test_attention_by_matrix_products_in_bfloat16_is_close_to_float32(
         products.clear()
 
 
+@pytest.mark.parametrize("tiles", [True, False])
+def test_without_gradients_a_processor_with_tiles_attends_by_the_fused_kernel(
+    tiles: bool, gpt2_folder: Path, products: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    model = own_model(gpt2_folder, "gpt2_folder", "lora")
+    sequence = sequences(*questions(), True, 50)
+    assert isinstance(sequence, Packed)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        model(**sequence.model_inputs(), use_cache=False)
+    assert len(products) == (0 if tiles else 2 * calls_of(sequence))
+
+
 def test_attention_with_dropout_uses_the_fused_kernel_and_drops(
     gpt2_folder: Path, products: list[torch.Size]
 ) -> None:
