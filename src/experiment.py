@@ -42,7 +42,7 @@ from lora_or_full.training.loggers import (
     SampleAnswers,
     log_results,
 )
-from lora_or_full.training.memory import check_memory, memory_explained
+from lora_or_full.training.memory import FreeMemory, check_memory, memory_explained
 from lora_or_full.training.profiling import CostMonitor, estimate_duration, profile_step
 
 
@@ -194,7 +194,7 @@ def build_trainer(
     tensorboard = TensorBoardLogger(
         folder, name="", version="tb", default_hp_metric=False, purge_step=step
     )
-    watchers: list[L.Callback] = [SampleAnswers(), LearningRateMonitor("step")]
+    watchers: list[L.Callback] = [SampleAnswers(), LearningRateMonitor("step"), FreeMemory()]
     if config.trainer.enable_progress_bar:
         watchers.append(CalmProgressBar(config.trainer.log_every_n_steps))
     try:

@@ -28,6 +28,8 @@ CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 # are larger than asked for (GPT-2 with LoRA and full, 5 and 64 questions a step, on an H200).
 WORKING_BYTES, ROUNDING = 300e6, 1.05
 ACCURACY = 0.2  # largest relative error of an estimate
+# Micro-batches between two returns of free memory: a gigabyte is a quarter of a second to get again.
+RETURNED_EVERY = 50
 LOOKED_AT = 200  # first micro-batches, of which the largest is taken
 
 
@@ -37,6 +39,23 @@ class Model(Protocol):
     config: Config
     loss_sum: Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
     answers: Callable[[Any], Any]
+
+
+def return_free_memory() -> None:
+    """Give memory that the C library keeps for later back to the system (glibc on Linux)."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+class FreeMemory(L.Callback):
+    """Returns free memory now and then: steps of unlike lengths leave holes of unlike sizes."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Return it, if the model is on a CPU."""
+        if batch_idx % RETURNED_EVERY == 0 and pl_module.device.type == "cpu":
+            return_free_memory()
 
 
 class PeakMemory:
@@ -65,8 +84,7 @@ class PeakMemory:
         if self.device.type == "mps":
             torch.mps.empty_cache()
             return True
-        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)
+        return_free_memory()
         try:
             CLEAR.write_text("5")  # proc(5): resets VmHWM
         except OSError:
