@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,3 +161,19 @@ def test_on_metal_memory_is_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None
         0,
         [True],
     )
+
+
+def test_free_memory_is_returned_before_each_step_that_is_the_largest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    returned: list[int] = []
+    callback = memory.FreeMemory()
+    for device in (CPU, GPU):
+        for number, length in enumerate((5, 3, 5, 8, 2)):
+            monkeypatch.setattr(memory, "return_free_memory", partial(returned.append, number))
+            batch = {"sequences": SimpleNamespace(input_ids=torch.zeros(1, length))}
+            module: Any = SimpleNamespace(device=device)
+            trainer: Any = None
+            callback.on_train_batch_start(trainer, module, batch, number)
+        callback.largest = 0
+    assert returned == [0, 3]

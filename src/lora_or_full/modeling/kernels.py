@@ -15,10 +15,9 @@ from lora_or_full.errors import UserError, first_line
 
 NEEDED = "needed"  # argument of a model: numbers (N) among all B·T tokens whose logits are needed
 CPU_INFO = Path("/proc/cpuinfo")
-# oneDNN keeps 1,024 compiled products, one for each shape: with LoRA on all layers of SmolLM2 they
-# became half a gigabyte in 80 steps; 256 of them 0.2 GB, and no slower. It reads this when the
-# first product is made.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+# oneDNN keeps 1,024 compiled products, one for each shape, of about a megabyte; GPT-2's steps of
+# five questions need fewer than 512. It reads this when the first product is made.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
 
 
 def speed_up(model: PreTrainedModel) -> None:
