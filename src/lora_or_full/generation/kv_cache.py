@@ -268,10 +268,11 @@ class PaddedCache:
     @torch.no_grad()
     def append(self, ids: torch.Tensor) -> torch.Tensor:
         """Append token ids (B, T) to all rows; give the next logits (B, vocabulary)."""
-        return self._read(ids, logits_to_keep=1)[:, -1]
+        return self._read(ids, torch.ones_like(ids), logits_to_keep=1)[:, -1]
 
-    def _read(self, ids: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
-        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
+    def _read(self, ids: torch.Tensor, real: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
+        """Append token ids, of which those that are not `real` (B, T) take no position."""
+        self.mask = torch.cat([self.mask, real], dim=1)
         output = self.model(
             input_ids=ids,
             attention_mask=self.mask,
@@ -304,14 +305,14 @@ class PaddedCache:
             return torch.zeros(len(self.references))
         rows = [answer + [0] * (longest - len(answer)) for answer in self.references]
         ids = torch.tensor(rows, device=self.model.device)  # (B, A), padded on the right
+        sizes = torch.tensor(list(map(len, self.references)), device=ids.device)
+        real = (torch.arange(longest, device=ids.device) < sizes[:, None]).long()
         logits = first
         if longest > 1:  # nothing is predicted after the last token
-            following = self.copy()._read(ids[:, :-1], logits_to_keep=longest - 1)
+            following = self.copy()._read(ids[:, :-1], real[:, :-1], longest - 1)
             logits = torch.cat([first, following], dim=1)  # (B, A, vocabulary)
         scores = logits.float().log_softmax(-1).gather(2, ids[..., None]).squeeze(2)  # (B, A)
-        sizes = torch.tensor(list(map(len, self.references)), device=ids.device)
-        inside = torch.arange(longest, device=ids.device) < sizes[:, None]
-        return (scores * inside).sum(1)
+        return (scores * real).sum(1)
 
 
 def log_probabilities(
