@@ -15,8 +15,9 @@ from lora_or_full.errors import UserError, first_line
 
 NEEDED = "needed"  # argument of a model: numbers (N) among all B·T tokens whose logits are needed
 CPU_INFO = Path("/proc/cpuinfo")
-# oneDNN keeps 1,024 compiled products, one for each shape, of about a megabyte; GPT-2's steps of
-# five questions need fewer than 512. It reads this when the first product is made.
+# oneDNN keeps 1,024 compiled products, one for each shape: 0.3 GB after 80 steps of LoRA on all
+# layers of SmolLM2. With 512 GPT-2 is as fast (40 steps of 14 lengths), with 256 5 % slower.
+# It reads this when the first product is made.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
 
 
