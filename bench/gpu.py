@@ -36,7 +36,7 @@ from lora_or_full.config import compose
 from lora_or_full.config.schema import validate
 from lora_or_full.generation.decoding import text_of
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
-from lora_or_full.training.memory import ACCURACY
+from lora_or_full.training.memory_estimate import ACCURACY
 from lora_or_full.training.profiling import operation_counter
 
 TOLERANCE = 1e-4  # relative difference of a loss or gradient in float32

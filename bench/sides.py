@@ -34,7 +34,8 @@ from lora_or_full.config.schema import Config, validate
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.generation import decoding
 from lora_or_full.modeling.loading import load_tokenizer
-from lora_or_full.training.memory import PeakMemory, needed_bytes
+from lora_or_full.training.memory import PeakMemory
+from lora_or_full.training.memory_estimate import needed_bytes
 from lora_or_full.training.profiling import CostMonitor, operation_counter
 
 SKIPPED = 2  # first steps of a run, in which kernels are chosen and memory is allocated

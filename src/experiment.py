@@ -42,7 +42,8 @@ from lora_or_full.training.loggers import (
     SampleAnswers,
     log_results,
 )
-from lora_or_full.training.memory import FreeMemory, check_memory, memory_explained
+from lora_or_full.training.memory import FreeMemory
+from lora_or_full.training.memory_estimate import check_memory, memory_explained
 from lora_or_full.training.profiling import CostMonitor, estimate_duration, profile_step
 
 

@@ -25,7 +25,7 @@ from lora_or_full.errors import UserError
 from lora_or_full.evaluation import base_model_cache
 from lora_or_full.evaluation.predictions import Answer, Prediction, prediction
 from lora_or_full.generation.decoding import greedy, stop_ids
-from lora_or_full.generation.kv_cache import shares_context
+from lora_or_full.generation.sharing import shares_context
 from lora_or_full.modeling import trained_weights
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
@@ -84,7 +84,7 @@ class LitQuestionAnswering(L.LightningModule):
         self.model: PreTrainedModel | PeftModel = model
         kept_dtype = frozen_dtype(config)
         if kept_dtype == torch.float32:
-            model.float()
+            model.float()  # before there is an adapter: DoRA's begins with the norms of its weights
         if config.adapter is not None:
             torch.manual_seed(config.seed)  # the adapter's initial weights are drawn here
             self.model = add_adapter(model, config.adapter)
@@ -122,10 +122,7 @@ class LitQuestionAnswering(L.LightningModule):
         self.train_sums, self.failed = (
             value.to(self.device) for value in (self.train_sums, self.failed)
         )
-        alone = self.device.type == "cuda" and self.trainer.world_size == 1
-        packed = self.packed_length is not None and self.config.mask_prompt
-        recomputed = self.config.model.gradient_checkpointing  # reads the state of random numbers
-        if alone and packed and self.config.cuda_graphs and not recomputed:
+        if self.can_record and self.device.type == "cuda" and self.trainer.world_size == 1:
             weights = list(self.trainable_parameters().values())
             self.graphed = GraphedLoss(self.loss_sum, weights, Recorder())
 
@@ -133,6 +130,13 @@ class LitQuestionAnswering(L.LightningModule):
         """Lightning's hook: free the graphs; the model leaves the device."""
         self.graphed = None
         self.zero_grad()
+
+    @property
+    def can_record(self) -> bool:
+        """Whether the steps of one GPU are recorded as CUDA graphs."""
+        packed = self.packed_length is not None and self.config.mask_prompt
+        # Checkpointing reads the state of random numbers, which a recording must not.
+        return packed and self.config.cuda_graphs and not self.config.model.gradient_checkpointing
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Weights that training changes, by name; tied ones once."""

@@ -18,7 +18,7 @@ from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.evaluation.predictions import Answer
 from lora_or_full.generation import decoding
 from lora_or_full.generation.decoding import greedy, stop_ids, text_of
-from lora_or_full.generation.kv_cache import shares_context
+from lora_or_full.generation.sharing import shares_context
 from lora_or_full.modeling import packed_rows
 from lora_or_full.modeling.loading import load_model
 

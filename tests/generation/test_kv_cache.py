@@ -7,8 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from lora_or_full.data.prompt import PromptTokens
-from lora_or_full.generation import kv_cache
-from lora_or_full.generation.kv_cache import PaddedCache, SharedPrefixCache, shares_context
+from lora_or_full.generation import sharing
+from lora_or_full.generation.kv_cache import PaddedCache, SharedPrefixCache
+from lora_or_full.generation.sharing import shares_context
 from lora_or_full.modeling.loading import load_model
 
 KINDS = ["gpt2_folder", "llama_folder", "grouped_llama_folder"]
@@ -29,9 +30,9 @@ def test_bfloat16_over_a_shared_context_is_close_to_float32(
     pair: str, model: PreTrainedModel
 ) -> None:
     """A cache holds keys and values, which rotary positions leave in different precisions."""
-    exact = kv_cache._trial(PaddedCache(model, PAIRS[pair]))
+    exact = sharing._trial(PaddedCache(model, PAIRS[pair]))
     with torch.autocast("cpu", torch.bfloat16):
-        near = kv_cache._trial(SharedPrefixCache(model, PAIRS[pair], 1000, 2))
+        near = sharing._trial(SharedPrefixCache(model, PAIRS[pair], 1000, 2))
     assert not torch.equal(near, exact)
     assert (near - exact).norm() < 0.05 * exact.norm()
 
@@ -41,12 +42,12 @@ def test_bfloat16_over_a_shared_context_is_close_to_float32(
 def test_new_tokens_do_not_attend_to_gold_answers(
     pair: str, references: list[list[int]], model: PreTrainedModel
 ) -> None:
-    expected = kv_cache._trial(PaddedCache(model, PAIRS[pair]))
+    expected = sharing._trial(PaddedCache(model, PAIRS[pair]))
     for backend in (
         PaddedCache(model, PAIRS[pair], references),
         SharedPrefixCache(model, PAIRS[pair], 1000, 2, references),
     ):
-        torch.testing.assert_close(kv_cache._trial(backend), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sharing._trial(backend), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -44,7 +44,7 @@ def load(folder: Path) -> dict[str, Any] | None:
 
 
 def shares_context(config: Config, model: str, trial: Callable[[], bool]) -> bool:
-    """Give what a trial of the base model found (`kv_cache.shares_context`), now or before.
+    """Give what a trial of the base model found (`sharing.shares_context`), now or before.
 
     Args:
         config: The run's configuration.

@@ -1,6 +1,6 @@
 """Caches for decoding: all prompts are read at once (prefill), then answers grow token by token.
 
-If the model can share a context (`shares_context`), it is read once for all its questions, and
+If the model can share a context (sharing), it is read once for all its questions, and
 their answers grow in one sequence; otherwise each prompt is a row of its own.
 """
 
@@ -14,7 +14,6 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lora_or_full.data.prompt import IGNORED, PromptTokens
-from lora_or_full.modeling.precision import in_float32
 from lora_or_full.modeling.prefix_packing import (
     PADDING_SEGMENT,
     Block,
@@ -24,39 +23,6 @@ from lora_or_full.modeling.prefix_packing import (
 )
 
 Model = PreTrainedModel | PeftModel
-
-
-def shares_context(model: Model, length: int) -> bool:
-    """Test whether a shared context gives the same logits as separate prompts.
-
-    Args:
-        model: In eval mode; it is tried in float32.
-        length: Tokens of each of the two test prompts, limited to what the model can read.
-    """
-    length = max(2, min(length, model.config.max_position_embeddings) - 2)
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (length,), generator=draw).tolist()
-    size = max(1, length // 8)
-    prompts = [
-        PromptTokens([], ids[size:], ids[:size]),
-        PromptTokens([], ids[size:], ids[size - 1 :: -1]),
-    ]
-    try:
-        with in_float32(model):
-            shared, alone = (
-                _trial(SharedPrefixCache(model, prompts, 2 * length, 2)),
-                _trial(PaddedCache(model, prompts)),
-            )
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
-        return False  # the model does not accept these arguments
-    return bool((shared - alone).abs().max() < 1e-3 * alone.std())
-
-
-@torch.no_grad()
-def _trial(backend: "SharedPrefixCache | PaddedCache") -> torch.Tensor:
-    """The logits (3, 2, vocabulary) after two prompts, and after one and two more tokens."""
-    both = torch.arange(2, device=backend.model.device)
-    return torch.stack([backend.prefill()[0], backend.step(both, both), backend.step(both, both)])
 
 
 def marked(

@@ -28,7 +28,8 @@ from lora_or_full.evaluation.predictions import Answer
 from lora_or_full.evaluation.spans import Span, spans
 from lora_or_full.generation.context_session import ContextSession
 from lora_or_full.generation.decoding import greedy, stop_ids
-from lora_or_full.generation.kv_cache import Model, shares_context
+from lora_or_full.generation.kv_cache import Model
+from lora_or_full.generation.sharing import shares_context
 from lora_or_full.modeling.loading import (
     hidden_size,
     load_adapter,

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.processes import is_first_process
 from lora_or_full.training.distributed import gathered
-from lora_or_full.training.memory import ON_DEVICE, Model, PeakMemory, largest_batch
+from lora_or_full.training.memory import ON_DEVICE, PeakMemory
+from lora_or_full.training.memory_estimate import Model, largest_batch
 
 
 class _Moment:
