@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from lora_or_full.config.command_line import prepare, usage
 from lora_or_full.config.compose import CONF, saved, to_dict
-from lora_or_full.config.schema import ADAPTER_KEYS, Config, validate
+from lora_or_full.config.schema import Config, unused, validate
 from lora_or_full.errors import UserError, command_line_errors, explain
 from lora_or_full.processes import is_first_process
 from lora_or_full.runs import store
@@ -61,8 +61,8 @@ def sweep_job(sweep: Sweep) -> Callable[[DictConfig], None]:
     def start(composed: DictConfig) -> None:
         hydra_config = HydraConfig.get()
         number = hydra_config.job.num
-        # The adapter's keys are swept for the modes that have one.
-        of_sweep = {"study", *(ADAPTER_KEYS if sweep.jobs[number].adapter is None else ())}
+        # What this mode has no use for is swept for others.
+        of_sweep = {"study", *unused(sweep.jobs[number].to_dict())}
         words = [w for w in hydra_config.overrides.task if w.partition("=")[0] not in of_sweep]
         with command_line_errors(sweep.folder):
             sweep.run(number, words)

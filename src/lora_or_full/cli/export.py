@@ -134,7 +134,13 @@ def _save_merged(folder: Path, record: RunRecord, base: str | None, output: Path
     dtype = loaded.dtype
     adapted = load_adapter(loaded.float(), source)
     before = _logits(adapted)
-    model = adapted.merge_and_unload()
+    try:
+        model = adapted.merge_and_unload()
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise UserError(
+            f"PEFT can't merge the adapter in {source}: {first_line(error)}. Export it without "
+            "--merge."
+        ) from None
     if (_logits(model) - before).abs().max() > SAME * before.std():
         raise UserError(
             f"The adapter in {source} can't be merged: the model would answer differently (the "

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from lora_or_full.config import compose, schema
-from lora_or_full.config.schema import ADAPTER_KEYS, FIELDS, GROUPS, Config
+from lora_or_full.config.schema import FIELDS, GROUPS, Config, unused
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.processes import check_rendezvous, is_first_process
 
@@ -99,10 +99,9 @@ def _jobs(commands: Iterable[Sequence[str]], overrides: list[Override]) -> list[
             composed.append(compose.compose(words))
         except UserError as error:
             raise _explained(str(error), words, overrides) from None
-    if any(values.get("adapter") is not None for values in composed):
-        for values in composed:  # in a mode without one, the adapter's keys are swept for others
-            if values.get("adapter") is None:
-                values |= dict.fromkeys(ADAPTER_KEYS)
+    used_by_none = set.intersection(*(set(unused(values)) for values in composed))
+    for values in composed:  # what this mode has no use for is swept for others
+        values |= dict.fromkeys(set(unused(values)) - used_by_none)
     return list(map(schema.validate, composed))
 
 
@@ -139,19 +138,19 @@ def _explained(problem: str, words: Sequence[str], overrides: list[Override]) ->
                     return UserError(
                         f"{key}={value}: must be {', '.join(valid)}.{OTHERS.get(key, '')}"
                     )
-        elif key.startswith("adapter.") and not _has_adapter(words):
+        elif key.startswith("adapter.") and "frozen_dtype" in _unused(words):
             return UserError(f"{key}: this mode has no adapter.")
         elif key not in FIELDS and not key.startswith(("hydra.", "hydra/", "model.config.")):
             return schema.unknown(key)
     return UserError(problem)
 
 
-def _has_adapter(words: Sequence[str]) -> bool:
-    """Whether the mode among `words` has an adapter; an unknown one may have."""
+def _unused(words: Sequence[str]) -> list[str]:
+    """What the mode among `words` has no use for; an unknown one may use everything."""
     try:
-        return compose.compose([w for w in words if w.startswith("mode=")])["adapter"] is not None
+        return unused(compose.compose([w for w in words if w.startswith("mode=")]))
     except UserError:
-        return True
+        return []
 
 
 def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
@@ -172,8 +171,9 @@ def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
                 f"{experiment.input_line}: experiment={preset} is a sweep itself; start it alone."
             )
         swept |= own
-    if mode and not mode.is_sweep_override() and not _has_adapter([str(mode.input_line)]):
-        swept = {key: value for key, value in swept.items() if key not in ADAPTER_KEYS}
+    if mode and not mode.is_sweep_override():
+        left_out = _unused([str(mode.input_line)])
+        swept = {key: value for key, value in swept.items() if key not in left_out}
     words = [f"{key}={value}" for key, value in swept.items() if key not in given]
     if words and not args.multirun:
         raise UserError(f"{experiment.input_line} is a sweep, which needs -m.")

@@ -168,7 +168,7 @@ class Config(_Section):
     label: Text = neutral("name of the arm in tables and figures")
     lr: Positive = key("peak learning rate; each mode brings its own")
     lr_by_mode: dict[str, Positive] | None = neutral(
-        "learning rates that a preset has for each mode", default=None
+        "learning rates by mode: a mode's own, and those of a preset for several", default=None
     )
     rank: Count | None = key("rank r of the adapter; null without one")
     seed: Whole = key("of initialization, order, dropout and the draw of the training questions")
@@ -229,7 +229,15 @@ RESERVED = frozenset({
     "reload_dataloaders_every_n_epochs", "max_steps", "max_time", "min_epochs", "min_steps",
 })  # fmt: skip
 GROUPS = ("mode", "model", "data", "trainer", "experiment")
-ADAPTER_KEYS = ("rank", "frozen_dtype")  # null in a mode without an adapter
+ADAPTER_KEYS = ("rank", "frozen_dtype")  # null in a mode that has no use for them
+
+
+def unused(values: Mapping[str, Any]) -> list[str]:
+    """Give those of ADAPTER_KEYS that the mode of these nested values has no use for."""
+    adapter = values.get("adapter")
+    if adapter is None:
+        return list(ADAPTER_KEYS)
+    return [] if "r" in adapter else ["rank"]
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:

@@ -32,7 +32,6 @@ AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 PROMPT_LEARNING = (
     "it adds tokens to a prompt. LoRA and other types that change weights are supported."
 )
-ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)  # layers that can get an adapter
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -100,7 +99,11 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
             "would be random. Check model.name and model.config."
         )
     with in_float32(model):
-        _check_supported(model)
+        if problem := _unlike_alone(model):
+            raise UserError(
+                f"The model type {model.config.model_type!r} is not supported: {problem}. GPT-2 "
+                "and Llama types are tested."
+            )
     model.config.name_or_path = model.name_or_path = name
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
@@ -137,15 +140,18 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
 
     Args:
         model: The base model; it is changed.
-        adapter: A PEFT configuration class and its arguments, such as those of LoRA (Hu et al.,
-            2021, arXiv 2106.09685).
+        adapter: A PEFT configuration class and its arguments.
+
+    Returns:
+        The adapted model in eval mode.
 
     Raises:
-        UserError: The adapter does not fit the model, or changes the model's own weights.
+        UserError: The adapter does not fit the model, changes the model's own weights, or needs
+            more than a training loop and answers from a cache.
     """
     arguments = adapter.arguments()
     targets = arguments.get("target_modules")
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, ADAPTABLE)}
+    layers = {n: m for n, m in model.named_modules() if any(True for _ in m.parameters(False))}
     if isinstance(targets, list):  # a string is a pattern or 'all-linear'
         unknown = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in layers)]
         if unknown:
@@ -166,8 +172,10 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
         config = kind(task_type="CAUSAL_LM", **arguments)
         if config.is_prompt_learning:
             raise UserError(f"adapter._target_={adapter.target}: {PROMPT_LEARNING}")
-        adapted = get_peft_model(model, config)
-    except (ValueError, TypeError, RuntimeError) as error:
+        with warnings.catch_warnings():  # PEFT's own type for layer norms warns of them
+            warnings.filterwarnings("ignore", "Unsupported layer type .*LayerNorm")
+            adapted = get_peft_model(model, config)
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"PEFT refuses these values of adapter.*: {first_line(error)}") from None
     if any(not torch.equal(weight, before) for weight, before in held):
         raise UserError(
@@ -175,6 +183,17 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
             "does not hold: it would answer otherwise than it was scored. Leave it out."
         )
     assert isinstance(adapted, PeftModel)
+    with in_float32(adapted):
+        problem = _unlike_alone(adapted.eval())
+    if hasattr(adapted.base_model, "update_and_allocate"):
+        problem = "it needs a training loop of its own"
+    elif not any(weight.requires_grad for weight in adapted.parameters()):
+        problem = "it trains nothing"
+    if problem:
+        raise UserError(
+            f"adapter._target_={adapter.target} is not supported with {model.name_or_path}: "
+            f"{problem}. LoRA, DoRA, IA3 and others that change each token alike are."
+        )
     speed_up_dropout(adapted)
     return adapted
 
@@ -208,8 +227,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 @torch.no_grad()
-def _check_supported(model: PreTrainedModel) -> None:
-    """Refuse a model type whose answers depend on padding; this is tested on a few tokens."""
+def _unlike_alone(model: PreTrainedModel | PeftModel) -> str:
+    """Say how a model fails to answer in a padded batch as alone, on a few tokens; else nothing."""
     ids = torch.arange(1, 7).unsqueeze(0) % model.config.vocab_size  # (1, 6)
     padded = torch.cat([ids[:, :1].repeat(1, 2), ids], dim=1)  # (1, 8)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
@@ -222,13 +241,9 @@ def _check_supported(model: PreTrainedModel) -> None:
         same = alone.past_key_values is not None and torch.allclose(
             alone.logits, batched.logits, atol=1e-3
         )
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
-        same = False
-    if not same:
-        raise UserError(
-            f"The model type {model.config.model_type!r} is not supported: in a padded batch it "
-            "answers differently than alone. GPT-2 and Llama types are tested."
-        )
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        return f"it can't answer ({first_line(error)})"
+    return "" if same else "in a padded batch it answers differently than alone"
 
 
 def _configuration(folder: Path) -> PreTrainedConfig:

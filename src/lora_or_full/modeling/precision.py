@@ -24,6 +24,8 @@ CUDA_PRECISIONS = {(8, 0): "bf16-mixed", (7, 0): "16-mixed"}
 NARROW = 512
 NVIDIA = Path("/proc/driver/nvidia/version")
 STORED = {"bf16-true": torch.bfloat16, "16-true": torch.float16}  # of all weights
+# Adapters that use frozen weights in products alone; others, such as HiRA, compute with them.
+IN_PRODUCTS = ("peft.LoraConfig", "peft.IA3Config", "peft.LNTuningConfig")
 
 
 def resolve_precision(trainer: TrainerConfig, width: int) -> str:
@@ -77,11 +79,12 @@ def cpu_gain() -> float:
 def frozen_dtype(config: Config) -> torch.dtype:
     """Choose the dtype of frozen weights.
 
-    With `frozen_dtype=auto` it is what autocast rounds them to anyway. DoRA uses the norm of the
-    stored weights, so only float32 is exact for it.
+    With `frozen_dtype=auto` it is what autocast rounds them to anyway, if the adapter is known to
+    use them in products alone. DoRA uses the norm of the stored weights.
     """
     adapter = config.adapter
-    if config.frozen_dtype == "auto" and adapter and not adapter.arguments().get("use_dora"):
+    exact = adapter and adapter.target in IN_PRODUCTS and not adapter.arguments().get("use_dora")
+    if config.frozen_dtype == "auto" and exact:
         return FROZEN.get(config.trainer.precision, torch.float32)
     return torch.float32
 
