@@ -29,7 +29,7 @@ from lora_or_full.generation.sharing import shares_context
 from lora_or_full.modeling import trained_weights
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
-from lora_or_full.modeling.loading import add_adapter, load_model
+from lora_or_full.modeling.loading import add_adapter, check_adapter, load_model
 from lora_or_full.modeling.packed_rows import Sequences
 from lora_or_full.modeling.precision import device_of, frozen_dtype, store_weights
 from lora_or_full.training.distributed import gathered
@@ -88,6 +88,7 @@ class LitQuestionAnswering(L.LightningModule):
         if config.adapter is not None:
             torch.manual_seed(config.seed)  # the adapter's initial weights are drawn here
             self.model = add_adapter(model, config.adapter)
+            check_adapter(self.model, config.adapter)
         elif device_of(config.trainer.accelerator).type == "cpu":
             speed_up_full(model)
         if config.model.gradient_checkpointing:

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import experiment
 from lit_module import LitQuestionAnswering
+from lora_or_full.cli import export
+from lora_or_full.config import compose
 from lora_or_full.config.schema import validate
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.errors import UserError
@@ -95,6 +97,30 @@ def test_the_adapter_answers_as_recorded_when_plain_peft_loads_it(
     with model.disable_adapter():
         base = answers_by(model, folder / "adapter", recorded, folder)
     assert given != base
+
+
+MODES = [mode for mode in compose.options("mode") if mode != "full"]
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")  # PEFT, of its own type for norms
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_trains_its_adapter_alone_and_plain_peft_loads_it(
+    mode: str, settings: Settings, tmp_path: Path
+) -> None:
+    composed = compose.compose([f"mode={mode}", "model=builtin"])
+    keys = ("mode", "label", "rank", "adapter", "frozen_dtype")
+    settings |= {key: composed[key] for key in keys} | {"lr": 0.1}
+    results = experiment.run(validate(settings), tmp_path / "run")
+    folder = tmp_path / "run" / "adapter"
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert sum(w.numel() for w in saved.values()) == results["parameters"]["trainable"]
+    recorded = predictions_of(tmp_path / "run")
+    model = AutoPeftModelForCausalLM.from_pretrained(folder)
+    given = answers_by(model, folder, recorded, tmp_path / "run")
+    assert given == [p["prediction"] for p in recorded]
+    export.export(tmp_path / "run", tmp_path / "merged", True, None, "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert answers_by(merged, tmp_path / "merged", recorded, tmp_path / "run") == given
 
 
 def test_the_full_model_answers_as_recorded_when_plain_transformers_loads_it(

@@ -67,7 +67,7 @@ def test_help_names_every_key_and_no_torch_is_needed_for_it() -> None:
 
     done = command("--help")
     assert done.returncode == 0
-    assert {key for key in FIELDS if key not in done.stdout} == {"lr_by_mode"}
+    assert {key for key in FIELDS if key not in done.stdout} == set()
 
 
 def test_a_run_from_another_folder_ends_with_its_table(words: list[str], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from lora_or_full.data.prompt import IGNORED
 from lora_or_full.errors import UserError
 from lora_or_full.modeling.loading import (
     add_adapter,
+    check_adapter,
     load_model,
     load_tokenizer,
     max_positions,
@@ -325,6 +326,48 @@ def test_an_adapter_that_adds_tokens_to_a_prompt_is_refused(gpt2_folder: Path) -
     )
     with pytest.raises(UserError, match=r"peft\.PromptTuningConfig: it adds tokens to a prompt"):
         add_adapter(load_model(gpt2_folder, "tiny", {}), adapter)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "trained"),
+    [
+        ({"_target_": "peft.IA3Config"}, "ia3_l"),
+        ({"_target_": "peft.LNTuningConfig"}, "ln_"),
+        ({"_target_": "peft.LNTuningConfig", "target_modules": ["ln_f"]}, "ln_f"),
+        ({"_target_": "peft.HiraConfig", "r": 2, "target_modules": ["c_attn"]}, "hira_"),
+        ({"_target_": "peft.VeraConfig", "r": 2, "target_modules": ["c_attn"]}, "vera_lambda"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_adapter_of_another_type_trains_its_own_weights_alone(
+    adapter: dict[str, object], trained: str, gpt2_folder: Path
+) -> None:
+    model = load_model(gpt2_folder, "tiny", {}).float()
+    adapted = add_adapter(model, AdapterConfig.model_validate(adapter))
+    names = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert names
+    assert all(trained in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "reason"),
+    [
+        ({"_target_": "peft.OSFConfig", "target_modules": ["c_attn"]}, "it trains nothing"),
+        (
+            {"_target_": "peft.AdaLoraConfig", "total_step": 9, "target_modules": ["c_attn"]},
+            "it needs a training loop of its own",
+        ),
+        ({"_target_": "peft.ShadowConfig", "target_modules": ["c_attn"]}, "it can't answer"),
+        ({"_target_": "peft.LoHaConfig", "target_modules": ["c_attn"]}, "PEFT refuses"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_adapter_that_can_not_be_trained_or_asked_is_refused(
+    adapter: dict[str, object], reason: str, gpt2_folder: Path
+) -> None:
+    config = AdapterConfig.model_validate(adapter)
+    with pytest.raises(UserError, match=reason):
+        check_adapter(add_adapter(load_model(gpt2_folder, "tiny", {}), config), config)
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,14 @@ def answers(seed: int, share: float) -> list[dict[str, Any]]:
     return made
 
 
-BASE = {mode: compose.compose([f"mode={mode}"]) for mode in ("lora", "full")}
+@cache
+def base(mode: str) -> dict[str, Any]:
+    """The configuration of a mode without overrides."""
+    return compose.compose([f"mode={mode}"])
 
 
 def config_of(mode: str, seed: int) -> dict[str, Any]:
-    config = copy.deepcopy(BASE[mode])
+    config = copy.deepcopy(base(mode))
     config |= {"seed": seed, "run_name": f"{mode}{seed}", "output_dir": f"/home/{seed}"}
     config["data"] |= {"path": "x.json", "train_size": 40}
     config["model"]["config"] = {}
@@ -51,7 +55,7 @@ def config_of(mode: str, seed: int) -> dict[str, Any]:
 
 
 def record_of(mode: str, seed: int, predictions: list[dict[str, Any]]) -> dict[str, Any]:
-    lora = mode == "lora"
+    lora = mode != "full"
     rng = random.Random(seed)
     layer = "h.0.attn.c_attn"
     pair = {f"{layer}.lora_A.default.weight": [8, 64], f"{layer}.lora_B.default.weight": [192, 8]}
@@ -113,7 +117,7 @@ def maker(place: Path) -> MakeRun:
     ) -> Path:
         folder = place / (name or f"{mode}_{seed}")
         folder.mkdir(parents=True)
-        predictions = answers(seed + (1000 if mode == "lora" else 0), share)
+        predictions = answers(seed + (0 if mode == "full" else 1000), share)
         record = record_of(mode, seed, predictions)
         change(record)
         (folder / "config.yaml").write_text("mode: x\n")

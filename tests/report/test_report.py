@@ -31,7 +31,7 @@ def concluded(tmp_path: Path) -> tuple[str, ArmComparison | None]:
     """The sentences of the first section on `study/`, and the comparison."""
     study = collect([tmp_path / "study"])
     found = compare_arms(study, 1.0)
-    return words(conclusion(study, found)), found
+    return words(conclusion(study, found)), found and found.pairs[0]
 
 
 def words(section: Section) -> str:
@@ -79,7 +79,7 @@ def test_a_whole_study(whole_study: Path) -> None:
     assert page.count("<svg") == len(drawn)
     rows = list(csv.DictReader((out / "report.csv").read_text().splitlines()))
     assert len(rows) == 6
-    compared = numbers["comparison"]
+    [compared] = numbers["comparison"]["arms"]
     for metric in ("exact_match", "f1"):
         by_mode = {
             mode: [float(row[metric]) for row in rows if row["mode"] == mode]
@@ -244,7 +244,130 @@ def test_other_adapters_have_names_and_colours_of_their_own(make_run: Any, tmp_p
     assert len(set(colours.values())) == 4
     assert (colours["DoRA"], colours["full"]) == (plots.BLUE, plots.VERMILION)
     folder = report.write([tmp_path / "study"], tmp_path / "out", 1.0)
-    assert "DoRA is compared with full over 1 seed" in (folder / "report.md").read_text()
+    assert "# DoRA, IA3 and LoRA against full fine-tuning" in (folder / "report.md").read_text()
+
+
+def test_every_arm_is_compared_with_full_fine_tuning_at_once(make_run: Any, tmp_path: Path) -> None:
+    for seed in range(1, 6):
+        make_run("full", seed, share=0.9)
+        for mode, share in (("lora", 0.9), ("dora", 0.05), ("rslora", 0.85), ("ia3", 0.3)):
+            make_run(mode, seed, share=share)
+    study = collect([tmp_path / "study"])
+    found = compare_arms(study, 1.0)
+    assert found is not None
+    assert [pair.arm.label for pair in found.pairs] == ["DoRA", "IA3", "LoRA", "rsLoRA"]
+    assert found.reference.label == "full"
+    # Holm over four arms and two metrics: the smallest p of eight counts eight times.
+    unadjusted = [pair.over_both[m].p for pair in found.pairs for m in ("exact_match", "f1")]  # type: ignore[union-attr]
+    adjusted = [pair.holm["over both"][m] for pair in found.pairs for m in ("exact_match", "f1")]
+    smallest = unadjusted.index(min(unadjusted))
+    assert adjusted[smallest] == pytest.approx(min(1.0, 8 * unadjusted[smallest]))
+    section = conclusion(study, found)
+    [table], [figure] = tables(section), figures(section)
+    verdicts = {row[0]: row[3] for row in table.rows}
+    assert verdicts["DoRA"].startswith("lower (p")
+    assert verdicts["LoRA"].startswith("open (p")
+    for label in ("DoRA", "IA3", "LoRA", "rsLoRA"):
+        assert f">{label}</text>" in figure.svg
+    text = (report.write([tmp_path / "study"], tmp_path / "out", 1.0) / "report.md").read_text()
+    assert "| IA3, seed 3 |" in text
+    assert "only rsLoRA answers exactly" in text
+
+
+@pytest.mark.parametrize(("against", "arms"), [(None, ["LoRA"]), ("LoRA", ["DoRA"])])
+def test_without_full_fine_tuning_another_arm_is_the_reference(
+    against: str | None, arms: list[str], make_run: Any, tmp_path: Path
+) -> None:
+    make_run("lora", 1)
+    make_run("dora", 1)
+    study = collect([tmp_path])
+    found = compare_arms(study, 1.0, against)
+    assert found is not None
+    assert [pair.arm.label for pair in found.pairs] == arms
+    assert "The reference is not full fine-tuning" in words(conclusion(study, found))
+
+
+def test_the_configurations_of_one_mode_are_compared_with_a_named_one(
+    make_run: Any, tmp_path: Path
+) -> None:
+    for lr in (0.001, 0.002, 0.003):
+        make_run("lora", 1, change=swept(lr), name=f"lora_{lr}")
+    study = collect([tmp_path])
+    assert compare_arms(study, 1.0) is None
+    found = compare_arms(study, 1.0, "LoRA, lr 0.002")
+    assert found is not None
+    assert [pair.arm.label for pair in found.pairs] == ["LoRA, lr 0.001", "LoRA, lr 0.003"]
+    with pytest.raises(UserError, match=r"--against=full: must be one of: LoRA, lr 0\.001; "):
+        compare_arms(study, 1.0, "full")
+
+
+def test_unlike_cards_make_one_arm_whose_costs_are_given_apart(
+    make_run: Any, tmp_path: Path
+) -> None:
+    def on(card: str, precision: str) -> Any:
+        def change(record: dict[str, Any]) -> None:
+            record["environment"]["device"] = card
+            record["config"]["trainer"]["precision"] = precision
+            record["cost"]["peak_memory_bytes"]["train"] = 2_000_000_000 + len(card)
+
+        return change
+
+    for mode in ("lora", "full"):
+        make_run(mode, 1, change=on("Tesla T4", "16-mixed"))
+        make_run(mode, 2, change=on("NVIDIA L4", "bf16-mixed"))
+    study = collect([tmp_path])
+    assert [(arm.label, list(arm.runs)) for arm in study.arms] == [
+        ("LoRA", [1, 2]), ("full", [1, 2]),
+    ]  # fmt: skip
+    assert [list(arm.runs) for arm in study.by_hardware] == [[1], [2], [1], [2]]
+    assert [row[0] for row in tables(cost(study))[0].rows] == [
+        f"{label}, {card}, resident set (seed {seed})"
+        for label in ("LoRA", "full")
+        for seed, card in ((1, "Tesla T4, 16-mixed"), (2, "NVIDIA L4, bf16-mixed"))
+    ]
+    text, found = concluded(tmp_path)
+    assert "The runs are on 2 kinds of hardware (Tesla T4, 16-mixed, resident set:" in text
+    assert found is not None
+    assert found.seeds == [1, 2]
+    assert found.alike is not None
+    assert [list(arm.runs) for arm in found.alike] == [[1], [1]]
+
+
+def test_precisions_of_one_seed_are_arms_to_compare(make_run: Any, tmp_path: Path) -> None:
+    def low(record: dict[str, Any]) -> None:
+        record["config"]["trainer"]["precision"] = "bf16-mixed"
+
+    make_run("lora", 1)
+    make_run("lora", 1, change=low, name="low")
+    labels = [arm.label for arm in collect([tmp_path]).arms]
+    assert labels == [
+        "LoRA, trainer.precision 32-true", "LoRA, trainer.precision bf16-mixed"
+    ]  # fmt: skip
+
+
+def test_one_epoch_draws_no_curve(make_run: Any, tmp_path: Path) -> None:
+    def one(record: dict[str, Any]) -> None:
+        record["epochs"], record["best_epoch"] = record["epochs"][:1], 1
+
+    make_run("lora", 1, change=one)
+    assert figures(dynamics(collect([tmp_path]))) == []
+
+
+def test_a_question_is_an_example_once(whole_study: Path) -> None:
+    text = (whole_study / "out" / "report.html").read_text()
+    asked = re.findall(r'<div class="example"><strong dir="auto">(.*?)</strong>', text)
+    assert len(asked) > 4
+    assert len(asked) == len(set(asked))
+
+
+def test_figures_are_as_wide_as_each_other_and_no_axis_leaves_what_can_be(
+    whole_study: Path,
+) -> None:
+    drawn = {f.stem: f.read_text() for f in (whole_study / "out" / "figures").iterdir()}
+    assert {re.search(r'width="([\d.]+)pt"', svg)[1] for svg in drawn.values()} == {"648"}  # type: ignore[index]
+    ticks = [float(n) for n in re.findall(r">(-?[\d.]+)</text>", drawn["scores"])]
+    assert ticks
+    assert all(0 <= tick <= 100 for tick in ticks)
 
 
 def test_one_seed_says_nothing_of_the_methods(make_run: Any, tmp_path: Path) -> None:
@@ -303,7 +426,7 @@ def test_masked_prompts_are_compared_with_open_ones_and_never_mixed(
         make_run("lora", seed, share=1.0, change=unmask, name=f"open_{seed}")
     _, found = concluded(tmp_path)
     assert found is not None
-    assert found.adapter.label == "LoRA, mask_prompt True"
+    assert found.arm.label == "LoRA, mask_prompt True"
     [table] = tables(configurations(collect([tmp_path])))
     [[label, seeds, *_]] = table.rows
     assert (label, seeds) == ("LoRA, mask_prompt False", "2")

@@ -18,10 +18,9 @@ from lora_or_full.runs import store
 
 if TYPE_CHECKING:  # scipy and matplotlib take seconds, which a wrong command line need not wait for
     from lora_or_full.report.render import Section
-    from lora_or_full.report.stats.comparison import ArmComparison
+    from lora_or_full.report.stats.comparison import Comparison
     from lora_or_full.report.study import Arm, Run, Study
 
-TITLE = "LoRA against full fine-tuning"
 FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet takes for one
 
 
@@ -33,21 +32,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--margin", type=float, default=1.0,
         help="percentage points within which two modes count as equivalent (1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--against", metavar="LABEL",
+        help="label of the arm to compare the others with (full fine-tuning, if there is one)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the report, and print its path."""
-    folder = write(args.runs, args.output or args.runs[0] / "report", args.margin)
+    output = args.output or args.runs[0] / "report"
+    folder = write(args.runs, output, args.margin, args.against)
     print(f"{folder / 'report.html'}\n{folder / 'report.md'}")
 
 
-def write(runs: list[Path], folder: Path, margin: float) -> Path:
+def write(runs: list[Path], folder: Path, margin: float, against: str | None = None) -> Path:
     """Write the report into a folder, and give the folder.
 
     Args:
         runs: Folders of runs, of sweeps, or that hold them.
         folder: Folder to write.
         margin: Margin of equivalence, percentage points.
+        against: Label of the arm to compare the others with; None for full fine-tuning.
 
     Raises:
         UserError: There is no finished run, or an argument is wrong.
@@ -65,18 +70,31 @@ def write(runs: list[Path], folder: Path, margin: float) -> Path:
     if not study.arms:
         reasons = "\n  ".join(study.left_out) or "they hold no run at all"
         raise UserError(f"No finished run in {', '.join(map(str, runs))}:\n  {reasons}")
-    found = compare_arms(study, margin)
-    command = shlex.join(
-        ["lora-or-full", "report", *map(str, runs), f"--output={folder}", f"--margin={margin:g}"]
-    )
+    found = compare_arms(study, margin, against)
+    options = [f"--output={folder}", f"--margin={margin:g}"]
+    options += [] if against is None else [f"--against={against}"]
+    command = shlex.join(["lora-or-full", "report", *map(str, runs), *options])
     sections = all_sections(study, found, command)
     try:
-        render.write(folder, TITLE, sections)
+        render.write(folder, title(found), sections)
         store.write_text(folder / "report.csv", runs_csv(study))
         store.write_json(folder / "report.json", numbers(study, found, sections))
     except OSError as error:
         raise UserError(f"--output={folder} can't be written: {error.strerror}.") from None
     return folder
+
+
+def title(found: "Comparison | None") -> str:
+    """Give the title: what is compared with what."""
+    if found is None:
+        return "Fine-tuning on question answering"
+    labels = [pair.arm.label for pair in found.pairs]
+    reference = found.reference
+    whole = reference.label if reference.has_adapter else "full fine-tuning"
+    if len(labels) > 3:
+        return f"{len(labels)} ways to fine-tune against {whole}"
+    *first, last = labels
+    return f"{', '.join(first)}{' and ' if first else ''}{last} against {whole}"
 
 
 def runs_csv(study: "Study") -> str:
@@ -114,7 +132,7 @@ def _cell(value: Any) -> Any:
 
 
 def numbers(
-    study: "Study", found: "ArmComparison | None", sections: "list[Section]"
+    study: "Study", found: "Comparison | None", sections: "list[Section]"
 ) -> dict[str, Any]:
     """Give everything that the report computed: the whole comparison, and all tables."""
     from lora_or_full.report.formatting import METRICS
@@ -124,7 +142,7 @@ def numbers(
         arm.label: {
             "seeds": list(arm.runs),
             "runs": [str(run.folder) for run in arm.runs.values()],
-            "config": arm.any.config,
+            "config": arm.config,
             **{metric: arm.test(metric) for metric in METRICS},
             "epochs": [[e.model_dump() for e in r.record.epochs] for r in arm.runs.values()],
             "cost": [run.record.cost.model_dump() for run in arm.runs.values()],
@@ -132,15 +150,20 @@ def numbers(
         for arm in study.arms
     }
     compared = found and {
-        "adapter": found.adapter.label,
-        "reference": found.full.label,
+        "reference": found.reference.label,
         "margin": found.margin,
-        "seeds": found.seeds,
-        "over_seeds": {m: asdict(v) for m, v in found.over_seeds.items()},
-        "over_paragraphs": {m: asdict(v) for m, v in found.over_paragraphs.items()},
-        "over_both": {m: v and asdict(v) for m, v in found.over_both.items()},
-        "mcnemar": [asdict(d) for d in found.mcnemar],
-        "holm": found.holm,
+        "arms": [
+            {
+                "arm": pair.arm.label,
+                "seeds": pair.seeds,
+                "over_seeds": {m: asdict(v) for m, v in pair.over_seeds.items()},
+                "over_paragraphs": {m: asdict(v) for m, v in pair.over_paragraphs.items()},
+                "over_both": {m: v and asdict(v) for m, v in pair.over_both.items()},
+                "mcnemar": [asdict(d) for d in pair.mcnemar],
+                "holm": pair.holm,
+            }
+            for pair in found.pairs
+        ],
     }
     tables = {
         section.title: [asdict(block) for block in section.blocks if isinstance(block, Table)]

@@ -10,7 +10,6 @@ import peft
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -142,12 +141,8 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
         model: The base model; it is changed.
         adapter: A PEFT configuration class and its arguments.
 
-    Returns:
-        The adapted model in eval mode.
-
     Raises:
-        UserError: The adapter does not fit the model, changes the model's own weights, or needs
-            more than a training loop and answers from a cache.
+        UserError: The adapter does not fit the model, or changes the model's own weights.
     """
     arguments = adapter.arguments()
     targets = arguments.get("target_modules")
@@ -183,19 +178,32 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
             "does not hold: it would answer otherwise than it was scored. Leave it out."
         )
     assert isinstance(adapted, PeftModel)
-    with in_float32(adapted):
-        problem = _unlike_alone(adapted.eval())
-    if hasattr(adapted.base_model, "update_and_allocate"):
+    speed_up_dropout(adapted)
+    return adapted
+
+
+def check_adapter(model: PeftModel, adapter: AdapterConfig) -> None:
+    """Refuse an adapter that a training loop and answers from a cache do not suffice for.
+
+    Args:
+        model: The adapted model; it is put into eval mode.
+        adapter: What `add_adapter` put on it.
+
+    Raises:
+        UserError: With the reason.
+    """
+    with in_float32(model):
+        problem = _unlike_alone(model.eval())
+    if hasattr(model.base_model, "update_and_allocate"):
         problem = "it needs a training loop of its own"
-    elif not any(weight.requires_grad for weight in adapted.parameters()):
+    elif not any(weight.requires_grad for weight in model.parameters()):
         problem = "it trains nothing"
     if problem:
         raise UserError(
-            f"adapter._target_={adapter.target} is not supported with {model.name_or_path}: "
-            f"{problem}. LoRA, DoRA, IA3 and others that change each token alike are."
+            f"adapter._target_={adapter.target} is not supported with "
+            f"{model.get_base_model().name_or_path}: {problem}. LoRA, DoRA, IA3 and others that "
+            "change each token alike are."
         )
-    speed_up_dropout(adapted)
-    return adapted
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -101,10 +101,12 @@ def _alike(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     """Runs by configuration; of two with the same seed, the one that finished last counts."""
-    grouped: dict[str, dict[int, Run]] = {}
+    grouped: dict[tuple[str, str], dict[int, Run]] = {}
     left_out = []
+    by_precision = _compared_by_precision(runs)
     for run in sorted(runs, key=lambda r: -(r.folder / store.RESULTS).stat().st_mtime):
-        seeds = grouped.setdefault(json.dumps(run.config, sort_keys=True), {})
+        precision = run.precision if run.recipe in by_precision else ""
+        seeds = grouped.setdefault((run.recipe, precision), {})
         later = seeds.setdefault(run.record.config.seed, run)
         if later is not run:
             unlike = [k for k, value in _origin(run).items() if value != _origin(later)[k]]
@@ -121,6 +123,17 @@ def _arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     return list(labelled.values()), left_out
 
 
+def _compared_by_precision(runs: Iterable[Run]) -> set[str]:
+    """The recipes whose precisions are compared, as one seed was run in several of them.
+
+    Else runs that differ in precision make one arm, since `auto` chooses it by hardware.
+    """
+    found: dict[tuple[str, int], set[str]] = {}
+    for run in runs:
+        found.setdefault((run.recipe, run.record.config.seed), set()).add(run.precision)
+    return {recipe for (recipe, _), precisions in found.items() if len(precisions) > 1}
+
+
 def _origin(run: Run) -> dict[str, str | None]:
     record = run.record
     return {
@@ -129,14 +142,14 @@ def _origin(run: Run) -> dict[str, str | None]:
 
 
 def _order(arm: Arm) -> tuple[Any, ...]:
-    config = arm.any.config
+    config = arm.config
     return not arm.has_adapter, arm.mode, config.get("rank", 0), config["lr"], json.dumps(config)
 
 
 def _label(arm: Arm, arms: Sequence[Arm]) -> str:
     """The mode's label, swept rate and rank, and what most other arms of the mode do not share."""
-    config = arm.any.config
-    peers = [other.any.config for other in arms if other.mode == arm.mode]
+    config = arm.config
+    peers = [other.config for other in arms if other.mode == arm.mode]
 
     def tells(key: str) -> bool:
         alike = sum(peer.get(key) == config[key] for peer in peers)

@@ -1,6 +1,7 @@
 """The plots of the report, as SVG; a mode has the same colour in all of them."""
 
 import io
+import math
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,14 @@ from lora_or_full.report.stats.paired import Interval, mean_over_seeds
 from lora_or_full.report.study import Arm, Study
 
 # Okabe and Ito's palette (2008), which the colour-blind can tell apart.
-BLUE, VERMILION, GREEN, PURPLE, SKY, AMBER = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
+BLUE, VERMILION, GREEN, PURPLE, SKY, AMBER, YELLOW = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442",
 )  # fmt: skip
-LIGHT, GREY = "#C8C8C8", "#7F7F7F"
-OF_ADAPTER, OF_FULL = (BLUE, GREEN, PURPLE, SKY, AMBER), VERMILION
+LIGHT, GREY, BLACK = "#C8C8C8", "#7F7F7F", "#000000"
+OF_ADAPTER, OF_FULL = (BLUE, GREEN, PURPLE, SKY, AMBER, GREY, BLACK, YELLOW), VERMILION
 OF_COMPONENT = (LIGHT, GREEN, AMBER, PURPLE, SKY, GREY)  # none is that of the first modes
-LINES = ("-", "--", ":", "-.")
+LINES, HATCHES = ("-", "--", ":", "-."), ("", "//", "..", "xx")  # of arms with the same colour
+WIDTH = 9  # inches, of every figure
 WIDEST = 36  # characters of a line of a label, so that there is room for what it names
 STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -39,14 +41,14 @@ def dynamics(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
     Args:
         arms: At most as many of each mode as there are LINES to distinguish them.
     """
-    figure, axes = _new(2, 2, width=8, height=6)
+    figure, axes = _new(2, 2, height=6)
     panels = {
         "train_loss": "Training loss, nats per token",
         "validation_loss": "Validation loss, nats per token",
         "exact_match": "Validation EM, %",
         "f1": "Validation F1, %",
     }
-    styles = _styles([arm.mode for arm in arms])
+    styles = _styles(LINES, [colours[arm.label] for arm in arms])
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
         for arm, style in zip(arms, styles, strict=True):
             rows = [[getattr(e, key) for e in run.record.epochs] for run in arm.runs.values()]
@@ -60,12 +62,13 @@ def dynamics(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
             axis.set_xticks(list(epochs))
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xlabel("epoch")
+        axis.set_ylim(_within(axis.get_ylim(), 100 if title.endswith("%") else math.inf))
     return _with_legend(figure, axes[0])
 
 
 def scores(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
     """Plot EM and F1: one dot per seed, the mean, and its t interval."""
-    figure, axes = _new(1, 2, width=9, height=0.9 + 0.45 * len(arms))
+    figure, axes = _new(1, 2, height=0.9 + 0.45 * len(arms))
     for axis, (metric, name) in zip(axes, METRICS.items(), strict=True):
         for height, arm in enumerate(reversed(arms)):
             values, colour = arm.test(metric), colours[arm.label]
@@ -75,6 +78,7 @@ def scores(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
             _interval(axis, height, mean, interval, colour)
         _names(axis, [arm.label for arm in arms])
         axis.set(xlabel=f"{name}, %", ylim=(-0.6, len(arms) - 0.4))
+        axis.set_xlim(_within(axis.get_xlim(), 100))
     axes[1].tick_params(labelleft=False)
     return svg(figure)
 
@@ -89,7 +93,7 @@ def differences(
         margin: Percentage points.
         names: The two arms; each difference is the first minus the second.
     """
-    figure, (axis,) = _new(1, 1, width=8, height=1.2 + 0.4 * len(rows))
+    figure, (axis,) = _new(1, 1, height=1.2 + 0.4 * len(rows))
     axis.axvspan(-margin, margin, color=GREEN, alpha=0.15, linewidth=0)
     axis.axvline(0, color="black", linewidth=1)
     for height, (_, mean, interval) in enumerate(reversed(rows)):
@@ -100,12 +104,36 @@ def differences(
     return svg(figure)
 
 
+def against_reference(
+    rows: Sequence[tuple[str, str, Mapping[str, tuple[float, Interval | None]]]],
+    margin: float,
+    reference: str,
+) -> str:
+    """Plot the differences of several arms from one, EM beside F1.
+
+    Args:
+        rows: Label of an arm, its colour, and difference and interval by metric, percentage points.
+        margin: Of equivalence, percentage points.
+        reference: Label of the reference.
+    """
+    figure, axes = _new(1, 2, height=1.1 + 0.4 * len(rows))
+    for axis, (metric, name) in zip(axes, METRICS.items(), strict=True):
+        axis.axvspan(-margin, margin, color=GREEN, alpha=0.15, linewidth=0)
+        axis.axvline(0, color="black", linewidth=1)
+        for height, (_, colour, found) in enumerate(reversed(rows)):
+            _interval(axis, height, *found[metric], colour)
+        _names(axis, [label for label, _, _ in rows])
+        axis.set(xlabel=f"{name} minus that of {reference}", ylim=(-0.6, len(rows) - 0.4))
+    axes[1].tick_params(labelleft=False)
+    return svg(figure)
+
+
 def memory(components: Mapping[str, Mapping[str, float]]) -> str:
     """Plot the components (MB) of each arm's peak memory, one bar per arm.
 
     A component below zero is left out: the others were never in memory at the same time.
     """
-    figure, (axis,) = _new(1, 1, width=9, height=1.5 + 0.45 * len(components))
+    figure, (axis,) = _new(1, 1, height=1.5 + 0.45 * len(components))
     for height, own in enumerate(reversed(list(components.values()))):
         left = 0.0
         for (name, signed), colour in zip(own.items(), OF_COMPONENT, strict=True):
@@ -120,11 +148,13 @@ def memory(components: Mapping[str, Mapping[str, float]]) -> str:
 def failures(counts: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]) -> str:
     """Plot wrong answers per run by class, one bar per arm."""
     classes = list(next(iter(counts.values())))
-    figure, (axis,) = _new(1, 1, width=8, height=1 + 0.5 * len(classes))
+    figure, (axis,) = _new(1, 1, height=1 + max(0.5, 0.16 * len(counts)) * len(classes))
     width = 0.8 / len(counts)
-    for number, (arm, own) in enumerate(counts.items()):
+    hatches = _styles(HATCHES, [colours[arm] for arm in counts])
+    for number, ((arm, own), hatch) in enumerate(zip(counts.items(), hatches, strict=True)):
         heights = [n + 0.4 - width * (number + 0.5) for n in range(len(classes))]
-        bars = axis.barh(heights, list(own.values())[::-1], width, color=colours[arm], label=arm)
+        sizes, colour = list(own.values())[::-1], colours[arm]
+        bars = axis.barh(heights, sizes, width, color=colour, label=arm, hatch=hatch)
         axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     _names(axis, classes)
     axis.set_xlabel("wrong answers per run")
@@ -133,34 +163,38 @@ def failures(counts: Mapping[str, Mapping[str, float]], colours: Mapping[str, st
 
 def calibration(bins: Mapping[str, Sequence[Bin]], colours: Mapping[str, str]) -> str:
     """Plot the share of right answers by the probability that the model gave them."""
-    figure, (axis,) = _new(1, 1, width=5, height=4)
+    figure, (axis,) = _new(1, 1, height=4)
     axis.plot([0, 100], [0, 100], color="black", linewidth=1, linestyle=":")
-    for arm, own in bins.items():
+    styles = _styles(LINES, [colours[arm] for arm in bins])
+    for (arm, own), style in zip(bins.items(), styles, strict=True):
         x, y = [b.probability for b in own], [b.exact_match for b in own]
-        axis.plot(x, y, "o-", color=colours[arm], label=arm)
+        axis.plot(x, y, style, marker="o", color=colours[arm], label=arm)
     axis.set(xlabel="probability of the answer, %", ylabel="exact match, %")
+    axis.set(xlim=(0, 100), ylim=(0, 100))
     return _with_legend(figure, axis)
 
 
 def risk_coverage(curves: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> str:
     """Plot EM of the most confident answers by their share of all."""
-    figure, (axis,) = _new(1, 1, width=5, height=4)
-    for arm, curve in curves.items():
+    figure, (axis,) = _new(1, 1, height=4)
+    styles = _styles(LINES, [colours[arm] for arm in curves])
+    for (arm, curve), style in zip(curves.items(), styles, strict=True):
         shares = [100 * step / len(curve) for step in range(1, len(curve) + 1)]
-        axis.plot(shares, curve, "o-", markersize=3, color=colours[arm], label=arm)
-    axis.set(xlabel="most confident answers, % of all", ylabel="exact match, %")
+        axis.plot(shares, curve, style, marker="o", markersize=3, color=colours[arm], label=arm)
+    axis.set(xlabel="most confident answers, % of all", ylabel="exact match, %", xlim=(0, 100))
+    axis.set_ylim(_within(axis.get_ylim(), 100))
     return _with_legend(figure, axis)
 
 
 def sweep(arms: Sequence[Arm], key: str, title: str, colours: Mapping[str, str]) -> str:
     """Plot validation F1 by a swept value: mean and t interval over seeds, a line per other key."""
-    figure, (axis,) = _new(1, 1, width=7, height=3.6)
+    figure, (axis,) = _new(1, 1, height=3.6)
     lines: dict[str, dict[float, Arm]] = {}
-    for arm in sorted(arms, key=lambda arm: arm.any.config[key]):
-        name = arm.label.replace(f", {key} {arm.any.config[key]:g}", "")
-        lines.setdefault(name, {})[arm.any.config[key]] = arm
+    for arm in sorted(arms, key=lambda arm: arm.config[key]):
+        name = arm.label.replace(f", {key} {arm.config[key]:g}", "")
+        lines.setdefault(name, {})[arm.config[key]] = arm
     firsts = [next(iter(points.values())) for points in lines.values()]
-    styles = _styles([arm.mode for arm in firsts])
+    styles = _styles(LINES, [colours[arm.label] for arm in firsts])
     for (name, points), first, style in zip(lines.items(), firsts, styles, strict=True):
         colour = colours[first.label]
         found = [mean_over_seeds(arm.values(lambda r: r.best.f1)) for arm in points.values()]
@@ -170,10 +204,11 @@ def sweep(arms: Sequence[Arm], key: str, title: str, colours: Mapping[str, str])
             if interval is not None:
                 axis.plot([x, x], interval, color=colour, linewidth=1)
     axis.set_xscale("log")
-    ticks = sorted({arm.any.config[key] for arm in arms})
+    ticks = sorted({arm.config[key] for arm in arms})
     axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axis.minorticks_off()
     axis.set(xlabel=title, ylabel="validation F1, %")
+    axis.set_ylim(_within(axis.get_ylim(), 100))
     return _with_legend(figure, axis)
 
 
@@ -194,9 +229,9 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _styles(modes: Sequence[str]) -> list[str]:
-    """A line style for each arm, by its number within its mode."""
-    return [LINES[modes[:n].count(mode) % len(LINES)] for n, mode in enumerate(modes)]
+def _styles(styles: Sequence[str], colours: Sequence[str]) -> list[str]:
+    """A style for each arm, another one for each of the same colour."""
+    return [styles[colours[:n].count(c) % len(styles)] for n, c in enumerate(colours)]
 
 
 def _interval(axis: Axes, y: float, mean: float, interval: Interval | None, colour: str) -> None:
@@ -205,9 +240,15 @@ def _interval(axis: Axes, y: float, mean: float, interval: Interval | None, colo
     axis.plot([mean], [y], "|", color=colour, markersize=16, markeredgewidth=2.5)
 
 
-def _new(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _new(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure as wide as the text, in which letters are as large as in every other."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _within(limits: tuple[float, float], highest: float) -> tuple[float, float]:
+    """Cut the limits of an axis at 0 and at the highest value that can be."""
+    return max(0.0, limits[0]), min(limits[1], highest)
 
 
 def _names(axis: Axes, names: Sequence[str]) -> None:

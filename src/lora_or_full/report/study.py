@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_or_full.config.schema import RESULT_NEUTRAL
+from lora_or_full.errors import UserError
 from lora_or_full.runs.schema import Prediction, RunRecord
 
 # Keys in which the runs of one arm may differ, and keys that only repeat another one.
@@ -50,6 +51,23 @@ class Run:
         }
 
     @property
+    def precision(self) -> str:
+        """Lightning's name of the precision, which the hardware may have chosen."""
+        return self.record.config.trainer.precision
+
+    @cached_property
+    def recipe(self) -> str:
+        """What the runs of an arm share: the configuration without the precision."""
+        shared = {k: v for k, v in self.config.items() if k != "trainer.precision"}
+        return json.dumps(shared, sort_keys=True)
+
+    @property
+    def hardware(self) -> str:
+        """Device, precision, and way to measure memory: what makes costs comparable."""
+        record = self.record
+        return f"{record.environment.device}, {self.precision}, {record.cost.peak_memory_is}"
+
+    @property
     def comparable(self) -> dict[str, str]:
         """What has to be the same in all runs of a study, by the words for it."""
         record = self.record
@@ -59,9 +77,6 @@ class Run:
             "data files": record.data.source[:16],
             "test questions": record.data.test.fingerprint,
             "validation questions": record.data.validation.fingerprint,
-            "precision": record.config.trainer.precision,
-            "device": record.environment.device,
-            "way to measure memory": record.cost.peak_memory_is,
             "set of answered questions": hashlib.sha256(ids.encode()).hexdigest()[:16],
         }
 
@@ -77,6 +92,13 @@ class Arm:
     def any(self) -> Run:
         """One of the runs, for what all of them share."""
         return next(iter(self.runs.values()))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Configuration by dotted key that all of the runs share."""
+        others = [run.config for run in self.runs.values()]
+        own = self.any.config.items()
+        return {k: value for k, value in own if all(other.get(k) == value for other in others)}
 
     @property
     def mode(self) -> str:
@@ -142,10 +164,52 @@ class Study:
         own = [arm for arm in self.masked if arm.mode == mode]
         return max(own, key=lambda arm: arm.rank, default=None)
 
-    def compared(self) -> tuple[Arm | None, Arm | None]:
-        """Give the best arm of the first mode with an adapter, and that of the mode without."""
-        first = {arm.has_adapter: arm.mode for arm in reversed(self.arms)}
-        return self.best(first.get(True)), self.best(first.get(False))
+    def compared(self, against: str | None = None) -> tuple[list[Arm], Arm | None]:
+        """Choose the arms to compare, and their reference.
+
+        Args:
+            against: Label of the reference. None: the best arm of full fine-tuning, or, if there
+                is none, of the first mode of several.
+
+        Returns:
+            The best arm of each other mode (of one mode alone: all its other arms), and the
+            reference.
+
+        Raises:
+            UserError: No arm has that label.
+        """
+        first = sorted(self.modes, key=lambda mode: self._of(mode)[0].has_adapter)
+        if against is None:
+            full = bool(first) and not self._of(first[0])[0].has_adapter
+            reference = self.best(first[0]) if full or len(first) > 1 else None
+        else:
+            labels = {arm.label: arm for arm in self.arms}
+            if against not in labels:
+                raise UserError(f"--against={against}: must be one of: {'; '.join(labels)}.")
+            reference = labels[against]
+        if reference is None:
+            return [], None
+        best = [self.best(mode) for mode in self.modes if mode != reference.mode]
+        others = [arm for arm in best if arm is not None]
+        return others or [arm for arm in self.arms if arm is not reference], reference
+
+    @property
+    def by_hardware(self) -> list[Arm]:
+        """The arms, each parted by hardware if the runs of the study are on several kinds."""
+        kinds = dict.fromkeys(run.hardware for arm in self.arms for run in arm.runs.values())
+        if len(kinds) == 1:
+            return self.arms
+        parted = []
+        for arm in self.arms:
+            for kind in kinds:
+                own = {seed: run for seed, run in arm.runs.items() if run.hardware == kind}
+                if own:
+                    seeds = ", ".join(map(str, own))
+                    parted.append(Arm(f"{arm.label}, {kind} (seed {seeds})", own))
+        return parted
+
+    def _of(self, mode: str) -> list[Arm]:
+        return [arm for arm in self.arms if arm.mode == mode]
 
     def leading(self, most: int) -> list[Arm]:
         """Give at most so many arms of each mode, the best ones, in their order."""

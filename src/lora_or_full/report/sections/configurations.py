@@ -1,6 +1,5 @@
 """The section on the configurations of each mode: what each value gave, and the best one's lead."""
 
-from statistics import fmean
 from typing import Any
 
 from lora_or_full.report import plots
@@ -19,11 +18,11 @@ def configurations(study: Study) -> Section | None:
     leads = {arm.label: rows for arm in best if (rows := _lead(arm, study.arms))}
     swept = []
     for key, name in SWEPT.items():
-        arms = [arm for arm in study.masked if key in arm.any.config]
-        values = {mode: {a.any.config[key] for a in arms if a.mode == mode} for mode in study.modes}
+        arms = [arm for arm in study.masked if key in arm.config]
+        values = {mode: {a.config[key] for a in arms if a.mode == mode} for mode in study.modes}
         moving = [arm for arm in arms if len(values[arm.mode]) > 1]
         plot = plots.sweep(moving, key, name, plots.colours(study)) if moving else None
-        tried = [(arm.mode, arm.any.config.get(key), _tried(arm, arms, key)) for arm in best]
+        tried = [(arm.mode, arm.config.get(key), _tried(arm, arms, key)) for arm in best]
         swept.append((key, name, plot, [one for one in tried if len(one[2]) > 1]))
     made = section("configurations", leads=leads, swept=swept)
     return made if made.blocks else None
@@ -32,9 +31,9 @@ def configurations(study: Study) -> Section | None:
 def _tried(best: Arm, arms: list[Arm], key: str) -> list[Any]:
     """The values of a key in the arms that differ from the best one in nothing else."""
     return sorted(
-        arm.any.config[key]
+        arm.config[key]
         for arm in arms
-        if arm.any.config | {key: best.any.config.get(key)} == best.any.config
+        if arm.config | {key: best.config.get(key)} == best.config
         and len(arm.runs) == len(best.runs)
     )
 
@@ -57,10 +56,11 @@ def _lead(best: Arm, arms: list[Arm]) -> list[list[str]]:
             )
             interval = shown_interval(found.interval if found else None)
             cells.append(f"{signed(float(differences.mean()))} {interval}")
-        costs = [[one.runs[seed].record.cost for seed in seeds] for one in (best, arm)]
+        alike = [s for s in seeds if best.runs[s].hardware == arm.runs[s].hardware]
+        costs = [[one.runs[seed].record.cost for seed in alike] for one in (best, arm)]
         for own, its in (
-            [fmean(cost.train_seconds for cost in of_arm) for of_arm in costs],
-            [fmean(cost.peak_memory_bytes.train for cost in of_arm) for of_arm in costs],
+            [sum(cost.train_seconds for cost in of_arm) for of_arm in costs],
+            [sum(cost.peak_memory_bytes.train for cost in of_arm) for of_arm in costs],
         ):
             cells.append(f"× {own / its:.2f}" if its else NONE)
         rows.append(cells)

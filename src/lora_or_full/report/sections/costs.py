@@ -6,7 +6,7 @@ from statistics import fmean
 from lora_or_full.report import plots, theory
 from lora_or_full.report.formatting import MB
 from lora_or_full.report.render import Section, section
-from lora_or_full.report.stats.comparison import ArmComparison
+from lora_or_full.report.stats.comparison import Comparison
 from lora_or_full.report.study import Arm, Study
 
 RECIPE = (
@@ -17,8 +17,12 @@ RECIPE = (
 
 def cost(study: Study) -> Section:
     """Write the section on memory, time and size."""
-    components = {arm.label: _memory(arm) for arm in study.arms}
-    return section("cost", study=study, components=components, plot=plots.memory(components))
+    arms = study.by_hardware
+    components = {arm.label: _memory(arm) for arm in arms}
+    ways = dict.fromkeys(arm.any.record.cost.peak_memory_is for arm in arms)
+    return section(
+        "cost", arms=arms, ways=ways, components=components, plot=plots.memory(components)
+    )
 
 
 def _memory(arm: Arm) -> dict[str, float]:
@@ -36,9 +40,9 @@ def _memory(arm: Arm) -> dict[str, float]:
     return {name: size / MB for name, size in sizes.items()}
 
 
-def recipe(study: Study, found: ArmComparison | None) -> Section:
+def recipe(study: Study, found: Comparison | None) -> Section:
     """Write the section on the recipe of each arm."""
-    configs = [arm.any.config for arm in study.arms]
+    configs = [arm.config for arm in study.arms]
     keys = dict.fromkeys(key for config in configs for key in config)
     settings = {key: [config.get(key) for config in configs] for key in keys}
     return section(
@@ -54,29 +58,34 @@ def recipe(study: Study, found: ArmComparison | None) -> Section:
     )
 
 
-def efficiency(study: Study, found: ArmComparison | None) -> Section | None:
-    """Write the section on LoRA's theory beside measurement; None without a LoRA arm."""
-    lora = found.adapter if found else study.compared()[0]
-    layers = theory.lora_layers(lora.any.record.shapes) if lora else []
-    if lora is None or not lora.has_adapter or not layers:
+def efficiency(study: Study, found: Comparison | None) -> Section | None:
+    """Write the section on LoRA's theory beside measurement; None without a LoRA arm.
+
+    It is on the first arm that trains nothing but LoRA's two matrices.
+    """
+    for lora in found.arms if found else study.arms:
+        layers = theory.lora_layers(lora.any.record.shapes)
+        if layers and theory.total(layers) == lora.any.record.parameters.trainable:
+            break
+    else:
         return None
-    measured = (
-        [_measured(arm, found.seeds[0]) for arm in (found.full, found.adapter)] if found else []
-    )
+    pair = next((pair for pair in found.pairs if pair.arm is lora), None) if found else None
+    # LoRA against full fine-tuning, on the same hardware.
+    alike = None if pair is None or pair.reference.has_adapter else pair.alike
     return section(
         "efficiency",
-        found=found,
+        alike=alike,
         lora=lora,
         layers=layers,
         added=theory.total(layers),
         held=sum(layer.count * layer.full for layer in layers),
-        measured=list(zip(*measured, strict=True)),
+        measured=list(zip(*map(_measured, reversed(alike)), strict=True)) if alike else [],
     )
 
 
-def _measured(arm: Arm, seed: int) -> tuple[float, ...]:
+def _measured(arm: Arm) -> tuple[float, ...]:
     """What the last table of the section on efficiency compares."""
-    step = arm.runs[seed].record.cost.step
+    step = arm.any.record.cost.step
     return (
         step.forward_operations / step.questions / 1e9,
         step.backward_operations / step.questions / 1e9,

@@ -8,16 +8,17 @@ from lora_or_full.evaluation.spans import pieces, spans
 from lora_or_full.report import failure_classes, plots
 from lora_or_full.report.failure_classes import CLASSES
 from lora_or_full.report.render import Example, Section, section
-from lora_or_full.report.stats.comparison import ArmComparison
+from lora_or_full.report.stats.comparison import ArmComparison, Comparison
 from lora_or_full.report.study import Arm, Study
 from lora_or_full.runs.schema import Prediction
 
 EXAMPLES = 2  # of each class of failures
 
 
-def failure_cases(study: Study, found: ArmComparison | None) -> Section:
-    """Write the section for the best arm of each mode."""
-    arms = [arm for arm in study.compared() if arm] or study.arms[:2]
+def failure_cases(study: Study, found: Comparison | None) -> Section:
+    """Write the section for the arms that are compared, or else the first two."""
+    arms = found.arms if found else study.arms[:2]
+    named: set[str] = set()  # questions shown so far: each serves once
     predictions = arms[0].any.predictions
     contexts = [arms[0].any.contexts[str(p["paragraph"])] for p in predictions]
     runs = {arm.label: [run.predictions for run in arm.runs.values()] for arm in arms}
@@ -57,9 +58,12 @@ def failure_cases(study: Study, found: ArmComparison | None) -> Section:
             name: list(zip(*by_group(groups).values(), strict=True))
             for name, groups in groupings.items()
         },
-        examples=[example for arm in arms for example in _examples(arm)],
-        seed=found and found.seeds[0],
-        disagreements=_disagreements(found) if found else [],
+        examples=_examples(arms, named),
+        disagreements=[
+            one for pair in found.pairs for one in _disagreements(pair, named, len(arms))
+        ]
+        if found
+        else [],
         calibration_plot=plots.calibration(bins, colours),
         errors=errors,
         coverage_plot=plots.risk_coverage(curves, colours),
@@ -68,39 +72,54 @@ def failure_cases(study: Study, found: ArmComparison | None) -> Section:
     )
 
 
-def _examples(arm: Arm) -> list[Example]:
-    """The first failures of each class."""
+def _examples(arms: Sequence[Arm], named: set[str]) -> list[Example]:
+    """The first failures of each class: EXAMPLES of each of two arms, no more of several."""
     counted: Counter[str] = Counter()
     examples = []
-    for p in arm.any.predictions:
-        context = arm.any.contexts[str(p["paragraph"])]
-        name = failure_classes.failure(p, context)
-        if name and counted[name] < EXAMPLES:
-            counted[name] += 1
-            said = [f"answer: {p['prediction']}"]
-            examples.append(_example(p, context, said, [f"{arm.label}, {name}"]))
+    for number, arm in enumerate(arms, 1):
+        for p in arm.any.predictions:
+            context = arm.any.contexts[str(p["paragraph"])]
+            name = failure_classes.failure(p, context)
+            if name and p["id"] not in named and counted[name] < EXAMPLES * min(number, 2):
+                counted[name] += 1
+                named.add(p["id"])
+                said = [f"answer: {p['prediction']}"]
+                examples.append(_example(p, context, said, [f"{arm.label}, {name}"]))
     return examples
 
 
-def _disagreements(found: ArmComparison) -> list[tuple[str, int, list[Example]]]:
-    """Questions that only one of the two models of the first seed answers exactly."""
-    arms = (found.adapter, found.full)
-    runs = [arm.runs[found.seeds[0]] for arm in arms]
-    pairs = list(zip(*(run.predictions for run in runs), strict=True))
+def _disagreements(
+    pair: ArmComparison, named: set[str], arms: int
+) -> list[tuple[str, str, int, int, list[Example]]]:
+    """Questions that only one of two models of the first seed answers exactly.
+
+    Returns:
+        For each arm of the pair: its label, that of the other, the seed, the number of questions,
+        and the first ones as examples.
+    """
+    seed = pair.seeds[0]
+    runs = [arm.runs[seed] for arm in pair.arms]
+    answers = list(zip(*(run.predictions for run in runs), strict=True))
     disagreements = []
-    for better, arm in enumerate(arms):
+    for better, arm in enumerate(pair.arms):
         differ = [
-            pair for pair in pairs if pair[better]["exact_match"] > pair[1 - better]["exact_match"]
+            both
+            for both in answers
+            if both[better]["exact_match"] > both[1 - better]["exact_match"]
         ]
+        new = [both for both in differ if both[0]["id"] not in named]
+        chosen = new[: EXAMPLES if arms == 2 else 1]
+        named.update(both[0]["id"] for both in chosen)
         examples = [
             _example(
-                pair[0],
-                runs[0].contexts[str(pair[0]["paragraph"])],
-                [f"{of.label}: {p['prediction']}" for of, p in zip(arms, pair, strict=True)],
+                both[0],
+                runs[0].contexts[str(both[0]["paragraph"])],
+                [f"{of.label}: {p['prediction']}" for of, p in zip(pair.arms, both, strict=True)],
             )
-            for pair in differ[:EXAMPLES]
+            for both in chosen
         ]
-        disagreements.append((arm.label, len(differ), examples))
+        other = pair.arms[1 - better].label
+        disagreements.append((arm.label, other, seed, len(differ), examples))
     return disagreements
 
 

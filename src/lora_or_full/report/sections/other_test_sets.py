@@ -8,7 +8,7 @@ import numpy as np
 from lora_or_full.errors import UserError
 from lora_or_full.report.formatting import METRICS, counted, signed, spread
 from lora_or_full.report.render import Section, section
-from lora_or_full.report.stats.comparison import ArmComparison
+from lora_or_full.report.stats.comparison import Comparison
 from lora_or_full.report.stats.paired import Interval, mean_over_seeds, paragraph_bootstrap
 from lora_or_full.report.stats.seeds_by_paragraphs import anova_estimate
 from lora_or_full.report.study import Arm, Study, question_scores
@@ -28,7 +28,7 @@ class Evaluation:
 OnTestSet = dict[int, Evaluation]
 
 
-def other_test_sets(study: Study, found: ArmComparison | None) -> Section | None:
+def other_test_sets(study: Study, found: Comparison | None) -> Section | None:
     """Write the section; None if no run was scored on another test set."""
     read, notes = _read(study)
     names = sorted({test_set for own in read.values() for test_set in own})
@@ -42,10 +42,10 @@ def other_test_sets(study: Study, found: ArmComparison | None) -> Section | None
             if by_seed := read[arm.label].get(test_set):
                 scores.append([f"{arm.label}, {test_set[0]}", len(by_seed), *_scores(arm, by_seed)])
     gaps = []
-    if found is not None:
+    for pair in found.pairs if found is not None else ():
         for test_set in names:
-            adapter, full = (read[a.label].get(test_set, {}) for a in (found.adapter, found.full))
-            gaps += _gaps(test_set[0], adapter, full)
+            one, other = (read[arm.label].get(test_set, {}) for arm in pair.arms)
+            gaps += _gaps(pair.name(test_set[0]), one, other)
     return section("other_test_sets", found=found, scores=scores, gaps=gaps, notes=notes)
 
 

@@ -8,11 +8,11 @@ from lora_or_full.report.sections.costs import cost, efficiency, recipe
 from lora_or_full.report.sections.failures import failure_cases
 from lora_or_full.report.sections.other_test_sets import other_test_sets
 from lora_or_full.report.sections.significance import significance
-from lora_or_full.report.stats.comparison import ArmComparison
+from lora_or_full.report.stats.comparison import Comparison
 from lora_or_full.report.study import Study
 
 
-def all_sections(study: Study, found: ArmComparison | None, command: str) -> list[Section]:
+def all_sections(study: Study, found: Comparison | None, command: str) -> list[Section]:
     """Write the whole report.
 
     Args:
@@ -51,11 +51,11 @@ def dynamics(study: Study) -> Section:
         rising = [ends for ends in lowest if ends[1].validation_loss > ends[0].validation_loss]
         falling = sum(last.train_loss < low.train_loss for low, last in rising)
         trends.append((arm, len(rising), falling))
-    most = len(plots.LINES)
+    most, longest = len(plots.LINES), max(number for _, number, _ in by_epoch)
     drawn = study.leading(most)
     return section(
         "dynamics", by_epoch=by_epoch, trends=trends,
-        plot=plots.dynamics(drawn, plots.colours(study)),
+        plot=plots.dynamics(drawn, plots.colours(study)) if longest > 1 else None,
         most=most if len(drawn) < len(study.arms) else None,
     )  # fmt: skip
 

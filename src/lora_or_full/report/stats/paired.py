@@ -8,6 +8,7 @@ import bisect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ POWER = 0.8
 MOST_SEEDS = 10_000
 
 Array = NDArray[np.float64]
+K = TypeVar("K", bound=Hashable)
 Interval = tuple[float, float]
 
 
@@ -155,7 +157,7 @@ def mcnemar_test(seed: int, differences: Array) -> McNemarTest:
     return McNemarTest(seed, only_first, only_second, p)
 
 
-def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
+def holm(p_values: Mapping[K, float | None]) -> dict[K, float]:
     """Adjust the p values that are not None for testing several hypotheses (Holm, 1979)."""
     known = {name: p for name, p in p_values.items() if p is not None}
     adjusted, so_far = dict(known), 0.0
