@@ -34,8 +34,10 @@ from lora_or_full.data import prompt
 from lora_or_full.data.splits import Splits
 from lora_or_full.data.squad import Question, fingerprint
 from lora_or_full.errors import UserError, command_line_errors
+from lora_or_full.evaluation.metrics.exact_match import exact_match
+from lora_or_full.evaluation.metrics.f1 import f1
+from lora_or_full.evaluation.scoring import SQUAD
 from lora_or_full.evaluation.spans import spans
-from lora_or_full.evaluation.squad_metric import exact_match, f1
 from lora_or_full.generation.decoding import text_of
 from lora_or_full.generation.kv_cache import PaddedCache
 from lora_or_full.generation.predictor import Predictor, load, quiet_transformers
@@ -269,8 +271,8 @@ def answered(run: Predictor, questions: Sequence[Question]) -> tuple[list[dict[s
         }
         for method in METHODS:
             answer = text_of(run.tokenizer, found[method].ids)
-            row[f"{method}_exact_match"] = exact_match(answer, question.answers)
-            row[f"{method}_f1"] = round(f1(answer, question.answers), 2)
+            row[f"{method}_exact_match"] = exact_match(answer, question.answers, SQUAD)
+            row[f"{method}_f1"] = round(f1(answer, question.answers, SQUAD), 2)
             row[f"{method}_log_probability"] = round(found[method].log_probability, 4)
         table.append(row)
     took = (

@@ -23,6 +23,7 @@ from lora_or_full.data.hub import folder_of
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.evaluation import base_model_cache
 from lora_or_full.evaluation.predictions import Prediction, scores
+from lora_or_full.evaluation.scoring import warn_of_script
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.modeling.loading import hidden_size, load_tokenizer, max_positions
 from lora_or_full.modeling.precision import (
@@ -71,6 +72,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     cost = CostMonitor()
     data, module, model_facts = build(config)
     exported_weights = module.size["total" if config.adapter is None else "trainable"]
+    if is_first_process():
+        golds = (text for texts in data.test.column("answers") for text in texts)
+        warn_of_script(golds, config.scoring)
     checkpoint.check_room(folder, int(module.size["trainable"]), int(exported_weights))
     commit = provenance.commit()  # now: the files may change during the run
     checkpoints, answered = folder / "checkpoints", folder / "predictions.partial.jsonl"

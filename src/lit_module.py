@@ -3,7 +3,7 @@
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,7 @@ class LitQuestionAnswering(L.LightningModule):
             for answer, gold in zip(answers, batch.references, strict=True)
             if answer and answer.reference_log_probability is not None and gold
         ]
-        self.samples += list(map(prediction, batch.rows, answers))
+        self.samples += self._scored(batch, answers)
 
     def on_validation_epoch_end(self) -> None:
         """Record the validation loss and scores of the epoch.
@@ -240,7 +240,7 @@ class LitQuestionAnswering(L.LightningModule):
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Answer a batch and pass the predictions on."""
-        for predictions in gathered(list(map(prediction, batch.rows, self.answers(batch)))):
+        for predictions in gathered(self._scored(batch, self.answers(batch))):
             if predictions:
                 self.on_prediction(predictions)
 
@@ -357,6 +357,10 @@ class LitQuestionAnswering(L.LightningModule):
             self.model.save_pretrained(str(path))
         self.tokenizer.save_pretrained(str(path))
         return path
+
+    def _scored(self, batch: EvaluationBatch, answers: Sequence[Answer | None]) -> list[Prediction]:
+        scoring = self.config.scoring
+        return [prediction(*pair, scoring) for pair in zip(batch.rows, answers, strict=True)]
 
     def _check_names(self, names: Iterable[str], source: str) -> None:
         expected, found = set(self.trainable_parameters()), set(names)

@@ -22,7 +22,8 @@ from lora_or_full.config import compose
 from lora_or_full.config.schema import validate
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.errors import UserError
-from lora_or_full.evaluation.squad_metric import exact_match, f1
+from lora_or_full.evaluation.metrics.exact_match import exact_match
+from lora_or_full.evaluation.metrics.f1 import f1
 from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.modeling import precision
 from lora_or_full.training import distributed
@@ -144,8 +145,8 @@ def test_the_record_holds_together(
     assert results["data"]["test"]["questions"] == 6
     assert len({p["id"] for p in recorded}) == 6
     for p in recorded:
-        assert p["exact_match"] == exact_match(p["prediction"], p["answers"])
-        assert p["f1"] == f1(p["prediction"], p["answers"])
+        assert p["exact_match"] == exact_match(p["prediction"], p["answers"], "squad")
+        assert p["f1"] == f1(p["prediction"], p["answers"], "squad")
     assert results["test"]["f1"] == fmean([p["f1"] for p in recorded])
     assert [epoch["epoch"] for epoch in results["epochs"]] == [1, 2, 3]
     ranks = [(epoch["f1"], -epoch["validation_loss"]) for epoch in results["epochs"]]

@@ -1,6 +1,7 @@
 """The scorer's invariants, on any texts."""
 
 import warnings
+from functools import partial
 
 import pytest
 from hypothesis import example, given
@@ -8,7 +9,13 @@ from hypothesis import strategies as st
 from strategies import HALVES, texts
 from torchmetrics.functional.text import squad
 
-from lora_or_full.evaluation.squad_metric import exact_match, f1, normalize
+from lora_or_full.evaluation import scoring
+from lora_or_full.evaluation.metrics import exact_match as match_metric
+from lora_or_full.evaluation.metrics import f1 as f1_metric
+
+exact_match = partial(match_metric.exact_match, scoring="squad")
+f1 = partial(f1_metric.f1, scoring="squad")
+normalize = partial(scoring.normalize, scoring="squad")
 
 ANY = texts() | st.text(st.characters(), max_size=20) | st.sampled_from(HALVES)
 GOLDS = st.lists(ANY, min_size=1, max_size=4)

@@ -12,7 +12,8 @@ import pytest
 
 from lora_or_full.cli import report
 from lora_or_full.config import compose
-from lora_or_full.evaluation.squad_metric import exact_match, f1
+from lora_or_full.evaluation.metrics.exact_match import exact_match
+from lora_or_full.evaluation.metrics.f1 import f1
 
 QUESTIONS = 40
 CONTEXTS = {
@@ -34,7 +35,8 @@ def answers(seed: int, share: float) -> list[dict[str, Any]]:
             "id": f"q{number:03}", "title": f"T{paragraph // 2}", "paragraph": paragraph,
             "question": f"Who founded <b>Place{paragraph}</b> | *{number}*?", "answers": [gold],
             "prediction": text, "log_probability": -rng.random(), "ended": True,
-            "context_cut": False, "exact_match": exact_match(text, [gold]), "f1": f1(text, [gold]),
+            "context_cut": False, "exact_match": exact_match(text, [gold], "squad"),
+            "f1": f1(text, [gold], "squad"),
         })  # fmt: skip
     return made
 

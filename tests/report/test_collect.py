@@ -84,6 +84,7 @@ def test_layers_are_named_once_and_only_where_they_matter(make_run: Any, tmp_pat
     [
         (("model", "fingerprint"), "other", "model"),
         (("data", "source"), "other", "data files"),
+        (("config", "scoring"), "mlqa-zh", "scoring"),
         (("data", "test", "fingerprint"), "other", "test questions"),
         (("data", "validation", "fingerprint"), "other", "validation questions"),
     ],

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lora_or_full.evaluation.squad_metric import exact_match, f1
+from lora_or_full.evaluation.metrics.exact_match import exact_match
+from lora_or_full.evaluation.metrics.f1 import f1
 from lora_or_full.report import failure_classes
 from lora_or_full.report.failure_classes import CUT, ELSEWHERE, EMPTY, ENDLESS, EXTRA, PART, SPAN
 
@@ -15,7 +16,7 @@ def prediction(text: str, golds: list[str], **more: Any) -> dict[str, Any]:
     return {
         "question": "Who won?", "answers": golds, "prediction": text, "ended": True,
         "context_cut": False, "log_probability": -0.5, "paragraph": 0,
-        "exact_match": exact_match(text, golds), "f1": f1(text, golds),
+        "exact_match": exact_match(text, golds, "squad"), "f1": f1(text, golds, "squad"),
     } | more  # fmt: skip
 
 
@@ -39,14 +40,14 @@ def prediction(text: str, golds: list[str], **more: Any) -> dict[str, Any]:
 def test_the_class_of_an_answer(
     text: str, golds: list[str], more: dict[str, Any], expected: str | None
 ) -> None:
-    assert failure_classes.failure(prediction(text, golds, **more), CONTEXT) == expected
+    assert failure_classes.failure(prediction(text, golds, **more), CONTEXT, "squad") == expected
 
 
 def test_each_wrong_answer_is_counted_once_and_the_mean_is_over_runs() -> None:
     wrong = prediction("Levi's Stadium", ["Santa Clara"])
     right = prediction("Santa Clara", ["Santa Clara"])
     runs = [[wrong, wrong], [wrong, right]]
-    classes = [[failure_classes.failure(p, CONTEXT) for p in run] for run in runs]
+    classes = [[failure_classes.failure(p, CONTEXT, "squad") for p in run] for run in runs]
     [share] = failure_classes.shares(["", ""], runs, classes)
     found = share.classes
     assert found[SPAN] == 1.5

@@ -19,6 +19,7 @@ from lora_or_full.cli.arguments import add_base_model, existing_folder
 from lora_or_full.config.schema import Config
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.predictions import Prediction, prediction, scores
+from lora_or_full.evaluation.scoring import warn_of_script
 from lora_or_full.runs import provenance, store
 from lora_or_full.runs.reader import finished_record, read_record
 from lora_or_full.runs.schema import EvaluationRecord
@@ -97,6 +98,7 @@ def evaluate(
     output, of_questions = folder / "evaluations" / name, fingerprint(questions)
     if (output / store.RESULTS).is_file() and _recorded_fingerprint(output) != of_questions:
         raise UserError(f"{output} holds the scores on other questions: choose another --name.")
+    warn_of_script((text for q in questions for text in q.answers), config.scoring)
     predictor, began = load(folder, base), time.monotonic()
     rows = predictions_of(predictor, questions)
     contexts = list(dict.fromkeys(q.context for q in questions))  # by the number of a paragraph
@@ -131,7 +133,8 @@ def evaluate(
 
 def predictions_of(predictor: "Predictor", questions: "list[Question]") -> list[Prediction]:
     """Answer and score questions; the predictions come by id."""
-    scored = [prediction(row, answer) for row, answer in predictor.answers(questions)]
+    scoring = predictor.config.scoring
+    scored = [prediction(*pair, scoring) for pair in predictor.answers(questions)]
     return sorted(scored, key=lambda row: row["id"])
 
 

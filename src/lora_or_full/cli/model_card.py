@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
+from lora_or_full.evaluation.scoring import rules
 from lora_or_full.evaluation.spans import spans
 from lora_or_full.runs.reader import read_answers, read_record
 from lora_or_full.runs.schema import EvaluationRecord, RunRecord
@@ -68,6 +69,7 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
         name=name,
         record=record,
         test_set=test_set,
+        rules=rules(config.scoring),
         evaluations=[
             read_record(file.parent, EvaluationRecord)
             for file in sorted(folder.glob("evaluations/*/results.json"))

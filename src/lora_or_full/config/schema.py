@@ -46,6 +46,11 @@ Texts = Annotated[list[Text], Field(min_length=1), "a list of texts"]
 Name = Annotated[
     str, PlainValidator(_name), "a name of letters, digits, -, _, + and ., up to 200 bytes"
 ]
+Scoring = Annotated[
+    str,
+    Field(pattern=r"^(squad|mlqa-[a-z]{2,3})$"),
+    "squad, or mlqa- and the code of a language, such as mlqa-zh",
+]
 PeftClass = Annotated[
     str,
     Field(pattern=r"^peft\.\w+Config$"),
@@ -186,6 +191,9 @@ class Config(_Section):
         "products in float32; high: TF32 on a GPU, faster and less exact", default="highest"
     )
     mask_prompt: bool = key("loss on answer and end-of-text only; false: on every token")
+    scoring: Scoring = key(
+        "rules of exact match and F1: SQuAD's, or those of MLQA for a language", default="squad"
+    )
     resume: Text | None = neutral("folder of an interrupted run to resume")
     checkpoint_minutes: Positive = neutral(
         "minutes between checkpoints: the work that a kill can cost"

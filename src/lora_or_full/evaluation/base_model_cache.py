@@ -25,6 +25,7 @@ def scores_folder(config: Config, test: str, model: str, device: str) -> Path:
         device: Name of the device that computes them.
     """
     key = {"test": test, "precision": config.trainer.precision, "device": device}
+    key["scoring"] = config.scoring
     return _folder(config, model, "before", **key)
 
 
@@ -63,7 +64,7 @@ def shares_context(config: Config, model: str, trial: Callable[[], bool]) -> boo
 
 def _folder(config: Config, model: str, kind: str, **more: str) -> Path:
     package = Path(__file__).parents[1]
-    files = [file for part in CODE for file in sorted((package / part).glob("*.py"))]
+    files = [file for part in CODE for file in sorted((package / part).rglob("*.py"))]
     key = {
         "model": model,
         "model_config": config.model.config,

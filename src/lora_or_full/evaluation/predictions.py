@@ -6,7 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from lora_or_full.evaluation.intervals import mean_interval, share_interval
-from lora_or_full.evaluation.squad_metric import exact_match, f1
+from lora_or_full.evaluation.metrics.exact_match import exact_match
+from lora_or_full.evaluation.metrics.f1 import f1
 from lora_or_full.runs.schema import METRICS, Prediction
 
 
@@ -20,12 +21,13 @@ class Answer:
     reference_log_probability: float | None = None  # of the gold answer, if one was given
 
 
-def prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
+def prediction(row: Mapping[str, Any], answer: Answer | None, scoring: str) -> Prediction:
     """Score an answer.
 
     Args:
         row: The question: id, title, paragraph, question, answers, context_cut.
         answer: None if the prompt was too long; it scores zero.
+        scoring: The rules of the scores (`scoring.normalize`).
     """
     text = answer.text if answer else ""
     return {
@@ -38,8 +40,8 @@ def prediction(row: Mapping[str, Any], answer: Answer | None) -> Prediction:
         "log_probability": answer.log_probability if answer else None,
         "ended": answer is not None and answer.ended,
         "context_cut": row["context_cut"],
-        "exact_match": exact_match(text, row["answers"]),
-        "f1": f1(text, row["answers"]),
+        "exact_match": exact_match(text, row["answers"], scoring),
+        "f1": f1(text, row["answers"], scoring),
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from statistics import fmean
 
-from lora_or_full.evaluation.squad_metric import normalize
+from lora_or_full.evaluation.scoring import SQUAD, normalize
 from lora_or_full.runs.schema import Prediction
 
 EXTRA, PART = "extra words around a gold answer", "part of a gold answer"
@@ -29,15 +29,15 @@ BINS = 10  # of probability, for the calibration
 STEPS = 20  # of coverage
 
 
-def failure(prediction: Prediction, context: str) -> str | None:
+def failure(prediction: Prediction, context: str, scoring: str) -> str | None:
     """Classify a wrong answer by the first class that fits; None for an exact match.
 
-    Words are compared as the score compares them: without case, punctuation and articles.
+    Words are compared as the score compares them, by the rules of `scoring`.
     """
     if prediction["exact_match"]:
         return None
-    said = normalize(prediction["prediction"])
-    references = [normalize(text) for text in prediction["answers"]]
+    said = normalize(prediction["prediction"], scoring)
+    references = [normalize(text, scoring) for text in prediction["answers"]]
     if not said:
         return EMPTY
     if not prediction["ended"]:
@@ -48,7 +48,7 @@ def failure(prediction: Prediction, context: str) -> str | None:
         return PART
     if prediction["context_cut"]:
         return CUT
-    return SPAN if _within(said, normalize(context)) else ELSEWHERE
+    return SPAN if _within(said, normalize(context, scoring)) else ELSEWHERE
 
 
 def _within(part: str, whole: str) -> bool:
@@ -62,7 +62,7 @@ def question_word(question: str) -> str:
     It is the first one that begins the question or follows a preposition ("in which"), else the
     last: one in the middle mostly begins a clause ("the town where … is called what").
     """
-    words = [FORMS.get(word, word) for word in normalize(question).split()]
+    words = [FORMS.get(word, word) for word in normalize(question, SQUAD).split()]
     asking = [n for n, word in enumerate(words) if word in QUESTION_WORDS]
     leading = [n for n in asking if n == 0 or words[n - 1] in PREPOSITIONS]
     return words[(leading[:1] or asking[-1:])[0]] if asking else OTHER

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from lora_or_full.evaluation.scoring import rules
 from lora_or_full.report import formatting
 from lora_or_full.report.formatting import cell
 from lora_or_full.report.study import shown
@@ -165,6 +166,7 @@ TEMPLATES = Environment(
 )  # fmt: skip
 TEMPLATES.globals |= {"METRICS": formatting.METRICS, "MB": formatting.MB}
 TEMPLATES.filters |= {"plain": _plain, "marked": _marked, "as": formatting.written, "shown": shown}
+TEMPLATES.filters["rules"] = rules
 TEMPLATES.filters |= {
     write.__name__: write
     for write in (

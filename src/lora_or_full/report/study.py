@@ -17,7 +17,9 @@ from lora_or_full.errors import UserError
 from lora_or_full.runs.schema import Prediction, RunRecord
 
 # Keys in which the runs of one arm may differ, and keys that only repeat another one.
-WITHIN_ARM = RESULT_NEUTRAL | {"seed", "adapter._target_", "adapter.r", "model.target_modules"}
+WITHIN_ARM = RESULT_NEUTRAL | {
+    "seed", "scoring", "adapter._target_", "adapter.r", "model.target_modules",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Run:
             "data files": record.data.source[:16],
             "test questions": record.data.test.fingerprint,
             "validation questions": record.data.validation.fingerprint,
+            "scoring": record.config.scoring,
             "set of answered questions": hashlib.sha256(ids.encode()).hexdigest()[:16],
         }
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 
 from lora_or_full.evaluation.spans import pieces, spans
@@ -22,9 +23,9 @@ def failure_cases(study: Study, found: Comparison | None) -> Section:
     predictions = arms[0].any.predictions
     contexts = [arms[0].any.contexts[str(p["paragraph"])] for p in predictions]
     runs = {arm.label: [run.predictions for run in arm.runs.values()] for arm in arms}
+    failure = partial(failure_classes.failure, scoring=arms[0].any.record.config.scoring)
     classes = {
-        label: [list(map(failure_classes.failure, run, contexts)) for run in own]
-        for label, own in runs.items()
+        label: [list(map(failure, run, contexts)) for run in own] for label, own in runs.items()
     }
 
     def by_group(groups: Sequence[str]) -> dict[str, list[failure_classes.Share]]:
@@ -79,7 +80,7 @@ def _examples(arms: Sequence[Arm], named: set[str]) -> list[Example]:
     for number, arm in enumerate(arms, 1):
         for p in arm.any.predictions:
             context = arm.any.contexts[str(p["paragraph"])]
-            name = failure_classes.failure(p, context)
+            name = failure_classes.failure(p, context, arm.any.record.config.scoring)
             if name and p["id"] not in named and counted[name] < EXAMPLES * min(number, 2):
                 counted[name] += 1
                 named.add(p["id"])
