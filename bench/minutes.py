@@ -160,7 +160,7 @@ def compare(folder: Path, targets: list[str], output: Path) -> dict[str, Any]:
     torch.nn.Module.to(model, run.model.device)
     asked = dataclasses.replace(run, model=model)  # with the limits, batches and precision of RUN
     answered = predictions_of(asked, questions["test"])
-    plain = scores(answered)
+    plain = scores(answered, config.metrics)
     store.write_lines(adapter / "predictions.jsonl", answered)
     own = {
         "run": folder.name,

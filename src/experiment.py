@@ -100,7 +100,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
             if trainer.is_global_zero:
-                before = scores(predictions)
+                before = scores(predictions, config.metrics)
                 base_model_cache.save(before, cached)
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
         if trainer.global_step > step and trainer.is_global_zero:
@@ -127,7 +127,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         "epochs": module.epochs,
         "best_epoch": best,
         "before": before,
-        "test": scores(predictions),
+        "test": scores(predictions, config.metrics),
         "cost": {
             **costs,
             "step": profile,
@@ -206,7 +206,7 @@ def build_trainer(
         trainer = L.Trainer(
             **arguments,
             default_root_dir=folder,
-            logger=[tensorboard, MetricsFile(folder / "metrics.csv", step)],
+            logger=[tensorboard, MetricsFile(folder / "metrics.csv", step, config.metrics)],
             callbacks=[*callbacks, *watchers],
             plugins=[checkpoint.CheckedCheckpointIO()],
             num_sanity_val_steps=0,  # scoring before training has tried all of it

@@ -23,7 +23,7 @@ from lora_or_full.data.fingerprints import weights_fingerprint
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation import base_model_cache
-from lora_or_full.evaluation.predictions import Answer, Prediction, prediction
+from lora_or_full.evaluation.predictions import Answer, Prediction, prediction, values
 from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.sharing import shares_context
 from lora_or_full.modeling import trained_weights
@@ -54,7 +54,7 @@ class LitQuestionAnswering(L.LightningModule):
             can't share a context.
         size: Number of `trainable` and `total` weights, and the `percent` of the first.
         epochs: One dict per finished epoch: train_loss and validation_loss (means over label
-            tokens, nats), exact_match and f1 (percent, on the validation split).
+            tokens, nats), and the metrics (percent, on the validation split).
         on_prediction: Called with the predictions of each test batch as soon as it is answered.
 
     With several devices all of this is the same in each process.
@@ -225,8 +225,7 @@ class LitQuestionAnswering(L.LightningModule):
         loss = math.fsum(total for total, _ in losses) / tokens if tokens else math.nan
         scores = {
             "validation_loss": loss,
-            "exact_match": statistics.fmean(sample["exact_match"] for sample in self.samples),
-            "f1": statistics.fmean(sample["f1"] for sample in self.samples),
+            **{name: statistics.fmean(values(self.samples, name)) for name in self.config.metrics},
         }
         if not math.isfinite(loss):
             raise UserError(
@@ -359,8 +358,8 @@ class LitQuestionAnswering(L.LightningModule):
         return path
 
     def _scored(self, batch: EvaluationBatch, answers: Sequence[Answer | None]) -> list[Prediction]:
-        scoring = self.config.scoring
-        return [prediction(*pair, scoring) for pair in zip(batch.rows, answers, strict=True)]
+        pairs = zip(batch.rows, answers, strict=True)
+        return [prediction(row, answer, self.config) for row, answer in pairs]
 
     def _check_names(self, names: Iterable[str], source: str) -> None:
         expected, found = set(self.trainable_parameters()), set(names)

@@ -9,6 +9,7 @@ from torchmetrics.functional.text import squad
 from lora_or_full.evaluation import scoring
 from lora_or_full.evaluation.metrics import exact_match as match_metric
 from lora_or_full.evaluation.metrics import f1 as f1_metric
+from lora_or_full.evaluation.metrics.rouge_l import rouge_l
 
 exact_match = partial(match_metric.exact_match, scoring="squad")
 f1 = partial(f1_metric.f1, scoring="squad")
@@ -93,3 +94,11 @@ def torchmetrics_scores(pairs: list[tuple[str, list[str]]]) -> tuple[float, floa
     ]
     scores = squad(given, gold)
     return scores["exact_match"].item(), scores["f1"].item()
+
+
+def test_rouge_l_has_the_words_of_its_own_script_or_of_the_language() -> None:
+    assert rouge_l("the cat sat", ["x", "a cat sat down"], "squad") == pytest.approx(400 / 7)
+    assert rouge_l("The cat", ["a cat"], "squad") == pytest.approx(50)  # articles count
+    assert rouge_l("北京大学", ["北京"], "squad") == 0.0
+    assert rouge_l("北京大学", ["北京"], "mlqa-zh") == pytest.approx(200 / 3)
+    assert rouge_l("", ["x"], "squad") == 0.0

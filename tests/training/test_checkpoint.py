@@ -337,14 +337,14 @@ def test_the_journal_drops_a_damaged_line_and_all_after_it(tmp_path: Path) -> No
 
 def test_metrics_keep_undamaged_rows_before_the_step(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
-    metrics = MetricsFile(file, 0)
+    metrics = MetricsFile(file, 0, ["exact_match", "f1"])
     for step in range(4):
         metrics.log_metrics({"train/loss": 0.5}, step)
     whole = file.read_bytes()
-    MetricsFile(file, 2)
+    MetricsFile(file, 2, ["exact_match", "f1"])
     assert file.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
     file.write_bytes(whole.replace(b",1,", b",\xff1,")[:-5])
-    MetricsFile(file, 9)
+    MetricsFile(file, 9, ["exact_match", "f1"])
     kept = file.read_text().splitlines()
     assert [line.split(",")[1] for line in kept] == ["step", "0", "2"]
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from lora_or_full.cli.arguments import add_base_model, existing_folder
 from lora_or_full.config.schema import Config
 from lora_or_full.errors import UserError
+from lora_or_full.evaluation.metrics import labels
 from lora_or_full.evaluation.predictions import Prediction, prediction, scores
 from lora_or_full.evaluation.scoring import warn_of_script
 from lora_or_full.runs import provenance, store
@@ -56,18 +57,13 @@ def run(args: argparse.Namespace) -> None:
     questions, counts = squad.check(entries, args.unanswerable, args.misaligned)
     if not questions:
         raise UserError(f"{args.data} holds no question with an answer.")
-    table = Table("run", "questions", "EM", "F1", title=name, title_justify="left")
+    found: dict[str, dict[str, Any]] = {}
     for folder in args.runs:
         results = evaluate(folder, name, questions, counts, args.model)
-        test = results["test"]
-        cells = [
-            "{:.1f} [{:.1f}, {:.1f}]".format(test[metric], *test[f"{metric}_interval"])
-            for metric in ("exact_match", "f1")
-        ]
-        table.add_row(folder.name, f"{test['questions']:,}", *cells)
+        found[folder.name] = results["test"]
         if count := results["data"]["trained_on"]:
             print(f"Note: {folder} was trained on {count:,} of these questions.", file=sys.stderr)
-    Console().print(table)
+    _print_scores(name, found)
     print(f"lora-or-full report {' '.join(map(str, args.runs))}  # compares all test sets")
 
 
@@ -115,7 +111,7 @@ def evaluate(
             },
             "trained_on": seen(config, questions),
         },
-        "test": scores(rows),
+        "test": scores(rows, config.metrics),
         "seconds": time.monotonic() - began,
         "environment": provenance.environment(
             device_name(predictor.model.device), provenance.commit()
@@ -133,8 +129,8 @@ def evaluate(
 
 def predictions_of(predictor: "Predictor", questions: "list[Question]") -> list[Prediction]:
     """Answer and score questions; the predictions come by id."""
-    scoring = predictor.config.scoring
-    scored = [prediction(*pair, scoring) for pair in predictor.answers(questions)]
+    answered = predictor.answers(questions)
+    scored = [prediction(row, answer, predictor.config) for row, answer in answered]
     return sorted(scored, key=lambda row: row["id"])
 
 
@@ -148,6 +144,22 @@ def seen(config: Config, questions: "list[Question]") -> int | None:
         return None
     known = {(q.context, q.question) for name in ("train", "validation") for q in splits[name]}
     return sum((q.context, q.question) in known for q in questions)
+
+
+def _print_scores(title: str, found: dict[str, dict[str, Any]]) -> None:
+    """Print a row for the scores of each model by its name."""
+    names = [name for test in found.values() for name in test if f"{name}_interval" in test]
+    metrics = labels(names)
+    table = Table("run", "questions", *metrics.values(), title=title, title_justify="left")
+    for model, test in found.items():
+        cells = [
+            "{:.1f} [{:.1f}, {:.1f}]".format(test[name], *test[f"{name}_interval"])
+            if name in test
+            else ""
+            for name in metrics
+        ]
+        table.add_row(model, f"{test['questions']:,}", *cells)
+    Console().print(table)
 
 
 def _recorded_fingerprint(folder: Path) -> str | None:

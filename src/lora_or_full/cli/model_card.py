@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
+from lora_or_full.evaluation.metrics import labels
 from lora_or_full.evaluation.scoring import rules
 from lora_or_full.evaluation.spans import spans
 from lora_or_full.runs.reader import read_answers, read_record
@@ -52,9 +53,9 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
                 dataset_type=hub_id(data[-1]) or "squad",
                 dataset_name=test_set,
                 metric_type=metric,
-                metric_value=round(value, 2),
+                metric_value=round(getattr(test, metric), 2),
             )
-            for metric, value in (("exact_match", test.exact_match), ("f1", test.f1))
+            for metric in test.metrics
         ],
     )
     filled = ModelCard.from_template(
@@ -70,6 +71,7 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
         record=record,
         test_set=test_set,
         rules=rules(config.scoring),
+        metrics=labels(test.metrics),
         evaluations=[
             read_record(file.parent, EvaluationRecord)
             for file in sorted(folder.glob("evaluations/*/results.json"))

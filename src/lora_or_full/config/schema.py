@@ -11,6 +11,7 @@ import re
 import types
 from collections.abc import Container, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
@@ -34,6 +35,17 @@ def _name(value: Any) -> str:
     return name
 
 
+def _metrics(value: Any) -> list[str]:
+    known = [file.stem for folder in METRICS for file in folder.glob("[a-z]*.py")]
+    if not isinstance(value, list) or value[:2] != REQUIRED or len(set(value)) < len(value):
+        raise ValueError
+    if not set(value) <= set(known):
+        raise ValueError
+    return value
+
+
+REQUIRED = ["exact_match", "f1"]  # what epochs and configurations are chosen by, and compared
+METRICS = [Path(__file__).parents[1] / "evaluation" / "metrics"]  # a file per metric
 # A text in an annotation is what the type accepts, in the words of help and refusals.
 Count = Annotated[int, Field(ge=1), "a whole number from 1"]
 Whole = Annotated[int, Field(ge=0, lt=2**63), "a whole number from 0"]
@@ -50,6 +62,11 @@ Scoring = Annotated[
     str,
     Field(pattern=r"^(squad|mlqa-[a-z]{2,3})$"),
     "squad, or mlqa- and the code of a language, such as mlqa-zh",
+]
+Metrics = Annotated[
+    list[str],
+    PlainValidator(_metrics),
+    "a list: exact_match, f1, then any other file of evaluation/metrics/, such as rouge_l",
 ]
 PeftClass = Annotated[
     str,
@@ -194,6 +211,7 @@ class Config(_Section):
     scoring: Scoring = key(
         "rules of exact match and F1: SQuAD's, or those of MLQA for a language", default="squad"
     )
+    metrics: Metrics = key("metrics of an answer, percent", default=REQUIRED)
     resume: Text | None = neutral("folder of an interrupted run to resume")
     checkpoint_minutes: Positive = neutral(
         "minutes between checkpoints: the work that a kill can cost"

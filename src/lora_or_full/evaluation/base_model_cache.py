@@ -24,8 +24,10 @@ def scores_folder(config: Config, test: str, model: str, device: str) -> Path:
         model: Fingerprint of the weights.
         device: Name of the device that computes them.
     """
-    key = {"test": test, "precision": config.trainer.precision, "device": device}
-    key["scoring"] = config.scoring
+    key = {
+        "test": test, "precision": config.trainer.precision, "device": device,
+        "scoring": config.scoring, "metrics": config.metrics,
+    }  # fmt: skip
     return _folder(config, model, "before", **key)
 
 
@@ -62,7 +64,7 @@ def shares_context(config: Config, model: str, trial: Callable[[], bool]) -> boo
     return verdict
 
 
-def _folder(config: Config, model: str, kind: str, **more: str) -> Path:
+def _folder(config: Config, model: str, kind: str, **more: Any) -> Path:
     package = Path(__file__).parents[1]
     files = [file for part in CODE for file in sorted((package / part).rglob("*.py"))]
     key = {

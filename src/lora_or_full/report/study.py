@@ -18,7 +18,7 @@ from lora_or_full.runs.schema import Prediction, RunRecord
 
 # Keys in which the runs of one arm may differ, and keys that only repeat another one.
 WITHIN_ARM = RESULT_NEUTRAL | {
-    "seed", "scoring", "adapter._target_", "adapter.r", "model.target_modules",
+    "seed", "scoring", "metrics", "adapter._target_", "adapter.r", "model.target_modules",
 }  # fmt: skip
 
 

@@ -1,15 +1,17 @@
 """Reads a finished run: its record, its answers with their contexts, and where its weights are."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from statistics import fmean
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.runs import store
-from lora_or_full.runs.schema import METRICS, EvaluationRecord, Prediction, RunRecord, Text
+from lora_or_full.runs.schema import EvaluationRecord, Prediction, RunRecord, Text
 
 Record = TypeVar("Record", RunRecord, EvaluationRecord)
 T = TypeVar("T")
@@ -82,9 +84,9 @@ def check_scores(
     Raises:
         UserError: They differ.
     """
-    for metric in METRICS:
-        mean = sum(p[metric] for p in predictions) / len(predictions)
-        if abs(mean - getattr(record.test, metric)) > SAME_MEAN:
+    for metric in record.test.metrics:
+        values = [cast(float, p.get(metric, math.nan)) for p in predictions]
+        if not abs(fmean(values) - getattr(record.test, metric)) <= SAME_MEAN:
             problem = f"predictions.jsonl does not give the {metric} of its record."
             raise UserError(f"{folder}: {problem}")
 

@@ -7,7 +7,6 @@ from typing_extensions import TypedDict
 
 from lora_or_full.config.schema import Config
 
-METRICS: tuple[Literal["exact_match"], Literal["f1"]] = ("exact_match", "f1")
 LARGEST = 10**18  # beyond what any run counts or measures, and far from where sums overflow
 
 
@@ -31,6 +30,7 @@ NonNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100 + 1e-3)]  # a mean in float32 may exceed 100
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Whole = Annotated[int, Field(ge=0, le=LARGEST)]
+Interval = Annotated[tuple[Percent, Percent], Field(strict=False)]
 Match = Annotated[float, AfterValidator(_zero_or_all)]
 STRICT = ConfigDict(strict=True, frozen=True, protected_namespaces=())
 
@@ -76,7 +76,13 @@ class Parameters(_Part):
 
 
 class Epoch(_Part):
-    """Losses (nats per answer token) and validation scores (percent) of an epoch."""
+    """Losses (nats per answer token) and validation scores (percent) of an epoch.
+
+    Further metrics stand beside exact_match and f1.
+    """
+
+    model_config = STRICT | ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number]
 
     epoch: Count
     train_loss: Number
@@ -86,13 +92,25 @@ class Epoch(_Part):
 
 
 class Scores(_Part):
-    """Mean scores (percent) with 95 % intervals over paragraphs."""
+    """Mean scores (percent) with 95 % intervals over paragraphs.
+
+    Further metrics stand beside exact_match and f1.
+    """
+
+    model_config = STRICT | ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Percent | Interval]
 
     questions: Count
     exact_match: Percent
-    exact_match_interval: tuple[Percent, Percent] = Field(strict=False)
+    exact_match_interval: Interval
     f1: Percent
-    f1_interval: tuple[Percent, Percent] = Field(strict=False)
+    f1_interval: Interval
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics."""
+        names = [*type(self).model_fields, *(self.model_extra or {})]
+        return [name for name in names if f"{name}_interval" in names]
 
 
 class StepProfile(_Part):
@@ -191,11 +209,12 @@ class EvaluationRecord(_Part):
 
 
 @with_config(STRICT)
-class Prediction(TypedDict):
+class Prediction(TypedDict, extra_items=Percent):  # type: ignore[call-arg]  # new to mypy
     """A line of predictions.jsonl: an answered question and its scores (percent).
 
     `paragraph` is the number of its context in contexts.json. `log_probability` (natural logarithm,
-    end token included) is None if the prompt was too long to be answered.
+    end token included) is None if the prompt was too long to be answered. Further
+    metrics stand beside exact_match and f1.
     """
 
     id: Text

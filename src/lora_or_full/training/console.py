@@ -8,6 +8,8 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from rich.console import Console
 from rich.table import Table
 
+from lora_or_full.evaluation.metrics import labels
+
 
 def print_rows(title: str, macro: str, **facts: Any) -> None:
     """Print the table that `macro` of console.jinja makes of facts, and the lines below it."""
@@ -23,26 +25,29 @@ def print_rows(title: str, macro: str, **facts: Any) -> None:
 
 def close(results: dict[str, Any], folder: Path) -> None:
     """Print the results of a run, and where its files are."""
+    metrics = labels(results["config"]["metrics"])
     epochs = [
         [
             f"{epoch['epoch']}{' *' if epoch['epoch'] == results['best_epoch'] else ''}",
             *(f"{epoch[name]:.4f}" for name in ("train_loss", "validation_loss")),
-            *(f"{epoch[name]:.1f}" for name in ("exact_match", "f1")),
+            *(f"{epoch[name]:.1f}" for name in metrics),
         ]
         for epoch in results["epochs"]
     ]
-    _print_table("Epochs", epochs, "epoch", "train loss", "validation loss", "EM", "F1")
-    print_rows("Result", "result", results=results, folder=folder)
+    columns = ("epoch", "train loss", "validation loss", *metrics.values())
+    _print_table("Epochs", epochs, *columns)
+    print_rows("Result", "result", results=results, folder=folder, labels=metrics)
 
 
 def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
     """Print the results of each job of a sweep by name; None for one without results."""
+    finished = [results for results in jobs.values() if results]
+    metrics = labels(name for results in finished for name in results["config"]["metrics"])
     rows = [
         [
             name,
             f"{results['epochs'][results['best_epoch'] - 1]['f1']:.1f}",
-            f"{results['test']['exact_match']:.1f}",
-            f"{results['test']['f1']:.1f}",
+            *(f"{results['test'][metric]:.1f}" for metric in metrics),
             f"{results['cost']['peak_memory_bytes']['train'] / 1e6:,.0f}",
             duration(results["cost"]["train_seconds"]),
         ]
@@ -50,7 +55,7 @@ def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
         else [name, "no results"]
         for name, results in jobs.items()
     ]
-    _print_table("Sweep", rows, "run", "val. F1", "EM", "F1", "train MB", "training")
+    _print_table("Sweep", rows, "run", "val. F1", *metrics.values(), "train MB", "training")
 
 
 def duration(seconds: float) -> str:

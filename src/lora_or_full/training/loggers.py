@@ -3,6 +3,7 @@
 import csv
 import html
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,8 @@ from lora_or_full.processes import is_first_process
 from lora_or_full.runs import store
 
 COLUMNS = (
-    "epoch", "step", "lr-AdamW", "train/loss", "train/epoch_loss",
-    "validation/loss", "validation/exact_match", "validation/f1",
+    "epoch", "step", "lr-AdamW", "train/loss", "train/epoch_loss", "validation/loss",
 )  # fmt: skip
-ROW = re.compile(rb"^[\w.+-]*,(\d+)(,[\w.+-]*){6}\r\n", re.M)  # an undamaged one; the step
 SHOWN = 8  # answers in TensorBoard per epoch
 
 
@@ -33,19 +32,22 @@ class MetricsFile(Logger):
     name = "metrics"
     version = ""
 
-    def __init__(self, file: Path, step: int) -> None:
+    def __init__(self, file: Path, step: int, metrics: Sequence[str]) -> None:
         super().__init__()
         self.file = file
+        self.columns = (*COLUMNS, *(f"validation/{name}" for name in metrics))
         if is_first_process():
-            rows = ROW.finditer(file.read_bytes()) if file.is_file() else []
+            cells = len(self.columns) - 2
+            row = re.compile(rb"^[\w.+-]*,(\d+)(,[\w.+-]*){%d}\r\n" % cells, re.M)  # undamaged
+            rows = row.finditer(file.read_bytes()) if file.is_file() else []
             kept = [row[0].decode() for row in rows if int(row[1]) < step]
-            store.write_text(file, ",".join(COLUMNS) + "\r\n" + "".join(kept))
+            store.write_text(file, ",".join(self.columns) + "\r\n" + "".join(kept))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row."""
         if is_first_process():
             with self.file.open("a", newline="") as out:
-                csv.DictWriter(out, COLUMNS).writerow({**metrics, "step": step})
+                csv.DictWriter(out, self.columns).writerow({**metrics, "step": step})
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log nothing: config.yaml has them."""
@@ -92,8 +94,7 @@ def log_results(
     parameters = config.model_dump(include=keys, exclude_none=True)
     best = results["epochs"][results["best_epoch"] - 1]
     metrics = {
-        "test/exact_match": results["test"]["exact_match"],
-        "test/f1": results["test"]["f1"],
+        **{f"test/{name}": results["test"][name] for name in config.metrics},
         "test/f1_before": results["before"]["f1"],
         "best/validation_loss": best["validation_loss"],
         "best/validation_f1": best["f1"],

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from lora_or_full.evaluation.metrics import Metric
 from lora_or_full.evaluation.scoring import normalize
 
 
@@ -28,3 +29,6 @@ def _word_f1(given: Sequence[str], gold: Sequence[str]) -> float:
         return 0.0
     precision, recall = shared / len(given), shared / len(gold)
     return 100.0 * 2 * precision * recall / (precision + recall)
+
+
+METRIC = Metric("F1", f1)
