@@ -1,9 +1,9 @@
-"""The command `lora-or-full`: what is done with finished runs.
+"""The command `lora-or-full`: what is done with finished runs and other models.
 
 lora-or-full ask RUN --context FILE "QUESTION"   ask what was trained
 lora-or-full page RUN [RUN ...]                  ask it on a local page
 lora-or-full report RUNS [RUNS ...]              the report of a study
-lora-or-full evaluate RUN [RUN ...] DATA         score runs on other questions
+lora-or-full evaluate MODEL [MODEL ...] DATA     score runs, or any model, on questions
 lora-or-full export RUN                          hand on what was trained, with a model card
 
 Each takes --help. Training: python src/run.py --help

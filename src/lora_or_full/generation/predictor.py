@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -79,6 +79,7 @@ class Predictor:
         config: Configuration of its run; the defaults of conf/ if it is not of a run.
         positions: Tokens that the model can read at once.
         record: Record of its run; None if it is not of a run.
+        examples: Token ids of answered examples, which `answers` puts before each prompt.
     """
 
     label: str
@@ -87,11 +88,38 @@ class Predictor:
     config: Config
     positions: int
     record: RunRecord | None
+    examples: Sequence[int] = ()
 
     @property
     def max_prompt_length(self) -> int:
-        """Largest number of tokens of a prompt."""
-        return min(self.config.max_length, self.positions - self.config.max_new_tokens)
+        """Largest number of tokens of a prompt, without the examples."""
+        room = self.positions - self.config.max_new_tokens - len(self.examples)
+        return min(self.config.max_length, room)
+
+    def with_examples(self, questions: Sequence[Question]) -> "Predictor":
+        """Give the same model, to be asked after examples with their first gold answers.
+
+        Raises:
+            UserError: The examples leave no room for a question.
+        """
+        texts = [
+            f"Context:{prompt.context_text(q.context)}{prompt.question_text(q.question)}"
+            f"{prompt.answer_text(q.answers[0])}\n"
+            for q in questions
+        ]
+        [ids] = prompt.encode(self.tokenizer, ["".join(texts)])
+        found = replace(self, examples=ids)
+        if found.max_prompt_length < 1:
+            raise UserError(
+                f"--shots={len(questions)}: the examples have {len(ids):,} tokens, and the model "
+                f"reads {self.positions:,}. Fewer of them leave room for a question."
+            )
+        return found
+
+    def _after_examples(self, asked: PromptTokens) -> PromptTokens:
+        start = int(asked.prefix[:1] == [self.tokenizer.bos_token_id])
+        prefix = [*asked.prefix[:start], *self.examples, *asked.prefix[start:]]
+        return asked._replace(prefix=prefix)
 
     @cached_property
     def stops(self) -> list[int]:
@@ -105,7 +133,7 @@ class Predictor:
             shares = self.record.model.shares_context
         else:
             shares = shares_context(self.model, self.max_prompt_length + self.config.max_new_tokens)
-        return self.config.packed_length if shares else None
+        return self.config.packed_length + len(self.examples) if shares else None
 
     def read(self, context: str) -> ContextSession:
         """Read a context, for questions by `ask`.
@@ -164,19 +192,21 @@ class Predictor:
             ]
             with autocast_for(self.config.trainer.precision, self.model.device):
                 answers = greedy(
-                    self.model, self.tokenizer, prompts, self.stops, self.config.max_new_tokens,
-                    self._packed_length, cuda_graphs=self.config.cuda_graphs,
+                    self.model, self.tokenizer, list(map(self._after_examples, prompts)),
+                    self.stops, self.config.max_new_tokens, self._packed_length,
+                    cuda_graphs=self.config.cuda_graphs,
                 )  # fmt: skip
             found |= zip(fit, answers, strict=True)
         return [(rows[n], found.get(n)) for n in range(len(rows))]
 
 
-def load(folder: Path, base: str | None) -> Predictor:
+def load(folder: Path, base: str | None, config: Config | None = None) -> Predictor:
     """Load a finished run, an adapter or a model.
 
     Args:
         folder: Folder of a finished run, of an adapter in PEFT's format, or of a model.
         base: Hub id or folder of the base model; None if `folder` names it.
+        config: Configuration of a model that is of no run; None for the defaults of conf/.
 
     Raises:
         UserError: The folder holds none of these, is damaged, or has another base model.
@@ -185,9 +215,9 @@ def load(folder: Path, base: str | None) -> Predictor:
     if (folder / store.RESULTS).is_file():
         return _load_run(folder, base)
     if (folder / "adapter_config.json").is_file():
-        return _load_adapter_folder(folder, base)
+        return _load_adapter_folder(folder, base, config)
     if (folder / "config.json").is_file():
-        return _ready(folder, load_model(folder, str(folder), {}), folder, folder, None)
+        return _ready(folder, load_model(folder, str(folder), {}), folder, folder, config, None)
     raise not_a_run(folder, "results.json, adapter_config.json or config.json")
 
 
@@ -227,10 +257,10 @@ def _load_run(folder: Path, base: str | None) -> Predictor:
         model: Model = load_adapter(load_model(source, settings.name, settings.config), weights)
     else:
         source, model = weights, load_model(weights, str(weights), {})
-    return _ready(folder, model, source, weights, record)
+    return _ready(folder, model, source, weights, record.config, record)
 
 
-def _load_adapter_folder(folder: Path, base: str | None) -> Predictor:
+def _load_adapter_folder(folder: Path, base: str | None, config: Config | None) -> Predictor:
     file = folder / "adapter_config.json"
     try:
         name = base or json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
@@ -241,15 +271,18 @@ def _load_adapter_folder(folder: Path, base: str | None) -> Predictor:
     source = _model_folder(name, Path(compose.defaults().cache_dir))
     model = load_adapter(load_model(source, name, {}), folder)
     own = (folder / "tokenizer_config.json").is_file()
-    return _ready(folder, model, source, folder if own else source, None)
+    return _ready(folder, model, source, folder if own else source, config, None)
 
 
 def _ready(
-    folder: Path, model: Model, source: Path, tokenizer: Path, record: RunRecord | None
+    folder: Path,
+    model: Model,
+    source: Path,
+    tokenizer: Path,
+    config: Config | None,
+    record: RunRecord | None,
 ) -> Predictor:
-    if record is not None:
-        config = record.config
-    else:
+    if config is None:
         config = compose.defaults()
         config = config.with_precision(resolve_precision(config.trainer, hidden_size(source)))
     store_weights(model.requires_grad_(False), frozen_dtype(config))

@@ -200,10 +200,22 @@ class TestSet(_Part):
     trained_on: Whole | None
 
 
-class EvaluationRecord(_Part):
-    """What evaluations/<name>/results.json holds: a run's scores on another test set."""
+class EvaluatedModel(_Part):
+    """A model that is of no run: its name, the fingerprint and number of its weights."""
 
     name: str
+    fingerprint: str
+    weights: Count
+
+
+class EvaluationRecord(_Part):
+    """The results.json of an evaluation: the scores of a run (`model` is None) or another model."""
+
+    name: str
+    model: EvaluatedModel | None = None
+    shots: Whole = 0  # answered examples before each question
+    seed: int | None = None  # that drew them
+    scoring: str = "squad"  # older records are by no other rules
     data: TestSet
     test: Scores
 
