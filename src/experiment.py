@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from datamodule import SquadDataModule
 from lit_module import LitQuestionAnswering
 from lora_or_full.config.schema import Config, unknown
+from lora_or_full.data.fingerprints import first_weights, weights_fingerprint
 from lora_or_full.data.hub import folder_of
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.evaluation import base_model_cache
@@ -85,7 +86,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     with stop_signals_to(saver.request_stop), connected(trainer), memory_explained(config):
         check_alike(folder, config.trainer.precision)
         data.deal(trainer.world_size, trainer.global_rank)
-        test_set, weights = data.facts["test"]["fingerprint"], model_facts["fingerprint"]
+        test_set = data.facts["test"]["fingerprint"]
+        weights = "+".join(filter(None, map(model_facts.get, ("fingerprint", "first_weights"))))
         device = device_name(trainer.strategy.root_device)
         cached = base_model_cache.scores_folder(config, test_set, weights, device)
         before, last, step = trainer.strategy.broadcast((base_model_cache.load(cached), last, step))
@@ -172,12 +174,14 @@ def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[s
     data = SquadDataModule(config, tokenizer, positions)
     data.setup()
     steps = config.trainer.max_epochs * data.steps
-    module = LitQuestionAnswering(config, folder, tokenizer, steps)
+    first = config.init_from and first_weights(config, weights_fingerprint(folder))
+    module = LitQuestionAnswering(config, folder, tokenizer, steps, first or None)
     data.packed_length = module.packed_length
     data.in_rows = device_of(config.trainer.accelerator).type == "cuda"
     facts = {
         "name": config.model.name,
         **module.base,
+        **({"first_weights": weights_fingerprint(first)} if first else {}),
         "shares_context": module.packed_length is not None,
         "onednn_products": onednn_is_faster(),
     }

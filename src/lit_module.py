@@ -27,6 +27,7 @@ from lora_or_full.evaluation.predictions import Answer, Prediction, prediction, 
 from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.sharing import shares_context
 from lora_or_full.modeling import trained_weights
+from lora_or_full.modeling.adapter_weights import set_adapter_weights
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
 from lora_or_full.modeling.loading import add_adapter, check_adapter, load_model
@@ -47,6 +48,8 @@ class LitQuestionAnswering(L.LightningModule):
         folder: Local folder of the base model.
         tokenizer: The base model's tokenizer.
         total_steps: Optimizer steps after which the learning rate is zero.
+        first: Folder of the weights that training starts from; None for those of the base model and
+            a new adapter.
 
     Attributes:
         base: `type` of the base model, `fingerprint` and `dtype` of its weights in their file.
@@ -64,13 +67,19 @@ class LitQuestionAnswering(L.LightningModule):
     """
 
     def __init__(
-        self, config: Config, folder: Path, tokenizer: PreTrainedTokenizerBase, total_steps: int
+        self,
+        config: Config,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        total_steps: int,
+        first: Path | None = None,
     ) -> None:
         super().__init__()
         self.config, self.tokenizer, self.stops = config, tokenizer, stop_ids(tokenizer)
         # Lightning could count the steps too, but it would build the loader too early to resume it.
         self.total_steps = total_steps
-        model = load_model(folder, config.model.name, config.model.config)
+        source = first if first is not None and config.adapter is None else folder
+        model = load_model(source, config.model.name, config.model.config)
         self.base = {
             "type": model.config.model_type,
             "fingerprint": weights_fingerprint(folder),
@@ -89,6 +98,8 @@ class LitQuestionAnswering(L.LightningModule):
             torch.manual_seed(config.seed)  # the adapter's initial weights are drawn here
             self.model = add_adapter(model, config.adapter)
             check_adapter(self.model, config.adapter)
+            if first is not None:
+                set_adapter_weights(self.model, first)
         elif device_of(config.trainer.accelerator).type == "cpu":
             speed_up_full(model)
         if config.model.gradient_checkpointing:

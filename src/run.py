@@ -18,41 +18,58 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lora_or_full.config.command_line import prepare, usage
-from lora_or_full.config.compose import CONF, saved, to_dict
-from lora_or_full.config.schema import Config, unused, validate
+from lora_or_full.config.command_line import (
+    CommandLine,
+    check_options,
+    more_training,
+    prepare,
+    usage,
+)
+from lora_or_full.config.compose import CONF
+from lora_or_full.config.schema import Config, unused
 from lora_or_full.errors import UserError, command_line_errors, explain
 from lora_or_full.processes import is_first_process
 from lora_or_full.runs import store
+from lora_or_full.training import console
 from lora_or_full.training.sweep import INTERRUPTED, Sweep
 
 
 @command_line_errors()
 def main() -> None:
     """Run one job, or a sweep of them."""
-    args = get_args_parser().parse_args()
+    parser = get_args_parser()
+    parser.allow_abbrev = False  # --experiment is no --experimental-rerun
+    args, unknown = parser.parse_known_intermixed_args()
+    check_options(unknown, sys.argv[1:])
     if args.help:
         print(f"{(__doc__ or '').strip()}\n\n{usage()}")
         return
+    # Hydra takes options at one end only, but people write them anywhere.
+    options = [word for word in sys.argv[1:] if word not in args.overrides]
+    sys.argv[1:] = [*options, *args.overrides]
     start = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     if args.hydra_help or args.cfg or args.info or args.shell_completion:
-        start(one_run)()
+        start(lambda composed: None)()
         return
     command = prepare(args)
     sys.argv += command.words
     if command.folder is None:
-        start(one_run)()
+        start(single_run(command))()
         return
     sweep = Sweep(command.jobs, command.folder)
     with command_line_errors(sweep.folder), sweep.reported():
         start(sweep_job(sweep))()
 
 
-def one_run(composed: DictConfig) -> None:
-    """Run the job that Hydra has composed, in the folder that Hydra has chosen."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    with command_line_errors(folder):
-        run_in_folder(validate(to_dict(composed)), folder)
+def single_run(command: CommandLine) -> Callable[[DictConfig], None]:
+    """Give what runs the checked job in the folder that Hydra has chosen."""
+
+    def start(composed: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        with command_line_errors(folder):
+            run_in_folder(command.jobs[0], folder, command.resumes)
+
+    return start
 
 
 def sweep_job(sweep: Sweep) -> Callable[[DictConfig], None]:
@@ -70,7 +87,7 @@ def sweep_job(sweep: Sweep) -> Callable[[DictConfig], None]:
     return start
 
 
-def run_in_folder(config: Config, folder: Path) -> None:
+def run_in_folder(config: Config, folder: Path, resumes: bool) -> None:
     """Run from the beginning, or from where the run was interrupted; keep status.json current.
 
     With several devices, each has a process that calls this. Only the first one writes.
@@ -78,15 +95,18 @@ def run_in_folder(config: Config, folder: Path) -> None:
     Raises:
         UserError: The run is not possible.
     """
-    first, identity = is_first_process(), None
-    if config.resume is None:
+    first, known = is_first_process(), store.status(folder) if resumes else {}
+    identity, facts = known.get("identity"), {}
+    if not resumes:
         if first and (folder / "config.yaml").exists():
             raise UserError(f"{folder} holds a run already: choose another hydra.run.dir.")
     else:
-        config = saved(folder)
         if first and store.is_finished(folder):
-            raise UserError(f"resume={folder}: that run is finished; see its results.json.")
-        identity = store.status(folder).get("identity")
+            raise UserError(
+                f"resume={folder}: that run is finished; see its results.json. To train its "
+                f"weights further, as a run of its own: {more_training(folder)}"
+            )
+        facts = {"contents": known["contents"]} if "contents" in known else {}
         damaged = store.damaged_files(folder)
         if damaged and (folder / store.RESULTS).exists():
             words = f"Warning: damaged in {folder}: {', '.join(damaged)}. The run is repeated."
@@ -101,30 +121,42 @@ def run_in_folder(config: Config, folder: Path) -> None:
     else:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
     threading.excepthook = _quiet_thread_errors
-    # Imported late: torch and everything on top of it take seconds.
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-    from experiment import run
-    from lora_or_full.data.fingerprints import run_identity
-    from lora_or_full.training import checkpoint, console, distributed
-
     try:
         if first:
-            identity = identity or run_identity(config)
-            store.set_status(folder, "running", identity, process=os.getpid())
-        results = run(config, folder)
-        if not first:
-            distributed.leave()
-        store.set_status(folder, "finished", identity)
-    except (checkpoint.Interrupted, SIGTERMException, KeyboardInterrupt):
-        _record_end(folder, "interrupted", identity)
+            from lora_or_full.data.fingerprints import check_contents, contents, run_identity
+
+            found = contents(config)
+            check_contents(facts.get("contents", found), found)
+            identity, facts = identity or run_identity(config, found), {"contents": found}
+            store.set_status(folder, "running", identity, process=os.getpid(), **facts)
+        results = _run(config, folder)
+        store.set_status(folder, "finished", identity, **facts)
+    except KeyboardInterrupt:
+        _record_end(folder, "interrupted", identity, **facts)
         print(f"Stopped. To resume: python src/run.py resume='{folder}'", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         reason = explain(error, folder) or f"{type(error).__name__}: {error}"
-        _record_end(folder, "failed", identity, error=str(reason))
+        _record_end(folder, "failed", identity, error=str(reason), **facts)
         raise
     console.close(results, folder)
+
+
+def _run(config: Config, folder: Path) -> dict[str, Any]:
+    """Run `experiment.run`; a stop signal ends it as Ctrl-C does."""
+    # Imported late: torch and everything on top of it take seconds.
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from experiment import run
+    from lora_or_full.training import checkpoint, distributed
+
+    try:
+        results = run(config, folder)
+    except (checkpoint.Interrupted, SIGTERMException):
+        raise KeyboardInterrupt from None
+    if not is_first_process():
+        distributed.leave()
+    return results
 
 
 def _quiet_thread_errors(raised: threading.ExceptHookArgs) -> None:

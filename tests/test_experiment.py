@@ -124,6 +124,39 @@ def test_each_mode_trains_its_adapter_alone_and_plain_peft_loads_it(
     assert answers_by(merged, tmp_path / "merged", recorded, tmp_path / "run") == given
 
 
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_training_continues_from_the_weights_of_another_run(
+    mode: str, settings: Settings, finished_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    settings |= {"init_from": str(finished_runs[mode]), "lr": 1e-9}
+    settings |= FULL if mode == "full" else {}
+    settings["trainer"]["max_epochs"] = 1
+    results = experiment.run(validate(settings), tmp_path / "run")
+    earlier = json.loads((finished_runs[mode] / "results.json").read_text())
+    answered, before = predictions_of(tmp_path / "run"), predictions_of(finished_runs[mode])
+    assert [p["prediction"] for p in answered] == [p["prediction"] for p in before]
+    assert [p["log_probability"] for p in answered] == pytest.approx(
+        [p["log_probability"] for p in before], rel=1e-4
+    )
+    assert results["before"] == earlier["test"]
+    assert results["model"]["fingerprint"] == earlier["model"]["fingerprint"]
+    assert results["model"]["first_weights"] not in (None, earlier["model"]["fingerprint"])
+    # Scores before training are not mistaken for those of the base model.
+    cached = Path(settings["cache_dir"]) / "before"
+    assert len(list(cached.iterdir())) == 1
+    experiment.run(validate(settings | {"init_from": None}), tmp_path / "plain")
+    assert len(list(cached.iterdir())) == 2
+
+
+def test_an_adapter_of_another_shape_is_refused_as_a_start(
+    settings: Settings, finished_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    settings["init_from"] = str(finished_runs["lora"] / "adapter")
+    settings["rank"] = settings["adapter"]["r"] = 4
+    with pytest.raises(UserError, match="r is 8 there, 4 here. Give rank and adapter"):
+        experiment.run(validate(settings), tmp_path / "run")
+
+
 def test_the_full_model_answers_as_recorded_when_plain_transformers_loads_it(
     settings: Settings, tmp_path: Path
 ) -> None:

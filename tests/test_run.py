@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,17 +228,34 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
     assert f"python src/run.py resume='{folder}'" in errors
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
 
-    message = refusal(f"resume={folder}", "mode=full", "data.train_size=9")
+    message = refusal(f"resume={folder}", "mode=full", "data.train_size=9", "trainer.max_epochs=5")
     assert "mode: the run has lora, requested is full" in message
     assert "data.train_size: the run has 10, requested is 9" in message
     assert "lr:" in message
+    assert f"init_from='{folder}' trainer.max_epochs=<n>" in message
 
-    done = command(f"resume={folder}", "mode=lora", "trainer.precision=auto")
+    # Moved: what decides is what is in the files, not where they lie.
+    paths = dict(word.split("=") for word in words)
+    folder = folder.rename(tmp_path / "moved run")
+    for key in ("model.name", "data.path", "data.test_path"):
+        place = tmp_path / f"moved_{Path(paths[key]).name}"
+        shutil.move(paths[key], place) if key != "model.name" else place.symlink_to(paths[key])
+        paths[key] = str(place)
+    assert "no file" in refusal(f"resume='{folder}'")
+    moved = [f"{key}={paths[key]}" for key in ("model.name", "data.path", "data.test_path")]
+    message = refusal(f"resume='{folder}'", *moved[:2], f"data.test_path={paths['data.path']}")
+    assert "the files have other content" in message
+
+    own = ["mode=lora", "trainer.precision=auto", "checkpoint_minutes=9", "output_dir=elsewhere"]
+    done = command(f"resume='{folder}'", *own, *moved, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Resumes" in done.stdout
     results = json.loads((folder / "results.json").read_text())
     assert len(results["epochs"]) == 10
-    assert "is finished" in refusal(f"resume={folder}")
+    assert results["config"]["checkpoint_minutes"] == 9
+    message = refusal(f"resume='{folder}'")
+    assert "is finished" in message
+    assert f"init_from='{folder}'" in message
 
 
 @pytest.mark.parametrize(
@@ -268,7 +286,17 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["data.draw_by=foo"], "data.draw_by=foo: must be question or paragraph"),
         (["lr=1e-4,1e-3"], "needs -m"),
         (["lr="], "lr="),
-        (["mode"], "mode"),
+        (["mode"], "mode: each word is key=value"),
+        (["demo"], "Did you mean experiment=demo?"),
+        (["--mdoe"], "no option --mdoe. Keys have no dashes: mode=<value>. Options: -m"),
+        (["--mode", "lora"], "Keys have no dashes: mode=lora."),
+        (["seed=1", "--experiment=demo"], "Keys have no dashes: experiment=demo."),
+        (["--learning-rate", "1"], "Keys have no dashes: lr=1."),
+        (["-m", "hydra/sweeper=optuna"], "hydra/sweeper=optuna: a sweep here runs all values"),
+        (["+lora.use_rslora=true"], "no key 'lora.use_rslora'. Did you mean +adapter.use_rslora?"),
+        (["data.path=My (1).json"], "can't be read. Quote it: \"data.path='My (1).json'\""),
+        (["data.path=epoch=1.json"], "Quote it: \"data.path='epoch=1.json'\""),
+        (["data.path=a,b.json"], "A list is written data.path=[a,b.json], a comma in a name"),
         (["resume=nowhere"], "there is no run"),
         (["output_dir=/dev/null/runs"], "output_dir=/dev/null/runs can't be written"),
         (["cache_dir=/dev/null/cache"], "cache_dir=/dev/null/cache can't be written"),
@@ -316,11 +344,21 @@ def test_what_is_wrong_is_said_by_the_command_and_by_the_run(
     assert message in refusal(*asked, folder=tmp_path)
 
 
-def test_an_option_that_is_none_is_refused_with_those_that_are() -> None:
-    done = command("--mdoe")
-    assert done.returncode == 2
-    assert "--multirun" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    "given",
+    [["-m", "seed=1,2", "lr=1"], ["seed=1,2", "-m", "lr=1"], ["seed=1,2", "lr=1", "--multirun"]],
+)
+def test_an_option_may_stand_anywhere(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra gets the keys in one piece, and what is added for it behind them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", *given])
+    seen: list[list[str]] = []
+    monkeypatch.setattr(run.Sweep, "run", lambda self, number, words: seen.append(words))
+    monkeypatch.setattr(run.Sweep, "_close", lambda self: None)
+    run.main()
+    assert seen == [["seed=1", "lr=1"], ["seed=2", "lr=1"]]
 
 
 def test_an_unreachable_hub_is_told_within_ten_seconds(tmp_path: Path) -> None:

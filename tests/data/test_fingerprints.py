@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configs import FULL
 
 from lora_or_full.config.schema import validate
-from lora_or_full.data.fingerprints import run_identity
+from lora_or_full.data.fingerprints import (
+    check_contents,
+    contents,
+    first_weights,
+    run_identity,
+)
+from lora_or_full.errors import UserError
 from lora_or_full.runs import provenance
 
 
@@ -54,3 +61,41 @@ def test_everything_else_does(
     found.append(run_identity(validate(settings)))
     assert len(set(found)) == len(found)
     assert same not in found[1:]
+
+
+def test_a_run_continues_with_equal_files_alone(settings: dict[str, Any]) -> None:
+    found = contents(validate(settings))
+    check_contents(found, found)
+    with pytest.raises(UserError, match=r"data.path and data.test_path: the files have other"):
+        check_contents(found | {"data": "0"}, found)
+
+
+def test_weights_to_start_from_have_to_fit_the_mode_and_the_model(
+    settings: dict[str, Any], finished_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    base = contents(validate(settings))["model"]
+
+    def refused(start: Path, more: dict[str, Any], model: str = base) -> str:
+        with pytest.raises(UserError) as problem:
+            first_weights(validate(settings | more | {"init_from": str(start)}), model)
+        return str(problem.value)
+
+    lora, full = finished_runs["lora"], finished_runs["full"]
+    assert f"model.name={full / 'model'}" in refused(full, {})
+    assert f"model.name={full / 'model'}" in refused(full / "model", {})
+    assert f"lora-or-full export {lora} --merge" in refused(lora, FULL)
+    assert "has other weights (0)" in refused(lora, {}, "0")
+    assert "There is no folder" in refused(tmp_path / "nowhere", {})
+    assert first_weights(validate(settings | {"init_from": str(lora)}), base) == lora / "adapter"
+
+
+def test_other_first_weights_make_another_run(
+    settings: dict[str, Any], finished_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    before = run_identity(validate(settings))
+    copied = shutil.copytree(finished_runs["lora"], tmp_path / "moved")
+    one, other = (
+        run_identity(validate(settings | {"init_from": str(folder)}))
+        for folder in (finished_runs["lora"], copied)
+    )
+    assert one == other != before

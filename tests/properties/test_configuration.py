@@ -22,7 +22,7 @@ OTHER_KEYS = (
     "adapter", "model", "data", "optimizer", "trainer", "hydra", "lrr", "adapter.use_dora", "lr.x",
     "", "model.config.attn_pdrop", "model.config.nothing", "trainer.max_steps", "trainer.nothing",
     "trainer.limit_test_batches", "lr_by_mode", "mode@x", "hydra/launcher", "hydra.sweeper.params",
-    "hydra.job.chdir", "project_dir", "data.path.x", "a.b.c", "_target_", "defaults",
+    "hydra.job.chdir", "--mode", "data.path.x", "a.b.c", "_target_", "defaults",
 )  # fmt: skip
 VALUES = (
     "", "null", "true", "false", "0", "1", "-1", "2", "3.5", "1e-4", "1e400", "nan", "inf", "-inf",

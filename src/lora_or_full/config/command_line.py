@@ -1,9 +1,13 @@
 """What a command line asks for, checked as a whole before anything starts."""
 
+import functools
 import itertools
 import math
 import os
+import re
+import shlex
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +20,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from lora_or_full.config import compose, schema
-from lora_or_full.config.schema import FIELDS, GROUPS, Config, unused
+from lora_or_full.config.schema import FIELDS, GROUPS, RESULT_NEUTRAL, Config, unused
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.processes import check_rendezvous, is_first_process
 
+MOST = 40  # characters of a swept value in a run's name
 MOST_JOBS = 1000  # of a sweep: more are a slip, and checking them would take minutes
 OTHERS = {  # of a group with few presets
     "model": " Any other model: model.name=<hub id or folder> (model=llama for Llama types).",
@@ -34,6 +39,28 @@ class CommandLine:
     jobs: list[Config]  # one if it is no sweep
     folder: Path | None  # of the sweep; None for a single run
     words: list[str]  # overrides to add to the command line for Hydra
+    resumes: bool = False  # whether the job continues the run that its command line names
+
+
+def check_options(unknown: Sequence[str], words: Sequence[str]) -> None:
+    """Refuse options that do not exist; people write keys as options.
+
+    Args:
+        unknown: The options that Hydra does not have.
+        words: The whole command line.
+
+    Raises:
+        UserError: With the word that works.
+    """
+    for option in unknown:
+        key, _, value = option.partition("=")
+        after = words[words.index(option) + 1 :] if option in words else []
+        value = value or next((w for w in after[:1] if not w.startswith("-") and "=" not in w), "")
+        near = _nearest(key.strip("-").replace("-", "_"))
+        raise UserError(
+            f"There is no option {key}. Keys have no dashes: {near or '<key>'}="
+            f"{value or '<value>'}. Options: -m (--multirun), --help, --cfg job, --hydra-help."
+        )
 
 
 def prepare(args: Namespace) -> CommandLine:
@@ -42,20 +69,22 @@ def prepare(args: Namespace) -> CommandLine:
     Raises:
         UserError: With what is wrong.
     """
-    try:
-        overrides = OverridesParser.create().parse_overrides(args.overrides)
-    except (HydraException, ValueError) as error:  # ValueError: a number of too many digits
-        raise UserError(first_line(error)) from None
+    overrides = list(map(_parsed, args.overrides))
     preset = _swept_by_preset(args, overrides)
     overrides += OverridesParser.create().parse_overrides(preset)
-    swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
+    swept = [o for o in overrides if o.is_sweep_override()]
     if swept and not args.multirun:
-        raise UserError(f"{swept[0]} has several values: a sweep, which needs -m.")
+        key, text = swept[0].get_key_element(), str(swept[0].input_line).partition("=")[2]
+        raise UserError(
+            f"{key} has several values: a sweep, which needs -m. A list is written {key}=[{text}], "
+            f"a comma in a name {_quoted(key, text)}."
+        )
     # As in Hydra, the last of two overrides of one key counts.
     values = {override.get_key_element(): _values(override) for override in overrides}
     if (number := math.prod(map(len, values.values()))) > MOST_JOBS:
         raise UserError(f"{number:,} jobs: a sweep has up to {MOST_JOBS:,}.")
-    jobs = _jobs(itertools.product(*values.values()), overrides)
+    commands = list(itertools.product(*values.values()))
+    jobs = _jobs(commands, overrides)
     first = jobs[0]
     words = [own for own, *_ in values.values()]
     _check_folders(first, words, overrides)
@@ -73,12 +102,19 @@ def prepare(args: Namespace) -> CommandLine:
             folder = Path(first.output_dir, first.study)
         # The preset's own sweep is among the words now: Hydra is not to add it again.
         sweep_dir = compose.path_override("hydra.sweep.dir", folder)
-        return CommandLine(jobs, folder, ["hydra.sweeper.params=null", *preset, sweep_dir])
+        return CommandLine(
+            _named(jobs, commands, swept),
+            folder,
+            ["hydra.sweeper.params=null", *preset, sweep_dir],
+        )
     if first.study is not None:
         raise UserError("study names the folder of a sweep, which needs -m.")
     check_rendezvous(first.trainer.num_nodes)
-    added = _resume(Path(first.resume), overrides, first) if first.resume is not None else []
-    return CommandLine(jobs, None, added)
+    if first.resume is None:
+        return CommandLine(jobs, None, [])
+    folder = Path(first.resume)
+    resumed = _resumed(folder, overrides, first)
+    return CommandLine([resumed], None, [compose.path_override("hydra.run.dir", folder)], True)
 
 
 def usage() -> str:
@@ -103,6 +139,46 @@ def _jobs(commands: Iterable[Sequence[str]], overrides: list[Override]) -> list[
     for values in composed:  # what this mode has no use for is swept for others
         values |= dict.fromkeys(set(unused(values)) - used_by_none)
     return list(map(schema.validate, composed))
+
+
+def _named(
+    jobs: list[Config], commands: Sequence[Sequence[str]], swept: Sequence[Override]
+) -> list[Config]:
+    """The jobs, each named also by what the sweep varies and its mode's run_name does not tell."""
+    rows: list[dict[str, str]] = [{} for _ in jobs]  # of each job: what is varied, and its value
+    for config, words, row in zip(jobs, commands, rows, strict=True):
+        values = schema.flat(config.to_dict(), FIELDS)
+        typed = dict(word.lstrip("+").partition("=")[::2] for word in words)
+        for override in swept:
+            key, name = override.key_or_group, override.get_key_element().lstrip("+")
+            if not key.startswith(("hydra.", "hydra/")) and key != "run_name":
+                row[key] = schema.typed(values[key]) if key in values else typed[name]
+    names = [config.run_name for config in jobs]
+    untold = [key for key in rows[0] if not _is_told(key, rows, names)]
+    short = Counter(key.rpartition(".")[2] for key in untold)
+    named = []
+    for config, row in zip(jobs, rows, strict=True):
+        parts = [config.run_name]
+        left_out = unused(config.to_dict())
+        for key in untold:
+            if key not in left_out:
+                last = key.rpartition(".")[2]
+                text = re.sub(r"[^\w.+]+", "-", row[key].replace(",", "+")).strip("-+")[-MOST:]
+                gap = "" if text[:1].isdigit() else "-"  # as in lr0.001 and seed1
+                parts.append(f"{last if short[last] == 1 else key}{gap}{text}")
+        name = os.fsdecode(os.fsencode("_".join(parts))[:200])
+        named.append(config.model_copy(update={"run_name": name}))
+    return named
+
+
+def _is_told(key: str, rows: Sequence[dict[str, str]], names: Sequence[str]) -> bool:
+    """Whether jobs that differ in `key` alone have different names."""
+    alike: dict[str, tuple[set[str], set[str]]] = {}
+    for row, name in zip(rows, names, strict=True):
+        values, told = alike.setdefault(str(row | {key: ""}), (set(), set()))
+        values.add(row[key])
+        told.add(name)
+    return all(len(values) == len(told) for values, told in alike.values())
 
 
 def _values(override: Override) -> list[str]:
@@ -141,8 +217,46 @@ def _explained(problem: str, words: Sequence[str], overrides: list[Override]) ->
         elif key.startswith("adapter.") and "frozen_dtype" in _unused(words):
             return UserError(f"{key}: this mode has no adapter.")
         elif key not in FIELDS and not key.startswith(("hydra.", "hydra/", "model.config.")):
-            return schema.unknown(key)
+            return schema.unknown(key, near=_nearest(key))
     return UserError(problem)
+
+
+def _parsed(word: str) -> Override:
+    """A word of the command line as Hydra reads it.
+
+    Raises:
+        UserError: It is none of Hydra's words, with what is.
+    """
+    key, given, value = word.partition("=")
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError) as error:  # ValueError: a number of too many digits
+        if not given:
+            near = _nearest(word)
+            guess = f" Did you mean {near}?" if near else ""
+            raise UserError(f"{word}: each word is key=value.{guess}") from None
+        # Brackets and quotes are meant for Hydra, whose words are about them.
+        if isinstance(error, HydraException) and value and value[0] not in "[{'\"":
+            raise UserError(f"{word} can't be read. Quote it: {_quoted(key, value)}") from None
+        raise UserError(first_line(error)) from None
+    if override.key_or_group == "hydra/sweeper" and override.value() != "basic":
+        raise UserError(
+            f"{word}: a sweep here runs all values that are named, such as -m lr=1e-4,1e-3 rank=4,8"
+            "; no other sweeper is supported."
+        )
+    return override
+
+
+def _quoted(key: str, value: str) -> str:
+    """A value as the shell and Hydra both take it for a text."""
+    word = compose.path_override(key, Path(value))
+    return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
+
+
+def _nearest(key: str) -> str:
+    """What a word that is no key most probably stands for; empty if nothing is near."""
+    presets = [f"{group}={key}" for group in GROUPS if key in compose.options(group)]
+    return " or ".join(presets) or schema.nearest(key)
 
 
 def _unused(words: Sequence[str]) -> list[str]:
@@ -187,30 +301,57 @@ def _presets(override: Override) -> list[list[str]]:
     return [[*map(str, v)] if isinstance(v, list) else [str(v)] for v in values]
 
 
-def _resume(folder: Path, overrides: list[Override], wanted: Config) -> list[str]:
-    """Check that the run in `folder` can continue, with no other configuration than its own."""
+def _resumed(folder: Path, overrides: list[Override], wanted: Config) -> Config:
+    """The configuration of the run in `folder`, with those of the requested keys that may change.
+
+    Raises:
+        UserError: There is no run, or another result is requested.
+    """
     if not os.path.isfile(folder / "config.yaml"):
         raise UserError(f"resume={folder}: there is no run (no config.yaml in it).")
     config = compose.saved(folder)
     _check_writable("resume", folder)
-    check_rendezvous(config.trainer.num_nodes)
     own, plain, new = (
         schema.flat(one.to_dict(), FIELDS) for one in (config, compose.defaults(), wanted)
     )
     named = [override.key_or_group for override in overrides]
-    differ = [
-        f"  {key}: the run has {own.get(key)}, requested is {value}"
+    changed = {
+        key: value
         for key, value in new.items()
         if key in FIELDS
         and key not in ("resume", "run_name")
         and (value != plain.get(key) or any(key == n or key.startswith(f"{n}.") for n in named))
         and value != own.get(key)
         and (key, value) != ("trainer.precision", "auto")  # the run has what auto was for it
-    ]
-    if differ:
-        lines = "\n".join(differ)
-        raise UserError(f"resume={folder} has another configuration:\n{lines}\nLeave these out.")
-    return [compose.path_override("hydra.run.dir", folder)]
+    }
+    if differ := changed.keys() - RESULT_NEUTRAL:
+        lines = "".join(
+            f"\n  {key}: the run has {own.get(key)}, requested is {value}"
+            for key, value in changed.items()
+            if key in differ
+        )
+        more = (
+            "\nThe learning rate falls to zero over the epochs that a run began with. More epochs "
+            f"are a new run, from the weights of this one once it is finished:\n"
+            f"{more_training(folder)}"
+        )
+        raise UserError(
+            f"resume={folder} has another configuration:{lines}\nLeave these out."
+            f"{more if 'trainer.max_epochs' in differ else ''}"
+        )
+    values = config.to_dict()
+    for key, value in changed.items():
+        *sections, name = key.split(".")
+        functools.reduce(dict.__getitem__, sections, values)[name] = value
+    config = schema.validate(values)
+    _check_writable("cache_dir", Path(config.cache_dir))
+    check_rendezvous(config.trainer.num_nodes)
+    return config
+
+
+def more_training(folder: Path) -> str:
+    """The command that trains the weights of a finished run further, as a run of its own."""
+    return f"python src/run.py {compose.path_override('init_from', folder)} trainer.max_epochs=<n>"
 
 
 def _check_folders(config: Config, words: list[str], overrides: list[Override]) -> None:

@@ -19,8 +19,6 @@ PROJECT = PACKAGE.parents[1]
 # A wheel has the files of conf/ inside the package.
 CONF = next(path for path in (PACKAGE / "conf", PROJECT / "conf") if path.is_dir())
 
-OmegaConf.register_new_resolver("project_dir", lambda: str(PROJECT), replace=True)
-
 
 def compose(words: Sequence[str] = ()) -> dict[str, Any]:
     """Compose overrides, as they are typed, to nested values with every reference resolved.

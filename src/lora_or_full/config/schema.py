@@ -217,6 +217,9 @@ class Config(_Section):
         "minutes between checkpoints: the work that a kill can cost"
     )
     run_name: Name = neutral("name of the run's folder")
+    init_from: Text | None = neutral(
+        "finished run or adapter folder: training starts from its weights", default=None
+    )
     study: Name | None = neutral(
         "name of a sweep's folder in output_dir; the same sweep again runs only what is missing"
     )
@@ -256,6 +259,23 @@ RESERVED = frozenset({
 })  # fmt: skip
 GROUPS = ("mode", "model", "data", "trainer", "experiment")
 ADAPTER_KEYS = ("rank", "frozen_dtype")  # null in a mode that has no use for them
+REFUSED = frozenset({"adapter.r"})  # keys of conf/ that others set
+# Names that other projects have for our keys.
+HABITS = {
+    "r": "rank", "lora_r": "rank", "lora_rank": "rank", "alpha": "adapter.lora_alpha",
+    "dropout": "adapter.lora_dropout", "learning_rate": "lr", "arm": "mode",
+    "epochs": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
+    "num_train_epochs": "trainer.max_epochs", "bs": "batch_size", "batch": "batch_size",
+    "train_batch_size": "batch_size", "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size", "fp16": "trainer.precision",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "bf16": "trainer.precision", "max_grad_norm": "trainer.gradient_clip_val",
+    "grad_clip": "trainer.gradient_clip_val", "gpus": "trainer.devices",
+    "max_seq_length": "max_length", "max_seq_len": "max_length",
+    "model_name": "model.name", "model_name_or_path": "model.name", "dataset": "data.path",
+    "dataset_name": "data.path", "train_file": "data.path", "test_file": "data.test_path",
+    "resume_from_checkpoint": "resume", "ckpt_path": "resume", "method": "mode",
+}  # fmt: skip
 
 
 def unused(values: Mapping[str, Any]) -> list[str]:
@@ -317,7 +337,7 @@ def validate(values: Mapping[str, Any]) -> Config:
         for one in error.errors():
             name = _key_of(one["loc"])
             if one["type"] == "extra_forbidden":
-                raise unknown(name) from None
+                raise unknown(next((k for k in given if k.startswith(f"{name}.")), name)) from None
             if one["type"] == "missing":
                 missing.append(name)
             else:
@@ -373,12 +393,37 @@ def _conflicts(given: Mapping[str, Any], trainer: Any) -> list[str]:
     return problems
 
 
-def unknown(name: str, valid: Iterable[str] = ()) -> UserError:
-    """Give the refusal of a key that does not exist, with the nearest one and all valid ones."""
-    names = sorted(valid or {*FIELDS, *GROUPS})
-    near = difflib.get_close_matches(name, names, n=1)
-    guess = f" Did you mean {near[0]}?" if near else ""
-    return UserError(f"There is no key {name!r}.{guess} Valid keys: {', '.join(names)}.")
+def unknown(name: str, valid: Iterable[str] = (), near: str = "") -> UserError:
+    """Give the refusal of a key that does not exist, with the nearest one and all valid ones.
+
+    Args:
+        name: The key.
+        valid: Keys that can be given instead; by default all of conf/.
+        near: What is probably meant, if that is known.
+    """
+    names = sorted(valid or {*FIELDS, *GROUPS} - REFUSED)
+    near = near or nearest(name, names)
+    if near:
+        return UserError(f"There is no key {name!r}. Did you mean {near}? All keys: --help.")
+    return UserError(f"There is no key {name!r}. Valid keys: {', '.join(names)}.")
+
+
+def nearest(name: str, valid: Iterable[str] = ()) -> str:
+    """Give the key that a wrong one most probably stands for; empty if there is none."""
+    names = sorted(valid or {*FIELDS, *GROUPS} - REFUSED)
+    section, _, last = name.rpartition(".")
+    if last in HABITS and HABITS[last] in names:
+        return HABITS[last]
+    if section in ("lora", "peft"):
+        section, name = "adapter", f"adapter.{last}"
+    if name in names:
+        return name
+    if section in ("", "adapter") and (same := [n for n in names if n.endswith(f".{last}")]):
+        return " or ".join(same)
+    # These sections take further arguments of PEFT's or Lightning's class.
+    cutoff = 0.8 if section == "adapter" else 0.6
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    return near[0] if near else f"+{name}" if section == "adapter" else ""
 
 
 def explained(values: Mapping[str, Any]) -> list[str]:
@@ -387,7 +432,7 @@ def explained(values: Mapping[str, Any]) -> list[str]:
     for name, field in FIELDS.items():
         if name in given:
             words = f" ({ACCEPTS[name]})" if ACCEPTS[name] else ""
-            lines += [f"  {name}={_typed(given[name])}", f"        {field.description}{words}"]
+            lines += [f"  {name}={typed(given[name])}", f"        {field.description}{words}"]
     return lines
 
 
@@ -402,10 +447,10 @@ def flat(values: Mapping[str, Any], leaves: Container[str] = ()) -> dict[str, An
     return found
 
 
-def _typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
+def typed(value: Any) -> str:
+    """Give a value as it is typed on the command line."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{name}:{_typed(item)}" for name, item in value.items()) + "}"
+        return "{" + ",".join(f"{name}:{typed(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_typed, value)) + "]"
+        return "[" + ",".join(map(typed, value)) + "]"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from lora_or_full.config.compose import PROJECT
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.runs import store
 
@@ -42,9 +43,9 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
     Raises:
         UserError: The name is neither, the hub has no such id, or it is unreachable.
     """
-    # Not by Path, which raises on names that are too long and on missing homes.
-    if os.path.isdir(local := os.path.expanduser(name)):
-        return Path(local).resolve()
+    # Not by Path, which raises on names that are too long.
+    if os.path.isdir(found := local(name)):
+        return Path(found).resolve()
     key = "model.name" if repo_type == "model" else "data.path"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{key}={name}: there is no such folder.")
@@ -76,6 +77,18 @@ def folder_of(name: str, repo_type: str, cache_dir: Path) -> Path:
         store.write_json(note, {"name": name, "type": repo_type, "folder": str(folder)})
         return folder
     raise UserError(f"{key}={name}{problem}")
+
+
+def local(name: str) -> str:
+    """Give the path of a local name: ~ is the home folder, ./ this folder or else the project's.
+
+    So the files of the project's own presets (assets/) have the same name on every machine.
+    """
+    path = os.path.expanduser(name)  # Path's own raises if there is no such home
+    own = os.path.join(PROJECT, path)
+    return (
+        own if path.startswith("./") and not os.path.exists(path) and os.path.exists(own) else path
+    )
 
 
 def reachable() -> bool:

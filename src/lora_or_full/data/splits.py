@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_or_full.config.schema import DataConfig
 from lora_or_full.data import squad
-from lora_or_full.data.hub import folder_of
+from lora_or_full.data.hub import folder_of, local
 from lora_or_full.data.squad import Entry, Question
 from lora_or_full.errors import UserError
 
@@ -142,7 +142,7 @@ def _items(path: str | Sequence[str] | None) -> list[str]:
 
 
 def _local(item: str) -> Path:
-    return Path(os.path.expanduser(item))  # Path's own raises if there is no such home
+    return Path(local(item))
 
 
 def _in_folder(folder: Path) -> list[tuple[str, Path]]:

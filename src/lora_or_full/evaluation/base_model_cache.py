@@ -18,6 +18,8 @@ CODE = ("data", "modeling", "generation", "evaluation")  # sub-packages that sco
 def scores_folder(config: Config, test: str, model: str, device: str) -> Path:
     """Folder of the scores before training, named by a hash of all that they depend on.
 
+    With `init_from` they depend on what the weights of an adapter mean, too.
+
     Args:
         config: The run's configuration, its precision resolved.
         test: Fingerprint of the test questions.
@@ -28,6 +30,8 @@ def scores_folder(config: Config, test: str, model: str, device: str) -> Path:
         "test": test, "precision": config.trainer.precision, "device": device,
         "scoring": config.scoring, "metrics": config.metrics,
     }  # fmt: skip
+    if config.init_from is not None and config.adapter is not None:
+        key["adapter"] = json.dumps(config.adapter.arguments(), sort_keys=True)
     return _folder(config, model, "before", **key)
 
 

@@ -154,6 +154,11 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
                 f"adapter.target_modules: {model.name_or_path} has no {', '.join(unknown)}; "
                 f"it has {', '.join(sorted({n.rpartition('.')[2] for n in layers}))}."
             )
+    elif isinstance(targets, str) and any(n.endswith(f".{targets}") for n in layers):
+        raise UserError(
+            f"adapter.target_modules={targets}: one text is a pattern of whole names. A list is "
+            f"written in brackets: adapter.target_modules=[{targets}]"
+        )
     kind = getattr(peft, adapter.target.partition(".")[2], None)
     if not (isinstance(kind, type) and issubclass(kind, PeftConfig)):
         raise UserError(f"adapter._target_={adapter.target}: PEFT has no such configuration class.")

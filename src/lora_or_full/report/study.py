@@ -35,7 +35,7 @@ class Run:
     def model(self) -> str:
         """Name of the base model; of a local folder the last part, the same on any machine."""
         name = self.record.model.name
-        return Path(name).name if Path(name).is_absolute() else name
+        return Path(name).name if Path(name).is_absolute() or name.startswith(".") else name
 
     @property
     def seconds_per_step(self) -> float:
@@ -46,11 +46,12 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Configuration by dotted key, without what may differ between runs of an arm."""
-        return {
+        config = {
             key: value
             for key, value in self.record.config.flat().items()
             if not {key, key.partition(".")[0]} & WITHIN_ARM and value is not None
         }
+        return config | ({"init_from": "other weights"} if self.record.model.first_weights else {})
 
     @property
     def precision(self) -> str:

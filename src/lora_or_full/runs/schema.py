@@ -64,6 +64,7 @@ class BaseModelFacts(_Part):
     type: str
     fingerprint: str
     dtype: str = "float32"  # of the weights in their file; runs from before it say nothing
+    first_weights: str | None = None  # fingerprint of those that init_from names
     shares_context: bool
 
 

@@ -4,8 +4,10 @@ Hydra's launcher decides where and when a job runs: here one after another, or i
 at once and on other machines. These share only the sweep's folder.
 """
 
+import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import statistics
@@ -80,7 +82,8 @@ class Sweep:
             with _acquired(title, FileLock(self.folder / f".{folder.name}.lock")):
                 failed = self._run_in(folder, title, number, overrides)
         if failed:
-            print(f"{title} failed: {failed}. The sweep continues.", file=sys.stderr, flush=True)
+            reason = failed.removesuffix(".")
+            print(f"{title} failed: {reason}. The sweep continues.", file=sys.stderr, flush=True)
         store.write_json(self.notes / f"{number}.json", {"folder": folder.name, "failed": failed})
 
     def _run_in(self, folder: Path, title: str, number: int, overrides: list[str]) -> str | None:
@@ -95,10 +98,13 @@ class Sweep:
             remaining = sum(other >= number for other in set(self.first))
             left = f", about {duration(statistics.mean(self.seconds) * remaining)} left"
         print(f"\n{title}{left}: {' '.join(overrides)}", flush=True)
-        # The preset's own sweep is this one: a job of it has one value of each key.
-        words = [*overrides, "hydra.sweeper.params=null", path_override("hydra.run.dir", folder)]
-        if (folder / "config.yaml").is_file():
-            words = [path_override("resume", folder)]
+        begun = (folder / "config.yaml").is_file()
+        words = [
+            *overrides,
+            "hydra.sweeper.params=null",  # the preset's own sweep is this one
+            f"run_name='{self.jobs[number].run_name}'",
+            path_override("resume" if begun else "hydra.run.dir", folder),
+        ]
         began = time.monotonic()
         code = _run_child(words)
         if not code and store.is_finished(folder):
@@ -110,13 +116,13 @@ class Sweep:
 
     def _run_folder(self, name: str, identity: str) -> Path:
         """The folder that holds this run already, or else one that holds no other."""
-        numbered = (self.folder / f"{name}-{number}" for number in range(2, 10_000))
-        for folder in (self.folder / name, *numbered):
+        for number in itertools.count(1):
+            folder = self.folder / (name if number == 1 else f"{name}-{number}")
             owner = store.status(folder).get("identity")
             begun = (folder / "config.yaml").is_file() or (folder / store.RESULTS).is_file()
             if owner == identity or not (owner or begun):
                 return folder
-        raise UserError(f"{self.folder} is full of runs called {name}.")
+        raise AssertionError
 
     def _close(self) -> None:
         results: dict[str, dict[str, Any] | None] = {}
@@ -131,6 +137,7 @@ class Sweep:
             done = store.is_finished(record.parent)
             results[note["folder"]] = json.loads(record.read_text("utf-8")) if done else None
         sweep_table(results)
+        print(f"to compare them: lora-or-full report {shlex.quote(str(self.folder))}", flush=True)
         if failed:
             raise UserError(
                 f"{len(failed)} of {len(self.jobs)} jobs failed. The same command, with the same "
