@@ -14,7 +14,6 @@ import transformers
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodule import SquadDataModule
 from lit_module import LitQuestionAnswering
@@ -42,6 +41,7 @@ from lora_or_full.training.loggers import (
     CalmProgressBar,
     MetricsFile,
     SampleAnswers,
+    TrainingCurves,
     log_results,
 )
 from lora_or_full.training.memory import FreeMemory
@@ -98,6 +98,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
                 "Will run" if last is None else "Resumes", "will_run",
                 config=config, folder=folder, data=data.facts, model=model_facts,
                 parameters=module.size, trainer=trainer, seconds=seconds, memory=memory,
+                swept={key: config.flat().get(key) for key in store.swept_keys(folder)},
             )  # fmt: skip
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
@@ -139,7 +140,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         "exported": exported.name,
         "environment": provenance.environment(devices, commit),
     }
-    log_results(trainer, config, results, [p for p in predictions if not p["exact_match"]][:SHOWN])
+    wrong = [p for p in predictions if not p["exact_match"]][:SHOWN]
+    log_results(trainer, config, results, wrong, store.swept_keys(folder))
     _write(folder, results, predictions, data.test.contexts["context"])
     partial = folder / "before.partial.jsonl"
     before_last = [checkpoints / name for name in (checkpoint.BEFORE, checkpoint.BEST_BEFORE)]
@@ -200,7 +202,7 @@ def build_trainer(
     accepted = inspect.signature(L.Trainer).parameters
     if surplus := [key for key in arguments if key not in accepted]:
         raise unknown(f"trainer.{surplus[0]}", [f"trainer.{name}" for name in accepted])
-    tensorboard = TensorBoardLogger(
+    tensorboard = TrainingCurves(
         folder, name="", version="tb", default_hp_metric=False, purge_step=step
     )
     watchers: list[L.Callback] = [SampleAnswers(), LearningRateMonitor("step"), FreeMemory()]

@@ -70,7 +70,9 @@ def test_different_jobs_of_one_name_get_their_own_folders_and_equal_ones_run_onc
     assert [words[0] for words in begun] == ["lr=1", "lr=2"]
     assert (tmp_path / "lora" / "config.yaml").read_text() == "lr=1"
     assert (tmp_path / "lora-2" / "config.yaml").read_text() == "lr=2"
-    assert json.loads((tmp_path / "sweep.json").read_text()) == {"runs": ["lora", "lora"]}
+    assert json.loads((tmp_path / "sweep.json").read_text()) == {
+        "runs": ["lora", "lora"], "varies": ["lr"],
+    }  # fmt: skip
     out = capsys.readouterr().out
     assert "Job 3 of 3 is job 1 again: run once." in out
     assert f"to compare them: lora-or-full report {tmp_path}" in out

@@ -321,6 +321,11 @@ RESULT_NEUTRAL = frozenset(  # keys that change no result
 )
 
 
+def is_neutral(key: str) -> bool:
+    """Whether a dotted key, or the section that it is in, changes no result."""
+    return not RESULT_NEUTRAL.isdisjoint((key, key.partition(".")[0]))
+
+
 def validate(values: Mapping[str, Any]) -> Config:
     """Give nested values, as conf/ has them, as the typed configuration.
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_or_full.config.schema import RESULT_NEUTRAL, Config
+from lora_or_full.config.schema import Config, is_neutral
 from lora_or_full.data.hub import folder_of
 from lora_or_full.data.splits import Splits
 from lora_or_full.errors import UserError
@@ -56,7 +56,7 @@ def run_identity(config: Config, found: Mapping[str, str] | None = None) -> str:
         UserError: Data or model are not available.
     """
     key = {
-        "config": {k: v for k, v in config.flat().items() if k not in RESULT_NEUTRAL},
+        "config": {k: v for k, v in config.flat().items() if not is_neutral(k)},
         **(found or contents(config)),
         "code": provenance.code(),
     }

@@ -15,7 +15,7 @@ from filelock import FileLock
 LOCK = ".lock"
 PARTIAL = ".partial"  # suffix of a file that is still being written
 RESULTS = "results.json"
-PLAN = "sweep.json"  # in a sweep's folder: the names of its runs
+PLAN = "sweep.json"  # in a sweep's folder: the names of its runs, and the keys that it varies
 CHECKSUMS = "SHA256SUMS"  # in the format of sha256sum
 
 
@@ -139,6 +139,15 @@ def status(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def swept_keys(folder: Path) -> list[str]:
+    """Read the keys that the sweep of the run in `folder` varies; none if it is of no sweep."""
+    try:
+        plan = json.loads((folder.parent / PLAN).read_text(encoding="utf-8"))
+        return [str(key) for key in plan["varies"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def _json(content: Any) -> str:

@@ -3,7 +3,7 @@
 import csv
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from lora_or_full.config.schema import Config
+from lora_or_full.config.schema import FIELDS, Config, is_neutral, typed
 from lora_or_full.evaluation.predictions import Prediction
 from lora_or_full.processes import is_first_process
 from lora_or_full.runs import store
@@ -19,6 +19,7 @@ from lora_or_full.runs import store
 COLUMNS = (
     "epoch", "step", "lr-AdamW", "train/loss", "train/epoch_loss", "validation/loss",
 )  # fmt: skip
+FIRST = ("mode", "lr", "rank", "seed")  # keys that HPARAMS shows in any case
 SHOWN = 8  # answers in TensorBoard per epoch
 
 
@@ -51,6 +52,19 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log nothing: config.yaml has them."""
+
+
+class TrainingCurves(TensorBoardLogger):
+    """TensorBoard's logger, so named that TensorBoard, which sorts by name, opens on the losses."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars; the epoch is a value beside others, and no curve of its own."""
+        named = {
+            f"train/{name}" if name.startswith("lr-") else name: value
+            for name, value in metrics.items()
+            if name != "epoch"
+        }
+        super().log_metrics(named, step)
 
 
 class CalmProgressBar(RichProgressBar):
@@ -87,26 +101,68 @@ class SampleAnswers(L.Callback):
 
 
 def log_results(
-    trainer: L.Trainer, config: Config, results: dict[str, Any], wrong: list[Prediction]
+    trainer: L.Trainer,
+    config: Config,
+    results: dict[str, Any],
+    wrong: list[Prediction],
+    varied: Iterable[str],
 ) -> None:
-    """Fill TensorBoard's HPARAMS tab with results.json, and show wrong answers as text."""
-    keys = {"mode", "lr", "rank", "seed", "mask_prompt"}  # five: TensorBoard hides more at first
-    parameters = config.model_dump(include=keys, exclude_none=True)
+    """Fill TensorBoard's HPARAMS tab with results.json, and show wrong answers as text.
+
+    `varied` are the keys that the run's sweep varies.
+    """
     best = results["epochs"][results["best_epoch"] - 1]
+    # Named so that TensorBoard, which sorts by name, opens on the curves.
     metrics = {
-        **{f"test/{name}": results["test"][name] for name in config.metrics},
-        "test/f1_before": results["before"]["f1"],
-        "best/validation_loss": best["validation_loss"],
-        "best/validation_f1": best["f1"],
-        "cost/train_seconds": results["cost"]["train_seconds"],
-        "cost/peak_memory_MB": max(results["cost"]["peak_memory_bytes"].values()) / 1e6,
-        "parameters/trainable": results["parameters"]["trainable"],
+        **{f"whole_run/test_{name}": results["test"][name] for name in config.metrics},
+        "whole_run/test_f1_before": results["before"]["f1"],
+        "whole_run/best_validation_loss": best["validation_loss"],
+        "whole_run/best_validation_f1": best["f1"],
+        "whole_run/train_seconds": results["cost"]["train_seconds"],
+        "whole_run/peak_memory_MB": max(results["cost"]["peak_memory_bytes"].values()) / 1e6,
+        "whole_run/trainable_weights": results["parameters"]["trainable"],
     }
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(parameters, metrics)
+            logger.log_metrics(metrics)
+            writer = logger.experiment._get_file_writer()
+            for summary in hyperparameters(config, metrics, {*FIRST, *varied}):
+                writer.add_summary(summary)
             logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
             logger.finalize("success")
+
+
+def hyperparameters(config: Config, metrics: dict[str, float], shown: Container[str]) -> list[Any]:
+    """Give TensorBoard's summaries of a run: what there is, and its hyperparameters.
+
+    TensorBoard takes the names from any one run of several, so each has those of all keys. At first
+    it shows a few: those that are said to differ.
+
+    Args:
+        config: The run's configuration.
+        metrics: Its results, by the names of scalars.
+        shown: The keys that are said to differ.
+    """
+    from tensorboard.plugins.hparams.api_pb2 import DATA_TYPE_FLOAT64
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
+    values = {
+        key: value if isinstance(value, (bool, int, float, str)) else typed(value)
+        for key, value in config.flat().items()
+        if value is not None and (key in shown or not is_neutral(key))
+    }
+    experiment, start, end = hparams(values, metrics)
+    plugin = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for key in sorted(key for key in FIELDS.keys() - values.keys() if not is_neutral(key)):
+        content.experiment.hparam_infos.add(name=key, type=DATA_TYPE_FLOAT64)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in shown
+    for info in content.experiment.metric_infos:
+        info.display_name = info.name.tag.partition("/")[2].replace("_", " ")
+    plugin.content = content.SerializeToString()
+    return [experiment, start, end]
 
 
 def answers_table(predictions: list[Prediction]) -> str:

@@ -22,13 +22,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lora_or_full.config.compose import PROJECT, path_override
-from lora_or_full.config.schema import Config
+from lora_or_full.config.schema import Config, typed
 from lora_or_full.errors import UserError
 from lora_or_full.processes import stop_signals_to
 from lora_or_full.runs import store
 from lora_or_full.training.console import duration, sweep_table
 
 RUN = PROJECT / "src" / "run.py"
+FOLLOWING = {"run_name", "label", "lr_by_mode"}  # keys that follow from others
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -50,7 +51,8 @@ class Sweep:
         """
         names = [self.jobs[number].run_name for number in sorted(set(self.first))]
         with store.run_lock(self.folder):
-            store.write_json(self.folder / store.PLAN, {"runs": names})
+            plan = {"runs": names, "varies": self._varies()}
+            store.write_json(self.folder / store.PLAN, plan)
         try:
             yield
             self._close()
@@ -85,6 +87,15 @@ class Sweep:
             reason = failed.removesuffix(".")
             print(f"{title} failed: {reason}. The sweep continues.", file=sys.stderr, flush=True)
         store.write_json(self.notes / f"{number}.json", {"folder": folder.name, "failed": failed})
+
+    def _varies(self) -> list[str]:
+        """The keys that have several values, but those that only one mode has."""
+        values: dict[str, set[str]] = {}
+        for config in self.jobs:
+            for key, value in config.flat().items():
+                if value is not None and key.partition(".")[0] not in FOLLOWING:
+                    values.setdefault(key, set()).add(typed(value))
+        return [key for key, found in values.items() if len(found) > 1 and key != "adapter.r"]
 
     def _run_in(self, folder: Path, title: str, number: int, overrides: list[str]) -> str | None:
         """Run a job that no other process runs; give the reason if it failed."""
