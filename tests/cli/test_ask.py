@@ -124,6 +124,31 @@ def test_two_runs_answer_side_by_side(
     assert out.count("probability") == 2
 
 
+def test_of_several_runs_the_unfinished_ones_are_named_and_left_out(
+    finished_runs: Runs, context_file: str, tmp_path: Path, command: Callable[..., Output]
+) -> None:
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    (stopped / "config.yaml").write_text("mode: lora")
+    (stopped / "status.json").write_text(json.dumps({"state": "interrupted"}))
+    asked = ["--context", context_file, "Who was it?"]
+    code, out, err = command(stopped, finished_runs["full"], *asked)
+    assert code == 0
+    assert out.count("probability") == 1
+    assert err.startswith(f"Left out: {stopped} is a run that is not finished (interrupted).")
+    assert f"resume='{stopped}'" in refusal(command(stopped, stopped, *asked))
+
+
+def test_an_answer_that_something_speaks_against_is_shown_as_doubtful() -> None:
+    sound = Reply("Ada", 0.5, True, [(0, 3)])
+    assert ask.lines([sound, Reply("Bo", 0.1, True, [])], "Ada")[0] == "Ada"
+    other = sound._replace(text="Bo", probability=0.6)
+    assert ask.lines([sound, other], "Ada")[0] == "Ada   (doubtful: less probable than Bo)"
+    cut = Reply("Cy", 0.5, False, [])
+    expected = "Cy   (doubtful: not in the context; cut off at the length limit)"
+    assert ask.lines([cut], "Ada")[0] == expected
+
+
 def test_a_conversation_answers_each_line(
     finished_runs: Runs, context_file: str, command: Callable[..., Output]
 ) -> None:

@@ -48,7 +48,12 @@ def runs() -> list[Parrot]:
 
 @pytest.fixture
 def client(runs: list[Any]) -> Any:
-    return page.build(runs, [("Ada lived here.", "Who?"), ("Bruno left.", "What?")]).test_client()
+    known = [
+        page.Example("Ada lived here.", "Who?", ["Ada", "Ada Lovelace", "Ada"]),
+        page.Example("Ada lived here.", "Where?", ["here"]),
+        page.Example("Bruno left.", "What?", ["left"]),
+    ]
+    return page.build(runs, known).test_client()
 
 
 def asked(client: Any, context: str, question: str) -> str:
@@ -71,9 +76,22 @@ def test_each_run_shows_its_answer_in_the_context(client: Any) -> None:
     assert text.count("(no answer)") == 2
     assert text.index(">lora</h2>") < text.index(">full</h2>")
     assert "<title>Ada / Ada –" in text
+    assert "Doubtful" not in text
     elsewhere = asked(client, "Nobody.", "Ada?")
     assert "<mark>" not in elsewhere
-    assert "<strong>not</strong>" in elsewhere
+    assert elsewhere.count("Doubtful: not in the context.") == 2
+
+
+def test_it_says_what_it_is_and_shows_the_gold_answers_of_test_questions(client: Any) -> None:
+    first = client.get("/").get_data(as_text=True)
+    assert "<h1>LoRA or full fine-tuning? Ask what was trained</h1>" in first
+    assert "lora and full answer, on this machine" in first
+    assert "own answer" not in first  # before it is asked
+    assert '<strong dir="auto">Ada / Ada Lovelace</strong>' in asked(
+        client, "Ada lived here.\r\n", "Who?"
+    )
+    assert '<strong dir="auto">here</strong>' in asked(client, "Ada lived here.", "Where?")
+    assert "own answer" not in asked(client, "Ada lived here.", "What?")
 
 
 def test_a_context_is_read_once_for_all_questions(client: Any, runs: list[Parrot]) -> None:
@@ -175,9 +193,10 @@ def test_the_examples_are_test_questions_of_the_run(
     assert page.examples(tmp_path) == []
     predictions, contexts = read_answers(finished_runs["full"])
     found = page.examples(finished_runs["full"])
-    assert len({context for context, _ in found}) == len(found) > 1
-    asked = {(contexts[str(p["paragraph"])], p["question"]) for p in predictions}
-    assert set(found) <= asked
+    assert found == [
+        (contexts[str(p["paragraph"])], p["question"], p["answers"]) for p in predictions
+    ]
+    assert len(found) > 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_or_full.cli.arguments import add_base_model
+from lora_or_full.cli.arguments import add_base_model, finished_of
 from lora_or_full.errors import UserError
 from lora_or_full.runs import store
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Answer the question of the command line, those typed, or those of a file."""
     folders, question = _folders_and_question(args.words)
+    folders = finished_of(folders)
     if (args.context is None) == (args.data is None):
         raise UserError("Give --context=FILE to ask about, or --data=FILE with questions.")
     if args.context is not None:
@@ -56,8 +57,9 @@ def run(args: argparse.Namespace) -> None:
 def lines(replies: "list[Reply]", context: str) -> list[str]:
     """Lines that show an answer, its positions in the context, and the alternatives."""
     answer, *others = replies
-    end = "" if answer.ended else "; cut off at the length limit"
-    found = [_shown(answer), f"  probability {answer.probability:.1%}{end}"]
+    doubtful = "; ".join(doubts(replies))
+    found = [f"{_shown(answer)}{doubtful and f'   (doubtful: {doubtful})'}"]
+    found.append(f"  probability {answer.probability:.1%}")
     if answer.spans:
         positions = ", ".join(f"{start}-{stop}" for start, stop in answer.spans[:MOST_SPANS])
         more = len(answer.spans) - MOST_SPANS
@@ -67,10 +69,21 @@ def lines(replies: "list[Reply]", context: str) -> list[str]:
             f"  in the context, characters {positions}{f' and {more} more' if more > 0 else ''}:",
             f"  …{printable(before)}[{printable(context[start:stop])}]{printable(after)}…",
         ]
-    elif answer.text:
-        found.append("  not in the context")
     if others:
         found.append("  or: " + "; ".join(f"{_shown(o)} {o.probability:.1%}" for o in others))
+    return found
+
+
+def doubts(replies: "list[Reply]") -> list[str]:
+    """Say what speaks against an answer, which the alternatives follow; nothing if none does."""
+    answer, *others = replies
+    found = []
+    if answer.text and not answer.spans:
+        found.append("not in the context")
+    if better := [other for other in others if other.probability > answer.probability]:
+        found.append(f"less probable than {_shown(better[0])}")
+    if not answer.ended:
+        found.append("cut off at the length limit")
     return found
 
 

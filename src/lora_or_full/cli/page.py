@@ -12,9 +12,10 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_or_full.cli.arguments import add_base_model, existing_folder
+from lora_or_full.cli.arguments import add_base_model, existing_folder, finished_of
+from lora_or_full.cli.ask import doubts
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.spans import pieces
 from lora_or_full.runs.reader import read_answers
@@ -66,9 +67,10 @@ def run(args: argparse.Namespace) -> None:
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise UserError(f"--port={args.port}: {reason}. Choose another.") from None
+        folders = finished_of(args.runs)
         from lora_or_full.generation.predictor import load
 
-        app = build([load(folder, args.model) for folder in args.runs], examples(args.runs[0]))
+        app = build([load(folder, args.model) for folder in folders], examples(folders[0]))
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line for each request
         listener.listen()
         server = make_server("127.0.0.1", args.port, app, threaded=True, fd=listener.fileno())
@@ -76,15 +78,32 @@ def run(args: argparse.Namespace) -> None:
         server.serve_forever()
 
 
-def build(runs: "list[Predictor]", shown: Sequence[tuple[str, str]]) -> "Flask":
-    """Build the page on which `runs` answer; `shown` are contexts and questions to begin with."""
+class Example(NamedTuple):
+    """A question with its context, and what is known to be right."""
+
+    context: str
+    question: str
+    answers: list[str]
+
+
+def build(runs: "list[Predictor]", known: Sequence[Example]) -> "Flask":
+    """Build the page on which `runs` answer.
+
+    Args:
+        runs: What answers, side by side.
+        known: Questions whose gold answers are shown; the first of each context to begin with.
+    """
     from flask import Flask, Response, render_template, request
+
+    shown = list({one.context: one for one in reversed(known)}.values())[::-1]
+    gold = {(one.context.strip(), one.question.strip()): one.answers for one in known}
 
     app = Flask(__name__, template_folder=str(Path(__file__).parent), static_folder=None)
     # Refuses a foreign page whose host name resolves to this machine.
     app.config["TRUSTED_HOSTS"] = ["127.0.0.1", "localhost"]
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_FORM_MEMORY_SIZE"] = MOST_BYTES
     app.add_template_filter(pieces)
+    app.add_template_filter(doubts)
     lock = threading.Lock()  # the server answers each request in a thread of its own
     last: tuple[str, list[ContextSession]] = ("", [])  # a context, and each run's session
 
@@ -108,10 +127,11 @@ def build(runs: "list[Predictor]", shown: Sequence[tuple[str, str]]) -> "Flask":
             except UserError as error:
                 found["problem"] = str(error)
         else:
-            context, question = shown[example % len(shown)] if shown else ("", "")
+            context, question, _ = shown[example % len(shown)] if shown else ("", "", [])
+        answers = gold.get((context.strip(), question.strip()), [])
         return render_template(
             "page.html", labels=[run.label for run in runs], context=context, question=question,
-            example=example, examples=len(shown), **found,
+            gold=list(dict.fromkeys(answers)), example=example, examples=len(shown), **found,
         )  # fmt: skip
 
     @app.after_request
@@ -122,13 +142,13 @@ def build(runs: "list[Predictor]", shown: Sequence[tuple[str, str]]) -> "Flask":
     return app
 
 
-def examples(folder: Path) -> list[tuple[str, str]]:
-    """Contexts of a run's test set, each with its first question; none if it is no run."""
+def examples(folder: Path) -> list[Example]:
+    """Give the questions of a run's test set; none if it is no run."""
     try:
         predictions, contexts = read_answers(folder)
     except UserError:
         return []
-    questions: dict[int, str] = {}
-    for one in predictions:
-        questions.setdefault(one["paragraph"], one["question"])
-    return [(contexts[str(number)], question) for number, question in questions.items()]
+    return [
+        Example(contexts[str(one["paragraph"])], one["question"], one["answers"])
+        for one in predictions
+    ]
