@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 
 from datamodule import SquadDataModule
 from lit_module import LitQuestionAnswering
-from lora_or_full.config.schema import Config, unknown
+from lora_or_full.config.schema import RESERVED, Config, unknown
 from lora_or_full.data.fingerprints import first_weights, weights_fingerprint
 from lora_or_full.data.hub import folder_of
 from lora_or_full.errors import UserError, first_line
@@ -49,10 +48,15 @@ from lora_or_full.training.memory_estimate import check_memory, memory_explained
 from lora_or_full.training.profiling import CostMonitor, estimate_duration, profile_step
 
 
-def run(config: Config, folder: Path) -> dict[str, Any]:
+def run(config: Config, folder: Path, earlier: float = 0.0) -> dict[str, Any]:
     """Fine-tune and score, or resume where the run in `folder` was interrupted.
 
     With several devices, each has a process that calls this. All but the first write nothing.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder.
+        earlier: Seconds that starts before this one took, as far as they are known.
 
     Returns:
         What results.json holds; nothing in all processes but the first.
@@ -61,7 +65,6 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         UserError: The run is not possible; raised before training where it can be known.
         Interrupted: A stop signal came; the same call resumes.
     """
-    began = time.time()
     _quiet_libraries()
     config = with_precision(config)
     torch.set_float32_matmul_precision(config.matmul_precision)
@@ -70,7 +73,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     if is_first_process():
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         store.write_text(folder / "config.yaml", text)
-    cost = CostMonitor()
+    cost = CostMonitor(earlier)
     data, module, model_facts = build(config)
     exported_weights = module.size["total" if config.adapter is None else "trainable"]
     if is_first_process():
@@ -135,7 +138,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
             **costs,
             "step": profile,
             "exported_bytes": sum(file.stat().st_size for file in exported.glob("*.safetensors")),
-            "session_seconds": time.time() - began,
+            "session_seconds": cost.whole_seconds,
         },
         "exported": exported.name,
         "environment": provenance.environment(devices, commit),
@@ -201,7 +204,10 @@ def build_trainer(
     arguments = config.trainer.model_dump()
     accepted = inspect.signature(L.Trainer).parameters
     if surplus := [key for key in arguments if key not in accepted]:
-        raise unknown(f"trainer.{surplus[0]}", [f"trainer.{name}" for name in accepted])
+        raise unknown(
+            f"trainer.{surplus[0]}",
+            [f"trainer.{name}" for name in accepted if name not in RESERVED],
+        )
     tensorboard = TrainingCurves(
         folder, name="", version="tb", default_hp_metric=False, purge_step=step
     )

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def run_in_folder(config: Config, folder: Path, resumes: bool) -> None:
     """
     first, known = is_first_process(), store.status(folder) if resumes else {}
     identity, facts = known.get("identity"), {}
+    began, earlier = time.time(), known.get("seconds", 0.0)  # seconds of the starts before
     if not resumes:
         if first and (folder / "config.yaml").exists():
             raise UserError(f"{folder} holds a run already: choose another hydra.run.dir.")
@@ -123,26 +125,30 @@ def run_in_folder(config: Config, folder: Path, resumes: bool) -> None:
     threading.excepthook = _quiet_thread_errors
     try:
         if first:
-            from lora_or_full.data.fingerprints import check_contents, contents, run_identity
+            from lora_or_full.data import fingerprints
 
-            found = contents(config)
-            check_contents(facts.get("contents", found), found)
-            identity, facts = identity or run_identity(config, found), {"contents": found}
+            found = fingerprints.contents(config)
+            fingerprints.check_contents(facts.get("contents", found), found)
+            fingerprints.check_data(config, found["data"])
+            identity = identity or fingerprints.run_identity(config, found)
+            facts = {"contents": found, "seconds": earlier}
             store.set_status(folder, "running", identity, process=os.getpid(), **facts)
-        results = _run(config, folder)
+        results = _run(config, folder, earlier)
         store.set_status(folder, "finished", identity, **facts)
     except KeyboardInterrupt:
+        facts["seconds"] = earlier + time.time() - began
         _record_end(folder, "interrupted", identity, **facts)
         print(f"Stopped. To resume: python src/run.py resume='{folder}'", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         reason = explain(error, folder) or f"{type(error).__name__}: {error}"
+        facts["seconds"] = earlier + time.time() - began
         _record_end(folder, "failed", identity, error=str(reason), **facts)
         raise
     console.close(results, folder)
 
 
-def _run(config: Config, folder: Path) -> dict[str, Any]:
+def _run(config: Config, folder: Path, earlier: float) -> dict[str, Any]:
     """Run `experiment.run`; a stop signal ends it as Ctrl-C does."""
     # Imported late: torch and everything on top of it take seconds.
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -151,7 +157,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     from lora_or_full.training import checkpoint, distributed
 
     try:
-        results = run(config, folder)
+        results = run(config, folder, earlier)
     except (checkpoint.Interrupted, SIGTERMException):
         raise KeyboardInterrupt from None
     if not is_first_process():

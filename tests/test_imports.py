@@ -80,3 +80,11 @@ def test_the_command_and_its_line_alone_know_hydra() -> None:
 def test_the_top_level_of_src_holds_what_users_expect_there() -> None:
     top = {path.stem for path in SRC.glob("*.py")}
     assert top == {"run", "experiment", "datamodule", "lit_module"}
+
+
+def test_no_file_needs_a_module_that_windows_lacks() -> None:
+    """Such a module is imported where it is used, on systems that have it."""
+    posix = {"resource", "fcntl", "pwd", "grp", "termios", "pty", "posix"}
+    for file in SRC.rglob("*.py"):
+        tops = [n for n in ast.parse(file.read_text("utf-8")).body if isinstance(n, ast.Import)]
+        assert not {alias.name for node in tops for alias in node.names} & posix, file

@@ -226,7 +226,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
     assert "Traceback" not in errors
     [folder] = (tmp_path / "runs").iterdir()
     assert f"python src/run.py resume='{folder}'" in errors
-    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    seconds_before = status["seconds"]
 
     message = refusal(f"resume={folder}", "mode=full", "data.train_size=9", "trainer.max_epochs=5")
     assert "mode: the run has lora, requested is full" in message
@@ -253,6 +255,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
     results = json.loads((folder / "results.json").read_text())
     assert len(results["epochs"]) == 10
     assert results["config"]["checkpoint_minutes"] == 9
+    assert results["cost"]["session_seconds"] > seconds_before
     message = refusal(f"resume='{folder}'")
     assert "is finished" in message
     assert f"init_from='{folder}'" in message
@@ -267,7 +270,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(words: list[str], tmp_pat
         (["+data.train_sise=3"], "Did you mean data.train_size?"),
         (["~max_length"], "can't be left out: max_length"),
         (["~rank"], "Interpolation key 'rank' not found"),
-        (["mode=loar"], "mode=loar: must be full, lora"),
+        (["mode=loar"], "mode=loar: must be dora, full"),
         (["model=gpt3"], "model=gpt3: must be builtin, distilgpt2, gpt2"),
         (["data=squat"], "data=squat: must be builtin, squad"),
         (["experiment=dem"], "experiment=dem: must be ablation, demo"),
@@ -331,7 +334,7 @@ def test_a_wrong_word_is_refused_in_one_message(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (["mode=loar"], "mode=loar: must be full, lora"),
+        (["mode=loar"], "mode=loar: must be dora, full"),
         (["+trainer.max_epoch=3", "experiment=demo"], "Did you mean trainer.max_epochs?"),
         (["data.path=nowhere.json", "model=builtin"], "no file nowhere.json"),
         (["model.name=./nowhere"], "no such folder"),

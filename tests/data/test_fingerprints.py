@@ -11,10 +11,12 @@ from configs import FULL
 from lora_or_full.config.schema import validate
 from lora_or_full.data.fingerprints import (
     check_contents,
+    check_data,
     contents,
     first_weights,
     run_identity,
 )
+from lora_or_full.data.splits import Splits
 from lora_or_full.errors import UserError
 from lora_or_full.runs import provenance
 
@@ -99,3 +101,16 @@ def test_other_first_weights_make_another_run(
         for folder in (finished_runs["lora"], copied)
     )
     assert one == other != before
+
+
+def test_wrong_data_is_refused_before_anything_is_loaded_and_sound_data_is_read_once(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = validate(settings)
+    check_data(config, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(Splits, "read", None)
+        check_data(validate(settings | {"seed": 9}), "a")  # which draws from what is sound
+    Path(settings["data"]["path"]).write_text("[]")
+    with pytest.raises(UserError, match="Not SQuAD's format"):
+        check_data(config, "b")

@@ -503,8 +503,9 @@ def test_nothing_to_report_on_is_refused(
 
 
 def test_the_command_needs_no_torch_and_prints_where_the_report_is(
-    whole_study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    whole_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     code = (
         "import sys; from lora_or_full.cli import main; main.main();"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
@@ -517,6 +518,13 @@ def test_the_command_needs_no_torch_and_prints_where_the_report_is(
     assert done.returncode == 0, done.stderr
     assert str(study / "report" / "report.html") in done.stdout
     assert (study / "report" / "report.html").is_file()
+    # Of several folders, it writes into none.
+    monkeypatch.chdir(tmp_path)
+    runs = [str(file.parent) for file in sorted(study.glob("*/results.json"))]
+    main.main(["report", *runs])
+    assert capsys.readouterr().out.startswith(str(Path("report", "report.html")))
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert not (Path(runs[0]) / "report").exists()
     with pytest.raises(SystemExit) as stop:
         main.main(["report", str(whole_study / "nowhere")])
     assert stop.value.code == 1

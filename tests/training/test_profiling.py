@@ -10,7 +10,8 @@ from configs import FULL
 
 import experiment
 from lora_or_full.config.schema import validate
-from lora_or_full.training.profiling import profile_step
+from lora_or_full.training import profiling
+from lora_or_full.training.profiling import CostMonitor, profile_step
 
 
 def parts_of(settings: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Any]:
@@ -58,3 +59,19 @@ def test_lora_saves_the_gradients_of_weights_and_no_other_arithmetic(
     # Less than a product for each forward: the first layer's input needs no gradient.
     assert 0.5 < lora["backward_operations"] / lora["forward_operations"] < 1.3
     assert 1.5 < whole["backward_operations"] / whole["forward_operations"] < 2.3
+
+
+def test_the_times_of_all_starts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(profiling.time, "time", lambda: now)
+    first = CostMonitor()
+    now += 50
+    saved = first.state_dict()
+    now += 10
+    stopped = first.whole_seconds
+    for noted, whole in ((stopped, 60), (0.0, 50)):  # stopped, or killed after the checkpoint
+        resumed = CostMonitor(noted)
+        now += 3
+        resumed.load_state_dict(dict(saved))
+        now += 4
+        assert resumed.whole_seconds == whole + 7

@@ -18,6 +18,7 @@ from lora_or_full.training import sweep
 from lora_or_full.training.sweep import Sweep
 
 RESULTS = {
+    "config": {"metrics": ["exact_match", "f1"]},
     "epochs": [{"f1": 55.0}],
     "best_epoch": 1,
     "test": {"exact_match": 50.0, "f1": 60.0},

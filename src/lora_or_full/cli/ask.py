@@ -176,12 +176,13 @@ def _print_answers(read: "list[tuple[Predictor, ContextSession]]", question: str
 def _answer_file(folder: Path, base: str | None, file: Path, output: Path) -> None:
     """Write the answers to the questions of a file, by their ids."""
     from lora_or_full.data import squad
-    from lora_or_full.generation.predictor import load
 
     # Gold answers are not used: they may be missing or have wrong offsets.
     questions, _ = squad.check(squad.read_files([file]), unanswerable="keep", misaligned="repair")
     if not questions:
         raise UserError(f"{file} holds no question.")
+    from lora_or_full.generation.predictor import load  # after what needs no model
+
     given = load(folder, base).answers(questions)
     texts = {row["id"]: answer.text if answer else "" for row, answer in given}
     try:

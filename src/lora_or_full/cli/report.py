@@ -1,7 +1,8 @@
 """The report of a study: lora-or-full report RUNS [RUNS ...]
 
 RUNS are folders of runs, of sweeps, or folders that hold them. Writes report.md, report.html (one
-file, with its figures), figures/, report.csv (a line a run) and report.json into --output.
+file, with its figures), figures/, report.csv (a line a run) and report.json into --output: by
+default RUNS/report, or report in the current folder if there are several RUNS.
 """
 
 import argparse
@@ -27,7 +28,9 @@ FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet takes for
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUNS")
-    parser.add_argument("--output", type=Path, help="a folder; <first RUNS>/report if left out")
+    parser.add_argument(
+        "--output", type=Path, help="a folder (RUNS/report; of several RUNS: report)"
+    )
     parser.add_argument(
         "--margin", type=float, default=1.0,
         help="percentage points within which two modes count as equivalent (1)",
@@ -40,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the report, and print its path."""
-    output = args.output or args.runs[0] / "report"
+    # Of several folders none is the one to write into.
+    output = args.output or (args.runs[0] if len(args.runs) == 1 else Path()) / "report"
     folder = write(args.runs, output, args.margin, args.against)
     print(f"{folder / 'report.html'}\n{folder / 'report.md'}")
 

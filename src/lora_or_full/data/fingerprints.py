@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lora_or_full.config.schema import Config, is_neutral
 from lora_or_full.data.hub import folder_of
-from lora_or_full.data.splits import Splits
+from lora_or_full.data.splits import NAMES, Splits
 from lora_or_full.errors import UserError
-from lora_or_full.runs import provenance
+from lora_or_full.runs import provenance, store
 from lora_or_full.runs.reader import finished_record, weights_folder
 
 
@@ -43,6 +43,25 @@ def check_contents(recorded: Mapping[str, str], found: Mapping[str, str]) -> Non
                 f"{keys[part]}: the files have other content (fingerprint {fingerprint}) than when "
                 f"the run began ({recorded.get(part)}). Give those, wherever they lie now."
             )
+
+
+def check_data(config: Config, fingerprint: str) -> None:
+    """Read the data set once: what is wrong with it is said before torch is imported.
+
+    Args:
+        config: The run's configuration.
+        fingerprint: Of the data set; what was sound before is noted, and not read again.
+
+    Raises:
+        UserError: It is not in a format that is read, or can't be split.
+    """
+    splits = Splits(config.data, config.seed, Path(config.cache_dir))
+    key = [fingerprint, *(splits.key(name) | {"seed": None} for name in NAMES)]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    note = Path(config.cache_dir) / "checked" / digest
+    if not note.is_file():
+        splits.read()
+        store.write_text(note, "")
 
 
 def run_identity(config: Config, found: Mapping[str, str] | None = None) -> str:

@@ -43,7 +43,7 @@ def connected(trainer: L.Trainer) -> Iterator[None]:
         if not trainer.is_global_zero:
             time.sleep(10)  # the first process fails too, reports the error, and ends this one
         for process in (started := getattr(launcher, "procs", [])):
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         started.clear()  # or Lightning, which watches them, kills this process before its report
         raise
 

@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +80,12 @@ class PeakMemory:
         if STATUS.is_file():
             line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
             return int(line.split()[1]) * 1024
+        if sys.platform == "win32":
+            import psutil
+
+            return psutil.Process().memory_info().peak_wset
+        import resource  # which Windows does not have
+
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

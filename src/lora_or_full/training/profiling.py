@@ -39,9 +39,13 @@ class CostMonitor(L.Callback):
     A micro-batch lasts from the end of the one before, so that reading and copying it counts too.
     With several devices, questions and tokens are those of all, the peak is the largest of one, and
     seconds are those of the first, with which the others keep step.
+
+    Args:
+        earlier: Seconds that starts of the run before this one took, as far as they are known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: float = 0.0) -> None:
+        self.began, self.earlier = time.time(), earlier
         self.steps: list[float] = []  # seconds of each micro-batch, without validation
         self.moments: list[_Moment] = []  # not yet in `steps`
         self.samples = self.tokens = 0
@@ -49,6 +53,11 @@ class CostMonitor(L.Callback):
         self.peak = {"train": 0, "evaluation": 0}
         self.memory = PeakMemory(torch.device("cpu"))
         self.imports = self.memory.read()  # what the process holds before there is a model
+
+    @property
+    def whole_seconds(self) -> float:
+        """Seconds of all starts; of one that was killed those up to its last checkpoint."""
+        return self.earlier + time.time() - self.began
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start to measure."""
@@ -94,10 +103,13 @@ class CostMonitor(L.Callback):
             "tokens": sum(tokens for _, tokens, _ in shares),
             "seconds": self.seconds,
             "peak": {phase: max(peak[phase] for *_, peak in shares) for phase in self.peak},
+            "whole": self.whole_seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the measurements of a checkpoint."""
+        # A start that was stopped has noted more than its checkpoint, a killed one nothing.
+        self.earlier = max(self.earlier, state_dict.pop("whole", 0.0))
         vars(self).update(state_dict)
         if not is_first_process():  # the first one counts for all
             self.samples = self.tokens = 0
