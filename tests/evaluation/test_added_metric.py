@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lora_or_full.cli import report
 from lora_or_full.config import schema
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation import metrics
@@ -56,6 +57,22 @@ def test_a_file_adds_a_metric(
     assert {"validation/letters", "test/letters"} <= set(board.Tags()["scalars"])
     console.close(results, folder)
     assert capsys.readouterr().out.count("letters") == 3  # of epochs, before and after
+
+    report.write([folder], tmp_path / "report", margin=1.0)
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "| letters | EM before | F1 before | letters before |" in text
+    assert "| validation letters, % |" in text
+    figures = tmp_path / "report" / "figures"
+    assert "letters, %" in (figures / "scores.svg").read_text("utf-8")
+    with (tmp_path / "report" / "report.csv").open(newline="") as rows:
+        [row] = csv.DictReader(rows)
+    assert float(row["letters"]) == results["test"]["letters"]
+    assert (
+        float(row["validation_letters"])
+        == max(results["epochs"], key=lambda epoch: (epoch["f1"], -epoch["validation_loss"]))[
+            "letters"
+        ]
+    )
 
     # A record whose answers have another value is damaged.
     lines = (folder / "predictions.jsonl").read_text("utf-8").splitlines()

@@ -5,6 +5,7 @@ import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,9 +16,9 @@ from markdown_it import MarkdownIt
 from strategies import any_json, examples, met, spoilt, texts
 
 from lora_or_full.cli import report
+from lora_or_full.evaluation.predictions import values
 from lora_or_full.report.collect import collect
 from lora_or_full.report.stats import paired, seeds_by_paragraphs
-from lora_or_full.report.study import question_scores
 
 RUNS = ("lora_1", "lora_2", "full_1", "full_2", "lora_3")
 FILES = (
@@ -76,13 +77,11 @@ def test_a_run_of_any_content_is_read_or_left_out_by_name(place: Path, data: st.
     for run in (run for arm in study.arms for run in arm.runs.values()):
         good = json.loads((place.with_name("good") / run.folder.name / "results.json").read_text())
         for metric in ("exact_match", "f1"):
-            assert question_scores(run.predictions, metric).mean() == pytest.approx(
+            assert fmean(values(run.predictions, metric)) == pytest.approx(
                 getattr(run.record.test, metric)
             )
             if run.record.test.model_dump(mode="json") == good["test"]:
-                assert question_scores(run.predictions, metric).mean() == pytest.approx(
-                    good["test"][metric]
-                )
+                assert fmean(values(run.predictions, metric)) == pytest.approx(good["test"][metric])
 
 
 class Elements(HTMLParser):

@@ -10,6 +10,7 @@ import csv
 import io
 import os
 import shlex
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ def title(found: "Comparison | None") -> str:
 
 def runs_csv(study: "Study") -> str:
     """Write CSV with a row per run: its configuration and its results."""
-    rows = [_row(arm, run) for arm in study.arms for run in arm.runs.values()]
+    rows = [_row(arm, run, study.metrics) for arm in study.arms for run in arm.runs.values()]
     out = io.StringIO()
     writer = csv.DictWriter(out, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -111,15 +112,16 @@ def runs_csv(study: "Study") -> str:
     return out.getvalue()
 
 
-def _row(arm: "Arm", run: "Run") -> dict[str, Any]:
+def _row(arm: "Arm", run: "Run", metrics: Iterable[str]) -> dict[str, Any]:
     r = run.record
     return {
         "run": run.folder.name, "arm": arm.label, "mode": arm.mode, "seed": r.config.seed,
         "lr": r.config.lr, "rank": r.config.rank, "mask_prompt": r.config.mask_prompt,
         "train_questions": r.data.train.questions, "epochs": len(r.epochs),
         "trainable": r.parameters.trainable, "best_epoch": r.best_epoch,
-        "validation_loss": r.best.validation_loss, "validation_exact_match": r.best.exact_match,
-        "validation_f1": r.best.f1, "exact_match": r.test.exact_match, "f1": r.test.f1,
+        "validation_loss": r.best.validation_loss,
+        **{f"validation_{name}": getattr(r.best, name) for name in metrics},
+        **{name: getattr(r.test, name) for name in metrics},
         "train_seconds": r.cost.train_seconds, "seconds_per_batch": r.cost.seconds_per_batch,
         "samples_per_second": r.cost.samples_per_second,
         "train_peak_bytes": r.cost.peak_memory_bytes.train,
@@ -139,7 +141,6 @@ def numbers(
     study: "Study", found: "Comparison | None", sections: "list[Section]"
 ) -> dict[str, Any]:
     """Give everything that the report computed: the whole comparison, and all tables."""
-    from lora_or_full.report.formatting import METRICS
     from lora_or_full.report.render import Table
 
     arms = {
@@ -147,7 +148,7 @@ def numbers(
             "seeds": list(arm.runs),
             "runs": [str(run.folder) for run in arm.runs.values()],
             "config": arm.config,
-            **{metric: arm.test(metric) for metric in METRICS},
+            **{metric: arm.test(metric) for metric in study.metrics},
             "epochs": [[e.model_dump() for e in r.record.epochs] for r in arm.runs.values()],
             "cost": [run.record.cost.model_dump() for run in arm.runs.values()],
         }

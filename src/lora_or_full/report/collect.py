@@ -4,15 +4,15 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_or_full.errors import UserError
-from lora_or_full.report.study import Arm, Run, Study, shown
+from lora_or_full.report.study import Arm, Evaluation, Run, Study, Untrained, shown
 from lora_or_full.runs import store
 from lora_or_full.runs.reader import check_scores, read_answers, read_record
-from lora_or_full.runs.schema import RunRecord
+from lora_or_full.runs.schema import EvaluationRecord, RunRecord
 
 # Characters of a value in a label, and of a label.
 LONGEST, LONGEST_LABEL = 60, 100
@@ -35,7 +35,8 @@ def collect(folders: Sequence[Path]) -> Study:
             left_out.append(f"{folder}: {str(error).replace(f'{folder}{os.sep}', '')}")
     runs, unlike = _alike(runs)
     arms, twice = _arms(runs)
-    return Study(arms, left_out + unlike + twice)
+    untrained, of_others = _untrained(folders, found, arms)
+    return Study(arms, left_out + unlike + twice + of_others, untrained)
 
 
 def _never_started(folders: Iterable[Path]) -> list[str]:
@@ -78,6 +79,40 @@ def _read(folder: Path) -> Run:
     run = Run(folder, read_record(folder, RunRecord), *read_answers(folder))
     check_scores(folder, run.record, run.predictions)
     return run
+
+
+def _untrained(
+    tops: Iterable[Path], runs: Container[Path], arms: Sequence[Arm]
+) -> tuple[list[Untrained], list[str]]:
+    """Models that were scored without training on the arms' test questions; why others are not."""
+    grouped: dict[str, dict[int | None, Evaluation]] = {}
+    left_out = []
+    files = {file for top in tops for file in top.rglob(store.RESULTS)} if arms else set()
+    for folder in sorted(file.parent for file in files):
+        if folder in runs or folder.parents[1] in runs:  # a run, or one on another test set
+            continue
+        try:
+            record = read_record(folder, EvaluationRecord)
+            predictions, _ = read_answers(folder)
+            check_scores(folder, record, predictions)
+        except UserError as error:
+            left_out.append(f"{folder}: {str(error).replace(f'{folder}{os.sep}', '')}")
+            continue
+        own = arms[0].any.record
+        test, wanted = record.data.test.fingerprint, own.data.test.fingerprint
+        if record.model is None or test != wanted or record.scoring != own.config.scoring:
+            left_out.append(
+                f"{folder}: test questions {test}, scoring {record.scoring}, not {wanted} and "
+                f"{own.config.scoring} as the runs shown"
+            )
+            continue
+        shots = f"{record.shots}-shot" if record.shots else "zero-shot"
+        label = _short(f"{Path(record.model.name).name}, {shots}", LONGEST_LABEL)
+        if any(one.record.model != record.model for one in grouped.get(label, {}).values()):
+            label = f"{label}, weights {record.model.fingerprint}"
+        seed = record.seed if record.shots else None
+        grouped.setdefault(label, {})[seed] = Evaluation(record, predictions)
+    return [Untrained(label, list(own.values())) for label, own in grouped.items()], left_out
 
 
 def _alike(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

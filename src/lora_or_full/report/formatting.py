@@ -7,7 +7,6 @@ from typing import Any
 
 from lora_or_full.report.stats.paired import Interval, mean_over_seeds
 
-METRICS = {"exact_match": "EM", "f1": "F1"}
 MB = 1e6
 NONE = "\N{EN DASH}"  # where there is no number
 
@@ -61,6 +60,12 @@ def p_with(p: float) -> str:
     """Write a p value for a sentence."""
     shown = p_value(p)
     return f"p {shown}" if shown[0] in "<>" else f"p = {shown}"
+
+
+def listing(names: Iterable[str]) -> str:
+    """Write names in a sentence: A, B and C."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def counted(number: int, what: str) -> str:

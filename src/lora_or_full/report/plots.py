@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lora_or_full.report.failure_classes import Bin
-from lora_or_full.report.formatting import METRICS
 from lora_or_full.report.stats.paired import Interval, mean_over_seeds
 from lora_or_full.report.study import Arm, Study
 
@@ -35,24 +34,28 @@ STYLE: Any = {
 matplotlib.rcParams.update(STYLE)
 
 
-def dynamics(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
+def dynamics(arms: Sequence[Arm], colours: Mapping[str, str], metrics: Mapping[str, str]) -> str:
     """Plot losses and validation scores by epoch: mean and range over seeds.
 
     Args:
         arms: At most as many of each mode as there are LINES to distinguish them.
+        colours: By label of an arm.
+        metrics: Labels of the metrics by name.
     """
-    figure, axes = _new(2, 2, height=6)
     panels = {
         "train_loss": "Training loss, nats per token",
         "validation_loss": "Validation loss, nats per token",
-        "exact_match": "Validation EM, %",
-        "f1": "Validation F1, %",
+        **{name: f"Validation {label}, %" for name, label in metrics.items()},
     }
+    rows = math.ceil(len(panels) / 2)
+    figure, axes = _new(rows, 2, height=3 * rows)
+    for spare in axes[len(panels) :]:
+        spare.remove()
     styles = _styles(LINES, [colours[arm.label] for arm in arms])
-    for axis, (key, title) in zip(axes, panels.items(), strict=True):
+    for axis, (key, title) in zip(axes, panels.items(), strict=False):
         for arm, style in zip(arms, styles, strict=True):
-            rows = [[getattr(e, key) for e in run.record.epochs] for run in arm.runs.values()]
-            columns = list(zip(*rows, strict=False))
+            by_run = [[getattr(e, key) for e in run.record.epochs] for run in arm.runs.values()]
+            columns = list(zip(*by_run, strict=False))
             colour = colours[arm.label]
             epochs = range(1, len(columns) + 1)
             means = [sum(c) / len(c) for c in columns]
@@ -66,10 +69,10 @@ def dynamics(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
     return _with_legend(figure, axes[0])
 
 
-def scores(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
-    """Plot EM and F1: one dot per seed, the mean, and its t interval."""
-    figure, axes = _new(1, 2, height=0.9 + 0.45 * len(arms))
-    for axis, (metric, name) in zip(axes, METRICS.items(), strict=True):
+def scores(arms: Sequence[Arm], colours: Mapping[str, str], metrics: Mapping[str, str]) -> str:
+    """Plot each metric: one dot per seed, the mean, and its t interval."""
+    figure, axes = _new(1, len(metrics), height=0.9 + 0.45 * len(arms))
+    for axis, (metric, name) in zip(axes, metrics.items(), strict=True):
         for height, arm in enumerate(reversed(arms)):
             values, colour = arm.test(metric), colours[arm.label]
             mean, _, interval = mean_over_seeds(values)
@@ -79,7 +82,8 @@ def scores(arms: Sequence[Arm], colours: Mapping[str, str]) -> str:
         _names(axis, [arm.label for arm in arms])
         axis.set(xlabel=f"{name}, %", ylim=(-0.6, len(arms) - 0.4))
         axis.set_xlim(_within(axis.get_xlim(), 100))
-    axes[1].tick_params(labelleft=False)
+    for axis in axes[1:]:
+        axis.tick_params(labelleft=False)
     return svg(figure)
 
 
@@ -108,23 +112,26 @@ def against_reference(
     rows: Sequence[tuple[str, str, Mapping[str, tuple[float, Interval | None]]]],
     margin: float,
     reference: str,
+    metrics: Mapping[str, str],
 ) -> str:
-    """Plot the differences of several arms from one, EM beside F1.
+    """Plot the differences of several arms from one, the metrics side by side.
 
     Args:
         rows: Label of an arm, its colour, and difference and interval by metric, percentage points.
         margin: Of equivalence, percentage points.
         reference: Label of the reference.
+        metrics: Labels of the metrics by name.
     """
-    figure, axes = _new(1, 2, height=1.1 + 0.4 * len(rows))
-    for axis, (metric, name) in zip(axes, METRICS.items(), strict=True):
+    figure, axes = _new(1, len(metrics), height=1.1 + 0.4 * len(rows))
+    for axis, (metric, name) in zip(axes, metrics.items(), strict=True):
         axis.axvspan(-margin, margin, color=GREEN, alpha=0.15, linewidth=0)
         axis.axvline(0, color="black", linewidth=1)
         for height, (_, colour, found) in enumerate(reversed(rows)):
             _interval(axis, height, *found[metric], colour)
         _names(axis, [label for label, _, _ in rows])
         axis.set(xlabel=f"{name} minus that of {reference}", ylim=(-0.6, len(rows) - 0.4))
-    axes[1].tick_params(labelleft=False)
+    for axis in axes[1:]:
+        axis.tick_params(labelleft=False)
     return svg(figure)
 
 

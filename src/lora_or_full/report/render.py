@@ -164,13 +164,14 @@ TEMPLATES = Environment(
     autoescape=select_autoescape(["html.jinja"]), undefined=StrictUndefined,
     extensions=["jinja2.ext.do"],
 )  # fmt: skip
-TEMPLATES.globals |= {"METRICS": formatting.METRICS, "MB": formatting.MB}
+TEMPLATES.globals["MB"] = formatting.MB
 TEMPLATES.filters |= {"plain": _plain, "marked": _marked, "as": formatting.written, "shown": shown}
 TEMPLATES.filters["rules"] = rules
 TEMPLATES.filters |= {
     write.__name__: write
     for write in (
-        formatting.counted, formatting.mean, formatting.p_value, formatting.p_with,
-        formatting.part_of, formatting.shown_interval, formatting.signed, formatting.spread,
+        formatting.counted, formatting.listing, formatting.mean, formatting.p_value,
+        formatting.p_with, formatting.part_of, formatting.shown_interval, formatting.signed,
+        formatting.spread,
     )
 }  # fmt: skip

@@ -3,18 +3,20 @@
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_or_full.config.schema import RESULT_NEUTRAL
 from lora_or_full.errors import UserError
-from lora_or_full.runs.schema import Prediction, RunRecord
+from lora_or_full.evaluation.metrics import labels
+from lora_or_full.evaluation.predictions import values
+from lora_or_full.runs.schema import EvaluationRecord, Prediction, RunRecord
 
 # Keys in which the runs of one arm may differ, and keys that only repeat another one.
 WITHIN_ARM = RESULT_NEUTRAL | {
@@ -124,21 +126,59 @@ class Arm:
         return [value(run.record) for run in self.runs.values()]
 
     def test(self, metric: str) -> list[float]:
-        """Give the exact_match or f1 (percent) on the test questions of each seed."""
+        """Give a metric (percent) on the test questions of each seed."""
         return self.values(lambda record: getattr(record.test, metric))
 
     def minus(self, other: "Arm", metric: str) -> NDArray[np.float64]:
         """Give the differences of scores (shared seeds, questions), percentage points."""
-        return np.stack([
-            question_scores(self.runs[seed].predictions, metric)
-            - question_scores(other.runs[seed].predictions, metric)
-            for seed in shared_seeds(self, other)
-        ])  # fmt: skip
+        return differences(self.runs, other.runs, metric)
 
 
-def question_scores(predictions: Sequence[Prediction], metric: str) -> NDArray[np.float64]:
-    """Give the exact_match or f1 (percent) of each question (questions)."""
-    return np.array([p[metric] for p in predictions], dtype=np.float64)  # type: ignore[literal-required]
+class Answered(Protocol):
+    """What holds predictions by id: a run, or an evaluation."""
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """The predictions."""
+
+
+def differences(
+    first: Mapping[int, Answered], second: Mapping[int, Answered], metric: str
+) -> NDArray[np.float64]:
+    """Give the differences of scores (shared seeds, questions), percentage points.
+
+    Args:
+        first: Answers by seed.
+        second: Answers to the same questions by seed.
+        metric: Name of the metric.
+    """
+    scores = (
+        np.array([values(by_seed[seed].predictions, metric) for by_seed in (first, second)])
+        for seed in sorted(first.keys() & second.keys())
+    )
+    return np.stack([own - other for own, other in scores])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's answers to the questions of a test set, by id."""
+
+    record: EvaluationRecord
+    predictions: list[Prediction]
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A model that was scored without training, once for each seed of its examples."""
+
+    label: str
+    evaluations: list[Evaluation]
+
+    def test(self, metric: str) -> list[float]:
+        """Give a metric (percent) on the test questions of each seed; empty if one lacks it."""
+        records = [one.record for one in self.evaluations]
+        has = all(metric in record.test.metrics for record in records)
+        return [getattr(record.test, metric) for record in records] if has else []
 
 
 def shared_seeds(first: Arm, second: Arm) -> list[int]:
@@ -148,10 +188,17 @@ def shared_seeds(first: Arm, second: Arm) -> list[int]:
 
 @dataclass(frozen=True)
 class Study:
-    """Arms that can be compared, and runs that were left out, each with the reason."""
+    """Arms that can be compared, models scored without training, and what was left out, and why."""
 
     arms: list[Arm]
     left_out: list[str]
+    untrained: list[Untrained] = field(default_factory=list)
+
+    @cached_property
+    def metrics(self) -> dict[str, str]:
+        """Labels of the metrics that all runs have, by name."""
+        scored = [run.record.test.metrics for arm in self.arms for run in arm.runs.values()]
+        return labels(name for name in scored[0] if all(name in own for own in scored))
 
     @property
     def modes(self) -> list[str]:

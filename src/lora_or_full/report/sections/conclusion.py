@@ -4,7 +4,7 @@ from statistics import fmean
 from typing import Any
 
 from lora_or_full.report import plots
-from lora_or_full.report.formatting import METRICS, p_with, shown_interval, signed
+from lora_or_full.report.formatting import p_with, shown_interval, signed
 from lora_or_full.report.render import Section, section
 from lora_or_full.report.stats import paired
 from lora_or_full.report.stats.comparison import ArmComparison, Comparison
@@ -61,7 +61,7 @@ def _unlike(pair: ArmComparison) -> dict[str, list[str]]:
 def _row(pair: ArmComparison, margin: float) -> list[Any]:
     """An arm's row in the table of several: scores, then cost, relative to the reference."""
     cells: list[Any] = [pair.arm.label, len(pair.seeds)]
-    for metric in METRICS:
+    for metric in pair.over_seeds:
         mean, interval = _difference(pair, metric)
         cells += [f"{signed(mean)} {shown_interval(interval)}", _verdict(pair, metric, margin)]
     cells.append(f"{pair.arm.any.record.parameters.percent:.4f}")
@@ -101,7 +101,11 @@ def _verdict(pair: ArmComparison, metric: str, margin: float) -> str:
 def _plot(study: Study, found: Comparison) -> str:
     colours = plots.colours(study)
     rows = [
-        (pair.arm.label, colours[pair.arm.label], {m: _difference(pair, m) for m in METRICS})
+        (
+            pair.arm.label,
+            colours[pair.arm.label],
+            {m: _difference(pair, m) for m in pair.over_seeds},
+        )
         for pair in found.pairs
     ]
-    return plots.against_reference(rows, found.margin, found.reference.label)
+    return plots.against_reference(rows, found.margin, found.reference.label, found.metrics)

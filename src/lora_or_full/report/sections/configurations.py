@@ -3,7 +3,7 @@
 from typing import Any
 
 from lora_or_full.report import plots
-from lora_or_full.report.formatting import METRICS, NONE, shown_interval, signed
+from lora_or_full.report.formatting import NONE, shown_interval, signed
 from lora_or_full.report.render import Section, section
 from lora_or_full.report.stats.paired import paragraph_bootstrap
 from lora_or_full.report.stats.seeds_by_paragraphs import anova_estimate
@@ -15,7 +15,7 @@ SWEPT = {"lr": "learning rate", "rank": "rank"}
 def configurations(study: Study) -> Section | None:
     """Write the section; None if each mode has one configuration."""
     best = [arm for arm in map(study.best, study.modes) if arm is not None]
-    leads = {arm.label: rows for arm in best if (rows := _lead(arm, study.arms))}
+    leads = {arm.label: rows for arm in best if (rows := _lead(arm, study))}
     swept = []
     for key, name in SWEPT.items():
         arms = [arm for arm in study.masked if key in arm.config]
@@ -24,7 +24,7 @@ def configurations(study: Study) -> Section | None:
         plot = plots.sweep(moving, key, name, plots.colours(study)) if moving else None
         tried = [(arm.mode, arm.config.get(key), _tried(arm, arms, key)) for arm in best]
         swept.append((key, name, plot, [one for one in tried if len(one[2]) > 1]))
-    made = section("configurations", leads=leads, swept=swept)
+    made = section("configurations", leads=leads, swept=swept, metrics=study.metrics)
     return made if made.blocks else None
 
 
@@ -38,16 +38,16 @@ def _tried(best: Arm, arms: list[Arm], key: str) -> list[Any]:
     )
 
 
-def _lead(best: Arm, arms: list[Arm]) -> list[list[str]]:
+def _lead(best: Arm, study: Study) -> list[list[str]]:
     """What the best arm of a mode gains over each other one, a row each."""
     rows = []
     paragraphs = [prediction["paragraph"] for prediction in best.any.predictions]
-    for arm in arms:
+    for arm in study.arms:
         seeds = shared_seeds(best, arm)
         if arm is best or arm.mode != best.mode or not seeds:
             continue
         cells = [arm.label, str(len(seeds))]
-        for metric in METRICS:
+        for metric in study.metrics:
             differences = best.minus(arm, metric)
             found = (
                 paragraph_bootstrap(differences, paragraphs)

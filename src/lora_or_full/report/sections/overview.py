@@ -1,6 +1,7 @@
 """The sections of the report in their order; results, dynamics and provenance."""
 
 from lora_or_full.report import plots
+from lora_or_full.report.formatting import mean, spread
 from lora_or_full.report.render import Code, Section, section
 from lora_or_full.report.sections.conclusion import conclusion
 from lora_or_full.report.sections.configurations import configurations
@@ -38,7 +39,26 @@ def all_sections(study: Study, found: Comparison | None, command: str) -> list[S
 
 def results(study: Study) -> Section:
     """Write the section on parameters, scores and losses."""
-    return section("results", study=study, plot=plots.scores(study.arms, plots.colours(study)))
+    rows: list[list[object]] = []
+    for arm in study.arms:
+        record, runs = arm.any.record, arm.runs.values()
+        losses = [mean(runs, f"record.best.{name}_loss") for name in ("train", "validation")]
+        rows.append([
+            arm.label,
+            *(spread(arm.test(metric)) for metric in study.metrics),
+            *(f"{getattr(record.before, metric):.1f}" for metric in study.metrics),
+            len(runs),
+            f"{record.parameters.trainable:,}",
+            f"{record.parameters.percent:.4f}",
+            *(f"{loss:.4f}" for loss in losses),
+        ])  # fmt: skip
+    for model in study.untrained:
+        found = map(model.test, study.metrics)
+        tested = [spread(scores) if scores else None for scores in found]
+        before = [None for _ in study.metrics]
+        rows.append([model.label, *tested, *before, len(model.evaluations), 0, 0, None, None])
+    plot = plots.scores(study.arms, plots.colours(study), study.metrics)
+    return section("results", study=study, rows=rows, plot=plot)
 
 
 def dynamics(study: Study) -> Section:
@@ -54,8 +74,8 @@ def dynamics(study: Study) -> Section:
     most, longest = len(plots.LINES), max(number for _, number, _ in by_epoch)
     drawn = study.leading(most)
     return section(
-        "dynamics", by_epoch=by_epoch, trends=trends,
-        plot=plots.dynamics(drawn, plots.colours(study)) if longest > 1 else None,
+        "dynamics", by_epoch=by_epoch, trends=trends, metrics=study.metrics,
+        plot=plots.dynamics(drawn, plots.colours(study), study.metrics) if longest > 1 else None,
         most=most if len(drawn) < len(study.arms) else None,
     )  # fmt: skip
 

@@ -1,9 +1,8 @@
 """Arms of a study compared with a reference by every test."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from lora_or_full.report.formatting import METRICS
 from lora_or_full.report.stats import paired, seeds_by_paragraphs
 from lora_or_full.report.study import Arm, Study, shared_seeds
 
@@ -66,6 +65,7 @@ class Comparison:
     reference: Arm
     margin: float  # of equivalence, percentage points
     apart: list[Arm]  # without a seed in common with the reference
+    metrics: Mapping[str, str]  # labels by name
 
     @property
     def arms(self) -> list[Arm]:
@@ -93,7 +93,7 @@ def compare_arms(study: Study, margin: float, against: str | None = None) -> Com
     own = [arm for arm in arms if shared_seeds(arm, reference)]
     if not own:
         return None
-    pairs = [_compare(arm, reference, margin, len(own) == 1) for arm in own]
+    pairs = [_compare(arm, reference, margin, len(own) == 1, study.metrics) for arm in own]
     # Adjusted over arms and metrics at once (Holm, 1979).
     p_values = {
         name: {
@@ -108,21 +108,23 @@ def compare_arms(study: Study, margin: float, against: str | None = None) -> Com
         replace(
             pair,
             holm={
-                name: {m: values[number, m] for m in METRICS if (number, m) in values}
+                name: {m: values[number, m] for m in study.metrics if (number, m) in values}
                 for name, values in adjusted.items()
             },
         )
         for number, pair in enumerate(pairs)
     ]
     apart = [arm for arm in arms if not shared_seeds(arm, reference)]
-    return Comparison(pairs, reference, margin, apart)
+    return Comparison(pairs, reference, margin, apart, study.metrics)
 
 
-def _compare(arm: Arm, reference: Arm, margin: float, alone: bool) -> ArmComparison:
+def _compare(
+    arm: Arm, reference: Arm, margin: float, alone: bool, metrics: Iterable[str]
+) -> ArmComparison:
     """Compare two arms, without the adjusted p values."""
     seeds = shared_seeds(arm, reference)
     paragraphs = [p["paragraph"] for p in arm.any.predictions]
-    differences = {metric: arm.minus(reference, metric) for metric in METRICS}
+    differences = {metric: arm.minus(reference, metric) for metric in metrics}
     return ArmComparison(
         arm,
         reference,
