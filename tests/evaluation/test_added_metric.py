@@ -54,7 +54,7 @@ def test_a_file_adds_a_metric(
     assert [float(value) for value in logged if value] == pytest.approx(of_epochs)
     board = EventAccumulator(str(folder / "tb"))
     board.Reload()
-    assert {"validation/letters", "test/letters"} <= set(board.Tags()["scalars"])
+    assert {"validation/letters", "whole_run/test_letters"} <= set(board.Tags()["scalars"])
     console.close(results, folder)
     assert capsys.readouterr().out.count("letters") == 3  # of epochs, before and after
 
