@@ -74,10 +74,11 @@ def test_groups_stand_in_the_order_of_their_numbers() -> None:
     assert [s.group for s in found] == ["under 50", "under 100", "under 200", "200 or more"]
     assert (found[0].questions, found[0].exact_match, found[0].f1) == (2, 50.0, 50.0)
     lengths = [
-        failure_classes.answer_words({"answers": ["w " * n, "w " * 9]}) for n in (1, 2, 3, 5, 6)
+        failure_classes.answer_words({"answers": ["w " * n, "w " * 9]}, "squad")
+        for n in (1, 2, 3, 5, 6)
     ]
     assert lengths == ["1", "2", "3 to 5", "3 to 5", "6 or more"]
-    assert [failure_classes.context_words("w " * n) for n in (49, 50, 199, 200)] == [
+    assert [failure_classes.context_words("w " * n, "squad") for n in (49, 50, 199, 200)] == [
         "under 50", "under 100", "under 200", "200 or more",
     ]  # fmt: skip
 
@@ -118,3 +119,11 @@ def test_risk_and_coverage_by_hand() -> None:
     assert failure_classes.risk_coverage(answers[:1]) == ([0.0] * 20, 100.0)
     same = [{"log_probability": 0.0, "exact_match": m} for m in (100.0, 0.0, 100.0, 0.0)]
     assert failure_classes.risk_coverage(same) == ([50.0] * 20, 50.0)
+
+
+def test_answers_in_a_language_without_spaces_are_compared_and_counted_by_characters() -> None:
+    wrong = prediction("北京大学", ["北京"])
+    assert failure_classes.failure(wrong, "他在北京大学。", "squad") != failure_classes.EXTRA
+    assert failure_classes.failure(wrong, "他在北京大学。", "mlqa-zh") == failure_classes.EXTRA
+    assert failure_classes.answer_words(wrong, "mlqa-zh") == "2"
+    assert failure_classes.context_words("北京" * 30, "mlqa-zh") == "under 100"

@@ -134,9 +134,10 @@ def run(args: argparse.Namespace) -> None:
         if model in others:
             print(output)
     _print_scores(name, found)
-    if len(others) < len(args.models):
-        runs = [model for model in args.models if model not in others]
+    if runs := [model for model in args.models if model not in others]:
         print(f"lora-or-full report {' '.join(runs)}  # compares all test sets")
+    elif test_set.config is not None:
+        print(f"lora-or-full report {args.data} {output}  # the results have a row for it")
 
 
 def evaluate(
@@ -241,15 +242,19 @@ def seen(config: Config, questions: "list[Question]") -> int | None:
 
 def _test_set(data: str, unanswerable: str, misaligned: str) -> TestSet:
     """Read the questions of a file, of a run's test set, or of a data set's."""
+    from datasets import disable_progress_bars
+
     from lora_or_full.data import squad
     from lora_or_full.data.splits import FILES, Splits
+
+    disable_progress_bars()
 
     if Path(data).suffix in FILES:
         questions, counts = squad.check(squad.read_files([Path(data)]), unanswerable, misaligned)
         if not questions:
             raise UserError(f"{data} holds no question with an answer.")
         return TestSet(questions, counts, [], None)
-    if os.path.isdir(data) and (_is_run(data) or store.status(Path(data))):
+    if Path(data, store.RESULTS).is_file() or store.status(Path(data)):
         config: Config | None = finished_record(Path(data)).config
     elif os.path.isdir(data) or HUB_ID.fullmatch(data):
         config = None

@@ -68,15 +68,20 @@ def question_word(question: str) -> str:
     return words[(leading[:1] or asking[-1:])[0]] if asking else OTHER
 
 
-def answer_words(prediction: Prediction) -> str:
+def answer_words(prediction: Prediction, scoring: str) -> str:
     """Group by the number of words of the shortest gold answer."""
-    words = min(len(text.split()) for text in prediction["answers"])
+    words = min(_words(text, scoring) for text in prediction["answers"])
     return ANSWER_WORDS[bisect_left((1, 2, 5), words)]
 
 
-def context_words(context: str) -> str:
+def context_words(context: str, scoring: str) -> str:
     """Group by the number of words of the context."""
-    return CONTEXT_WORDS[bisect_right((50, 100, 150, 200), len(context.split()))]
+    return CONTEXT_WORDS[bisect_right((50, 100, 150, 200), _words(context, scoring))]
+
+
+def _words(text: str, scoring: str) -> int:
+    """The number of words; by MLQA's rules those that are scored, since spaces may be missing."""
+    return len((text if scoring == SQUAD else normalize(text, scoring)).split())
 
 
 @dataclass(frozen=True, slots=True)

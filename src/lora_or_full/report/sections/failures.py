@@ -23,7 +23,8 @@ def failure_cases(study: Study, found: Comparison | None) -> Section:
     predictions = arms[0].any.predictions
     contexts = [arms[0].any.contexts[str(p["paragraph"])] for p in predictions]
     runs = {arm.label: [run.predictions for run in arm.runs.values()] for arm in arms}
-    failure = partial(failure_classes.failure, scoring=arms[0].any.record.config.scoring)
+    scoring = arms[0].any.record.config.scoring
+    failure = partial(failure_classes.failure, scoring=scoring)
     classes = {
         label: [list(map(failure, run, contexts)) for run in own] for label, own in runs.items()
     }
@@ -38,8 +39,10 @@ def failure_cases(study: Study, found: Comparison | None) -> Section:
     counts = {label: share.classes for label, [share] in everything.items()}
     groupings = {
         "question word": [failure_classes.question_word(p["question"]) for p in predictions],
-        "words of the shortest gold answer": list(map(failure_classes.answer_words, predictions)),
-        "words of the context": list(map(failure_classes.context_words, contexts)),
+        "words of the shortest gold answer": [
+            failure_classes.answer_words(p, scoring) for p in predictions
+        ],
+        "words of the context": [failure_classes.context_words(c, scoring) for c in contexts],
     }
     colours = plots.colours(study)
     bins, errors, curves, areas = {}, {}, {}, {}
