@@ -21,9 +21,11 @@ RESULTS = {
     "config": {"metrics": ["exact_match", "f1"]},
     "epochs": [{"f1": 55.0}],
     "best_epoch": 1,
-    "test": {"exact_match": 50.0, "f1": 60.0},
+    "test": {
+        "exact_match": 50.0, "exact_match_interval": [0, 100], "f1": 60.0, "f1_interval": [0, 100],
+    },
     "cost": {"peak_memory_bytes": {"train": 10**9}, "train_seconds": 61.0},
-}
+}  # fmt: skip
 
 BASE = compose.defaults()
 

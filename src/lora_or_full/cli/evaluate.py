@@ -31,7 +31,7 @@ from lora_or_full.evaluation.predictions import Prediction, prediction, scores
 from lora_or_full.evaluation.scoring import warn_of_script
 from lora_or_full.runs import provenance, store
 from lora_or_full.runs.reader import finished_record, not_a_run, read_record
-from lora_or_full.runs.schema import EvaluationRecord
+from lora_or_full.runs.schema import EvaluationRecord, metric_names
 
 if TYPE_CHECKING:  # torch takes seconds, which a wrong command line need not wait for
     from lora_or_full.data.squad import Question
@@ -189,7 +189,7 @@ def evaluate(
         "model": None if predictor.record else facts,
         "shots": len(examples.questions),
         "examples": [q.id for q in examples.questions],
-        "seed": examples.seed,
+        "seed": examples.seed if examples.questions else None,
         "scoring": config.scoring,
         "precision": config.trainer.precision,
         "max_length": config.max_length,
@@ -327,8 +327,7 @@ def _model_folder(model: str) -> Path:
 
 def _print_scores(title: str, found: dict[str, dict[str, Any]]) -> None:
     """Print a row for the scores of each model by its name."""
-    names = [name for test in found.values() for name in test if f"{name}_interval" in test]
-    metrics = labels(names)
+    metrics = labels(name for test in found.values() for name in metric_names(test))
     table = Table("", "questions", *metrics.values(), title=title, title_justify="left")
     for model, test in found.items():
         cells = [

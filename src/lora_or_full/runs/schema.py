@@ -1,5 +1,6 @@
 """The record of a run (results.json) and of its answers (predictions.jsonl), typed."""
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator, with_config
@@ -92,6 +93,11 @@ class Epoch(_Part):
     f1: Percent
 
 
+def metric_names(scores: Collection[str]) -> list[str]:
+    """Give the names of the metrics among the keys of scores: those that have an interval."""
+    return [name for name in scores if f"{name}_interval" in scores]
+
+
 class Scores(_Part):
     """Mean scores (percent) with 95 % intervals over paragraphs.
 
@@ -110,8 +116,7 @@ class Scores(_Part):
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics."""
-        names = [*type(self).model_fields, *(self.model_extra or {})]
-        return [name for name in names if f"{name}_interval" in names]
+        return metric_names([*type(self).model_fields, *(self.model_extra or {})])
 
 
 class StepProfile(_Part):

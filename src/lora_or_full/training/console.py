@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_or_full.evaluation.metrics import labels
+from lora_or_full.runs.schema import metric_names
 
 
 def print_rows(title: str, macro: str, **facts: Any) -> None:
@@ -25,7 +26,7 @@ def print_rows(title: str, macro: str, **facts: Any) -> None:
 
 def close(results: dict[str, Any], folder: Path) -> None:
     """Print the results of a run, and where its files are."""
-    metrics = labels(results["config"]["metrics"])
+    metrics = labels(metric_names(results["test"]))
     epochs = [
         [
             f"{epoch['epoch']}{' *' if epoch['epoch'] == results['best_epoch'] else ''}",
@@ -42,12 +43,15 @@ def close(results: dict[str, Any], folder: Path) -> None:
 def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
     """Print the results of each job of a sweep by name; None for one without results."""
     finished = [results for results in jobs.values() if results]
-    metrics = labels(name for results in finished for name in results["config"]["metrics"])
+    metrics = labels(name for results in finished for name in metric_names(results["test"]))
     rows = [
         [
             name,
             f"{results['epochs'][results['best_epoch'] - 1]['f1']:.1f}",
-            *(f"{results['test'][metric]:.1f}" for metric in metrics),
+            *(
+                f"{results['test'][metric]:.1f}" if metric in results["test"] else ""
+                for metric in metrics
+            ),
             f"{results['cost']['peak_memory_bytes']['train'] / 1e6:,.0f}",
             duration(results["cost"]["train_seconds"]),
         ]
