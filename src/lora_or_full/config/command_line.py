@@ -326,7 +326,7 @@ def _resumed(folder: Path, overrides: list[Override], wanted: Config) -> Config:
     }
     if differ := changed.keys() - RESULT_NEUTRAL:
         lines = "".join(
-            f"\n  {key}: the run has {own.get(key)}, requested is {value}"
+            f"\n  {key}: the run has {schema.typed(own.get(key))}, requested is {schema.typed(value)}"
             for key, value in changed.items()
             if key in differ
         )
@@ -351,7 +351,8 @@ def _resumed(folder: Path, overrides: list[Override], wanted: Config) -> Config:
 
 def more_training(folder: Path) -> str:
     """The command that trains the weights of a finished run further, as a run of its own."""
-    return f"python src/run.py {compose.path_override('init_from', folder)} trainer.max_epochs=<n>"
+    start = compose.path_override("init_from", folder)
+    return f"python src/run.py <the words of that run> {start} trainer.max_epochs=<n>"
 
 
 def _check_folders(config: Config, words: list[str], overrides: list[Override]) -> None:
