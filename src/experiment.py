@@ -12,7 +12,7 @@ import torch
 import transformers
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 
 from datamodule import SquadDataModule
 from lit_module import LitQuestionAnswering
@@ -33,14 +33,14 @@ from lora_or_full.modeling.precision import (
 )
 from lora_or_full.processes import is_first_process, stop_signals_to
 from lora_or_full.runs import provenance, store
-from lora_or_full.training import checkpoint, console
+from lora_or_full.training import checkpoint, console, plugins
 from lora_or_full.training.distributed import check_alike, connected, gathered
 from lora_or_full.training.loggers import (
     SHOWN,
     CalmProgressBar,
     MetricsFile,
     SampleAnswers,
-    TrainingCurves,
+    log_configuration,
     log_results,
 )
 from lora_or_full.training.memory import FreeMemory
@@ -74,18 +74,20 @@ def run(config: Config, folder: Path, earlier: float = 0.0) -> dict[str, Any]:
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         store.write_text(folder / "config.yaml", text)
     cost = CostMonitor(earlier)
-    data, module, model_facts = build(config)
-    exported_weights = module.size["total" if config.adapter is None else "trainable"]
-    if is_first_process():
-        golds = (text for texts in data.test.column("answers") for text in texts)
-        warn_of_script(golds, config.scoring)
-    checkpoint.check_room(folder, int(module.size["trainable"]), int(exported_weights))
-    commit = provenance.commit()  # now: the files may change during the run
     checkpoints, answered = folder / "checkpoints", folder / "predictions.partial.jsonl"
     # What the first process finds holds for all: files may change between their looks.
     last, step = checkpoint.resume_point(checkpoints) if is_first_process() else (None, 0)
     saver = checkpoint.RunCheckpoint(checkpoints, 60 * config.checkpoint_minutes)
+    state_share = plugins.state_share(config)
     trainer = build_trainer(config, folder, step, [saver, cost])
+    data, module, model_facts = build(config)
+    plugins.optimizer(config, module.trainable_parameters().values())  # refused now, if it is
+    exported_weights = module.size["total" if config.adapter is None else "trainable"]
+    if is_first_process():
+        golds = (text for texts in data.test.column("answers") for text in texts)
+        warn_of_script(golds, config.scoring)
+    checkpoint.check_room(folder, int(module.size["trainable"]), int(exported_weights), state_share)
+    commit = provenance.commit()  # now: the files may change during the run
     with stop_signals_to(saver.request_stop), connected(trainer), memory_explained(config):
         check_alike(folder, config.trainer.precision)
         data.deal(trainer.world_size, trainer.global_rank)
@@ -103,6 +105,7 @@ def run(config: Config, folder: Path, earlier: float = 0.0) -> dict[str, Any]:
                 parameters=module.size, trainer=trainer, seconds=seconds, memory=memory,
                 swept={key: config.flat().get(key) for key in store.swept_keys(folder)},
             )  # fmt: skip
+        log_configuration(trainer, config)
         if before is None:
             predictions = _test(trainer, module, data, folder / "before.partial.jsonl")
             if trainer.is_global_zero:
@@ -196,10 +199,11 @@ def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[s
 def build_trainer(
     config: Config, folder: Path, step: int, callbacks: list[L.Callback]
 ) -> L.Trainer:
-    """Build Lightning's trainer with this project's loggers, to resume from an optimizer step.
+    """Build Lightning's trainer with its loggers and callbacks, to resume from an optimizer step.
 
     Raises:
-        UserError: Lightning does not accept an argument in trainer.*.
+        UserError: Lightning does not accept an argument in trainer.*, or a logger or callback can't
+            be built.
     """
     arguments = config.trainer.model_dump()
     accepted = inspect.signature(L.Trainer).parameters
@@ -208,17 +212,17 @@ def build_trainer(
             f"trainer.{surplus[0]}",
             [f"trainer.{name}" for name in accepted if name not in RESERVED],
         )
-    tensorboard = TrainingCurves(
-        folder, name="", version="tb", default_hp_metric=False, purge_step=step
-    )
+    rate = f"lr-{config.optimizer.target.rpartition('.')[2]}"  # LearningRateMonitor's name
+    metrics = MetricsFile(folder / "metrics.csv", step, [rate, *plugins.logged(config)])
     watchers: list[L.Callback] = [SampleAnswers(), LearningRateMonitor("step"), FreeMemory()]
-    if config.trainer.enable_progress_bar:
+    watchers += plugins.callbacks(config, folder)
+    if config.trainer.enable_progress_bar and not any(isinstance(w, ProgressBar) for w in watchers):
         watchers.append(CalmProgressBar(config.trainer.log_every_n_steps))
     try:
         trainer = L.Trainer(
             **arguments,
             default_root_dir=folder,
-            logger=[tensorboard, MetricsFile(folder / "metrics.csv", step, config.metrics)],
+            logger=[*plugins.loggers(config, folder, step), metrics],
             callbacks=[*callbacks, *watchers],
             plugins=[checkpoint.CheckedCheckpointIO()],
             num_sanity_val_steps=0,  # scoring before training has tried all of it

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datamodule import EvaluationBatch
 from lora_or_full.config.schema import Config
@@ -33,6 +33,7 @@ from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
 from lora_or_full.modeling.loading import add_adapter, check_adapter, load_model
 from lora_or_full.modeling.packed_rows import Sequences
 from lora_or_full.modeling.precision import device_of, frozen_dtype, store_weights
+from lora_or_full.training import plugins
 from lora_or_full.training.distributed import gathered
 
 # Losses in a row that may overflow under a gradient scaler: it halves its scale, 65,536, each time.
@@ -47,7 +48,7 @@ class LitQuestionAnswering(L.LightningModule):
             weights are trained; without, every weight is.
         folder: Local folder of the base model.
         tokenizer: The base model's tokenizer.
-        total_steps: Optimizer steps after which the learning rate is zero.
+        total_steps: Optimizer steps of the whole training.
         first: Folder of the weights that training starts from; None for those of the base model and
             a new adapter.
 
@@ -202,7 +203,7 @@ class LitQuestionAnswering(L.LightningModule):
             raise UserError(
                 f"The loss is {loss.item()} at step {self.global_step} of epoch "
                 f"{self.current_epoch + 1}. The last good checkpoint is kept. A smaller lr, "
-                "more optimizer.warmup_steps or trainer.precision=32-true may help."
+                "more scheduler.num_warmup_steps or trainer.precision=32-true may help."
             )
 
     def on_train_epoch_end(self) -> None:
@@ -278,19 +279,10 @@ class LitQuestionAnswering(L.LightningModule):
         return [None if prompt is None else next(found) for prompt in batch.prompts]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Set up AdamW with a linear warm-up and decay to zero."""
-        settings = self.config.optimizer
-        optimizer = torch.optim.AdamW(
-            self.trainable_parameters().values(),
-            lr=self.config.lr,
-            betas=(settings.betas[0], settings.betas[1]),
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=self.trainer.scaler is None,  # else Lightning can't clip: it unscales first
-        )
-        schedule = get_linear_schedule_with_warmup(
-            optimizer, settings.warmup_steps, self.total_steps
-        )
+        """Set up the optimizer and its schedule, which advances at every step."""
+        weights, scaled = self.trainable_parameters().values(), self.trainer.scaler is not None
+        optimizer = plugins.optimizer(self.config, weights, scaled)
+        schedule = plugins.schedule(self.config, optimizer, self.total_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -26,7 +26,7 @@ from lora_or_full.config.command_line import (
     prepare,
     usage,
 )
-from lora_or_full.config.compose import CONF
+from lora_or_full.config.compose import CONF, SEARCHPATH
 from lora_or_full.config.schema import Config, unused
 from lora_or_full.errors import UserError, command_line_errors, explain
 from lora_or_full.processes import is_first_process
@@ -43,7 +43,7 @@ def main() -> None:
     args, unknown = parser.parse_known_intermixed_args()
     check_options(unknown, sys.argv[1:])
     if args.help:
-        print(f"{(__doc__ or '').strip()}\n\n{usage()}")
+        print(f"{(__doc__ or '').strip()}\n\n{usage(args.config_dir)}")
         return
     # Hydra takes options at one end only, but people write them anywhere.
     options = [word for word in sys.argv[1:] if word not in args.overrides]
@@ -82,6 +82,7 @@ def sweep_job(sweep: Sweep) -> Callable[[DictConfig], None]:
         # What this mode has no use for is swept for others.
         of_sweep = {"study", *unused(sweep.jobs[number].to_dict())}
         words = [w for w in hydra_config.overrides.task if w.partition("=")[0] not in of_sweep]
+        words += [w for w in hydra_config.overrides.hydra if w.startswith(f"{SEARCHPATH}=")]
         with command_line_errors(sweep.folder):
             sweep.run(number, words)
 

@@ -22,15 +22,17 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from forks import Commands
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from lora_or_full.config import compose
 from lora_or_full.config.schema import FIELDS, GROUPS
 from lora_or_full.data import squad
-from lora_or_full.training.loggers import COLUMNS
+from lora_or_full.training.plugins import logged
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -167,19 +169,20 @@ def test_every_key_that_is_named_is_one(document: Path) -> None:
 
 def is_key(key: str) -> bool:
     group, _, name = key.partition(".")
-    libraries = {"trainer": L.Trainer, "adapter": LoraConfig}
+    libraries = {"trainer": L.Trainer, "adapter": LoraConfig, "optimizer": torch.optim.AdamW}
     return (
         key in FIELDS
         or key in GROUPS
         or group == "hydra"
-        or key.startswith("model.config.")
+        or key.startswith(("model.config.", "callbacks.", "logger."))
         or (group in libraries and name in inspect.signature(libraries[group]).parameters)
     )
 
 
 def test_every_logged_number_is_explained() -> None:
     explained = " ".join(named(PROJECT / "docs" / "numbers.md"))
-    assert [name for name in COLUMNS if name not in explained] == []
+    names = ["epoch", "step", "lr-AdamW", *logged(compose.defaults())]
+    assert [name for name in names if name not in explained] == []
 
 
 def test_every_column_of_the_report_is_explained() -> None:

@@ -100,7 +100,7 @@ def test_the_adapter_answers_as_recorded_when_plain_peft_loads_it(
     assert given != base
 
 
-MODES = [mode for mode in compose.options("mode") if mode != "full"]
+MODES = [mode for mode in compose.presets("mode") if mode != "full"]
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type")  # PEFT, of its own type for norms

@@ -27,6 +27,7 @@ from pyarrow import parquet
 from lora_or_full.data.splits import Splits
 from lora_or_full.errors import UserError
 from lora_or_full.modeling.loading import load_model, load_tokenizer, max_positions
+from lora_or_full.runs import store
 
 PROJECT = Path(__file__).parents[1]
 
@@ -211,6 +212,35 @@ def test_code_in_a_saved_configuration_is_not_run(harm: Path, tmp_path: Path) ->
     assert done.returncode == 1
     assert done.stderr.startswith("Error: ")
     assert not harm.exists()
+
+
+@pytest.mark.parametrize("reader", ["ask", "report", "export", "evaluate", "resume"])
+def test_what_a_runs_configuration_names_is_not_built_by_reading_it(
+    reader: str, harm: Path, finished_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Not by a resume either, if it is no callback."""
+    from experiment import run
+    from lora_or_full.cli import main
+    from lora_or_full.config.compose import saved
+
+    folder = shutil.copytree(finished_runs["lora"], tmp_path / "run")
+    names = {"evil": {"_target_": "os.mkdir", "path": str(harm)}}
+    results = json.loads((folder / "results.json").read_text())
+    results["config"]["callbacks"] = names
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "config.yaml").write_text(json.dumps(results["config"]))
+    sums = {name: folder / name for name in ("results.json", "predictions.jsonl", "contexts.json")}
+    store.write_checksums(folder, sums)
+    data, output = results["config"]["data"]["test_path"], f"--output={tmp_path / 'made'}"
+    words = {
+        "ask": [folder, f"--data={data}", output], "evaluate": [folder, data],
+        "report": [folder, output], "export": [folder, output],
+    }  # fmt: skip
+    if reader == "resume":
+        refused(lambda: run(saved(folder), folder), harm)
+    else:
+        main.main([reader, *map(str, words[reader])])
+        assert not harm.exists()
 
 
 EVIL = '../../evil<script>|\x1b[3m" [a](b)\n# c'

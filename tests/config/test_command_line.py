@@ -9,7 +9,8 @@ from lora_or_full.config.command_line import prepare
 
 
 def names(*words: str) -> list[str]:
-    return [job.run_name for job in prepare(Namespace(overrides=words, multirun=True)).jobs]
+    asked = Namespace(overrides=words, multirun=True, config_dir=None)
+    return [job.run_name for job in prepare(asked).jobs]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_or_full.config import compose
-from lora_or_full.config.schema import FIELDS, flat, typed, unknown, validate
+from lora_or_full.config.schema import FIELDS, HABITS, as_now, flat, typed, unknown, validate
 from lora_or_full.errors import UserError
 
 
@@ -15,17 +15,43 @@ from lora_or_full.errors import UserError
     [
         [], ["mode=full"], ["model=llama"], ["experiment=demo"], ["experiment=reference"],
         ["experiment=fast"], ["experiment=subset"], ["experiment=squad", "mode=full"],
+        ["debug=fast"], ["debug=overfit"], ["debug=profile"], ["callbacks=early_stopping"],
+        ["logger=[tensorboard,csv,wandb,mlflow]"], ["optimizer=sgd", "scheduler=cosine"],
+        ["optimizer=adafactor", "scheduler=constant"],
     ],
 )  # fmt: skip
 def test_every_key_of_conf_is_explained_and_passes_its_check(words: list[str]) -> None:
     settings = compose.compose(words)
     assert validate(settings).to_dict() == settings
-    assert set(flat(settings, FIELDS)) - set(FIELDS) <= {"adapter"}  # null in full
+    # Null in full; of torch's SGD.
+    assert set(flat(settings, FIELDS)) - set(FIELDS) <= {"adapter", "optimizer.momentum"}
 
 
 def test_every_explained_key_is_in_conf() -> None:
     assert set(FIELDS) == set(flat(compose.compose(), FIELDS))
     assert all(field.description for field in FIELDS.values())
+
+
+def test_the_configuration_of_an_older_run_means_what_it_meant() -> None:
+    older = compose.compose(["scheduler.num_warmup_steps=7", "optimizer.weight_decay=0.1"])
+    expected = validate(older)
+    for name in ("scheduler", "logger", "callbacks"):
+        del older[name]
+    older["optimizer"] = {
+        "weight_decay": 0.1, "betas": [0.9, 0.999], "eps": 1e-8, "warmup_steps": 7,
+    }  # fmt: skip
+    assert validate(as_now(older)) == expected
+    with pytest.raises(UserError, match="can't be left out"):  # no default hides in the code
+        validate(older)
+
+
+@pytest.mark.parametrize("old", ["optimizer.warmup_steps", "scheduler.warmup_steps"])
+def test_a_key_of_another_name_is_told_its_name(old: str) -> None:
+    now = HABITS[old]
+    assert now in FIELDS
+    assert f"Did you mean {now}?" in str(unknown(old))
+    with pytest.raises(UserError, match=f"{old}=3: there is no such key; it is {now}"):
+        validate(compose.compose([f"+{old}=3"]))
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
@@ -39,7 +65,11 @@ def test_the_defaults_are_the_recipe(mode: str) -> None:
         True, "question", "auto",
     )  # fmt: skip
     assert s["optimizer"] == {
-        "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "warmup_steps": 0,
+        "_target_": "torch.optim.AdamW", "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8,
+        "fused": True,
+    }  # fmt: skip
+    assert s["scheduler"] == {
+        "_target_": "transformers.get_linear_schedule_with_warmup", "num_warmup_steps": 0,
     }  # fmt: skip
     if mode == "lora":
         assert s["adapter"] == {
@@ -105,8 +135,16 @@ def test_all_problems_are_told_at_once() -> None:
         (["+trainer.limit_test_batches=1"], "trainer.limit_test_batches: a run sets this itself"),
         (["+trainer.max_steps=9"], "trainer.max_steps: a run sets this itself"),
         (["+trainer.plugins=[a]"], "trainer.plugins: a run sets this itself"),
-        (["+trainer.profiler={a:1}"], "trainer.profiler={'a': 1}: must be one word or number"),
-        (["+trainer.profiler=[simple]"], "trainer.profiler=['simple']: must be one word or number"),
+        (["+trainer.sync_batchnorm={a:1}"], "trainer.sync_batchnorm={'a': 1}: must be one word"),
+        (["+trainer.detect_anomaly=[no]"], "trainer.detect_anomaly=['no']: must be one word or"),
+        (["+trainer.logger=csv"], "trainer.logger: a run sets this itself. Loggers: logger=csv"),
+        (["+trainer.callbacks=[a]"], "a run sets this itself. Callbacks: callbacks=early_stopping"),
+        (["+trainer.profiler=simple"], "a run sets this itself. A profile: debug=profile."),
+        (["+trainer.fast_dev_run=true"], "a run sets this itself. A quick trial: debug=fast."),
+        (["+trainer.overfit_batches=1"], "One batch learned by heart: debug=overfit."),
+        (["+optimizer.lr=1"], "optimizer.lr=1: lr sets it; leave it out."),
+        (["optimizer._target_=SGD"], "optimizer._target_=SGD: must be a Python name"),
+        (["+callbacks.mine.x=1"], "callbacks={'mine': {'x': 1}}: must be names, each with the"),
     ],
 )
 def test_what_contradicts_or_leads_elsewhere_is_refused(words: list[str], message: str) -> None:

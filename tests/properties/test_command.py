@@ -34,7 +34,7 @@ EDGES = {
     "mask_prompt": ("true", "false"), "checkpoint_minutes": ("1e-9", "1e300"),
     "frozen_dtype": ("auto", "float32", "null"), "optimizer.weight_decay": ("0", "1", "1e300"),
     "optimizer.betas": ("[0,0]", "[0.999,0.999]", "[0,1]"), "optimizer.eps": ("1e-300", "1e300"),
-    "optimizer.warmup_steps": ("0", "1", "1000000000"),
+    "scheduler.num_warmup_steps": ("0", "1", "1000000000"),
     "adapter.lora_alpha": ("1e-30", "1e30", "0"),
     "adapter.lora_dropout": ("0", "0.999", "1"), "+adapter.use_dora": ("true", "maybe"),
     "adapter.target_modules": ("[c_attn]", "[c_fc,c_proj]", "[nowhere]", "all-linear", "(", ".*"),

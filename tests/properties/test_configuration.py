@@ -16,7 +16,7 @@ from lora_or_full.config.schema import FIELDS, GROUPS, Config, validate
 
 PLACES = ("output_dir", "cache_dir", "hydra.run.dir", "hydra.sweep.dir")
 KEYS = [key for key in FIELDS if key not in PLACES]
-OPTIONS = [option for group in GROUPS for option in compose.options(group)]
+OPTIONS = [option for group in GROUPS for option in compose.presets(group)]
 DEFAULTS = compose.compose()
 OTHER_KEYS = (
     "adapter", "model", "data", "optimizer", "trainer", "hydra", "lrr", "adapter.use_dora", "lr.x",
@@ -59,7 +59,9 @@ def words() -> st.SearchStrategy[str]:
 
 def prepared(asked: list[str], multirun: bool) -> list[str] | None:
     """What Hydra is asked beside; None if it is refused."""
-    taken, _ = met(lambda: command_line.prepare(Namespace(overrides=asked, multirun=multirun)))
+    taken, _ = met(
+        lambda: command_line.prepare(Namespace(overrides=asked, multirun=multirun, config_dir=None))
+    )
     return None if taken is None else taken.words
 
 

@@ -167,6 +167,7 @@ def test_saving_takes_at_most_a_twentieth_of_the_time(
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     trainer: Any = SimpleNamespace(
         accumulate_grad_batches=1, num_training_batches=1000, save_checkpoint=save,
+        should_stop=False,
         strategy=SimpleNamespace(reduce_boolean_decision=lambda value, all: value),
     )  # fmt: skip
     checkpoint = RunCheckpoint(tmp_path, 10)
@@ -337,14 +338,16 @@ def test_the_journal_drops_a_damaged_line_and_all_after_it(tmp_path: Path) -> No
 
 def test_metrics_keep_undamaged_rows_before_the_step(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
-    metrics = MetricsFile(file, 0, ["exact_match", "f1"])
+    names = ["train/loss", "own/name"]
+    metrics = MetricsFile(file, 0, names[:1])
     for step in range(4):
-        metrics.log_metrics({"train/loss": 0.5}, step)
+        metrics.log_metrics({names[step == 1]: 0.5}, step)  # the second row adds a column
     whole = file.read_bytes()
-    MetricsFile(file, 2, ["exact_match", "f1"])
+    assert whole.splitlines()[:3] == [b"epoch,step,train/loss,own/name", b",0,0.5,", b",1,,0.5"]
+    MetricsFile(file, 2, names[:1])
     assert file.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
     file.write_bytes(whole.replace(b",1,", b",\xff1,")[:-5])
-    MetricsFile(file, 9, ["exact_match", "f1"])
+    MetricsFile(file, 9, names[:1])
     kept = file.read_text().splitlines()
     assert [line.split(",")[1] for line in kept] == ["step", "0", "2"]
 
@@ -353,12 +356,14 @@ def test_a_run_that_the_disk_has_no_room_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    check_room(tmp_path, 10**6, 10**6)
+    check_room(tmp_path, 10**6, 10**6, 2.0)
     with pytest.raises(UserError, match="the run needs 5.2 GB of disk, 1.0 GB are free"):
-        check_room(tmp_path, 10**8, 10**8)
+        check_room(tmp_path, 10**8, 10**8, 2.0)
     (tmp_path / "last.ckpt").touch()
     os.truncate(tmp_path / "last.ckpt", 45 * 10**8)  # a resumed run has most of it already
-    check_room(tmp_path, 10**8, 10**8)
+    check_room(tmp_path, 10**8, 10**8, 2.0)
+    os.truncate(tmp_path / "last.ckpt", 27 * 10**8)
+    check_room(tmp_path, 10**8, 10**8, 0.0)  # of an optimizer without a state
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

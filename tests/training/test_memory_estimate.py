@@ -12,6 +12,7 @@ from configs import FULL
 from torch.profiler import ProfilerActivity, profile
 
 import experiment
+from lora_or_full.config.compose import compose
 from lora_or_full.config.schema import validate
 from lora_or_full.errors import UserError
 from lora_or_full.modeling.precision import autocast_for
@@ -105,10 +106,19 @@ def test_a_step_in_half_precision_has_half_the_weights(settings: dict[str, Any])
     assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
+def test_another_optimizer_needs_memory_for_its_own_state(settings: dict[str, Any]) -> None:
+    found = []
+    for name in ("adamw", "sgd"):  # two moments, one
+        settings["optimizer"] = compose([f"optimizer={name}"])["optimizer"]
+        data, module = built(settings | FULL)
+        sequences = memory_estimate.largest_batch(data)["sequences"]
+        found.append(memory_estimate.tensor_bytes(module, sequences, "32-true"))
+    assert found[0] - found[1] == 4 * module.size["trainable"]
+
+
 def test_what_does_not_fit_on_a_gpu_is_refused_with_the_keys_that_help(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings["optimizer"]["warmup_steps"] = 0
     data, module = built(settings | FULL)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a small card")
     assert memory_estimate.check_memory(module, data, trainer_on(CPU)) is None

@@ -20,7 +20,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from lora_or_full.config import compose, schema
-from lora_or_full.config.schema import FIELDS, GROUPS, RESULT_NEUTRAL, Config, unused
+from lora_or_full.config.schema import (
+    FIELDS,
+    GROUPS,
+    HABITS,
+    PLUGINS,
+    RESULT_NEUTRAL,
+    Config,
+    unused,
+)
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.processes import check_rendezvous, is_first_process
 
@@ -69,7 +77,10 @@ def prepare(args: Namespace) -> CommandLine:
     Raises:
         UserError: With what is wrong.
     """
-    overrides = list(map(_parsed, args.overrides))
+    own = [] if args.config_dir is None else [compose.search(args.config_dir)]
+    if own and not Path(args.config_dir).is_dir():
+        raise UserError(f"--config-dir {args.config_dir}: there is no such folder.")
+    overrides = list(map(_parsed, [*args.overrides, *own]))
     preset = _swept_by_preset(args, overrides)
     overrides += OverridesParser.create().parse_overrides(preset)
     swept = [o for o in overrides if o.is_sweep_override()]
@@ -105,7 +116,7 @@ def prepare(args: Namespace) -> CommandLine:
         return CommandLine(
             _named(jobs, commands, swept),
             folder,
-            ["hydra.sweeper.params=null", *preset, sweep_dir],
+            ["hydra.sweeper.params=null", *preset, *own, sweep_dir],
         )
     if first.study is not None:
         raise UserError("study names the folder of a sweep, which needs -m.")
@@ -117,10 +128,14 @@ def prepare(args: Namespace) -> CommandLine:
     return CommandLine([resumed], None, [compose.path_override("hydra.run.dir", folder)], True)
 
 
-def usage() -> str:
+def usage(config_dir: str | None) -> str:
     """Help text: every key with its default and meaning, and the presets."""
-    presets = [f"  {group}: {', '.join(compose.options(group))}" for group in GROUPS]
-    last = "-m sweeps over values with commas; --cfg job shows the configuration; --hydra-help."
+    own = [] if config_dir is None else [compose.search(config_dir)]
+    presets = [f"  {group}: {', '.join(compose.presets(group, own))}" for group in GROUPS]
+    last = (
+        "-m sweeps over values with commas; --cfg job shows the configuration; --config-dir "
+        "<folder> adds presets of your own, <folder>/<group>/<name>.yaml; --hydra-help."
+    )
     return "\n".join([
         "Keys, with their defaults:", *schema.explained(compose.compose()), "",
         "Presets, as group=name:", *presets, "", last,
@@ -208,7 +223,7 @@ def _explained(problem: str, words: Sequence[str], overrides: list[Override]) ->
                 "-c constraints.txt -e '.[joblib]' or '.[submitit]' brings one."
             )
         if key in GROUPS:
-            valid = compose.options(key)
+            valid = compose.presets(key, words)
             for value in itertools.chain(*_presets(override)):
                 if value not in valid:
                     return UserError(
@@ -216,6 +231,12 @@ def _explained(problem: str, words: Sequence[str], overrides: list[Override]) ->
                     )
         elif key.startswith("adapter.") and "frozen_dtype" in _unused(words):
             return UserError(f"{key}: this mode has no adapter.")
+        elif key.partition(".")[0] in PLUGINS and key not in {*FIELDS, *HABITS}:
+            group, _, rest = key.partition(".")
+            return UserError(
+                f"{key}: {group} has no {rest}. {group}=<name> chooses another file "
+                f"({', '.join(compose.presets(group, words))}); +{key}=<value> adds the key."
+            )
         elif key not in FIELDS and not key.startswith(("hydra.", "hydra/", "model.config.")):
             return schema.unknown(key, near=_nearest(key))
     return UserError(problem)
@@ -255,14 +276,15 @@ def _quoted(key: str, value: str) -> str:
 
 def _nearest(key: str) -> str:
     """What a word that is no key most probably stands for; empty if nothing is near."""
-    presets = [f"{group}={key}" for group in GROUPS if key in compose.options(group)]
+    presets = [f"{group}={key}" for group in GROUPS if key in compose.presets(group)]
     return " or ".join(presets) or schema.nearest(key)
 
 
 def _unused(words: Sequence[str]) -> list[str]:
     """What the mode among `words` has no use for; an unknown one may use everything."""
     try:
-        return unused(compose.compose([w for w in words if w.startswith("mode=")]))
+        given = [w for w in words if w.startswith(("mode=", f"{compose.SEARCHPATH}="))]
+        return unused(compose.compose(given))
     except UserError:
         return []
 
@@ -273,12 +295,14 @@ def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
     if "experiment" not in given or "hydra.sweeper.params" in given:  # the latter: a job of a sweep
         return []
     experiment, mode = given["experiment"], given.get("mode")
-    choices = _presets(experiment)
+    choices, search = _presets(experiment), given.get(compose.SEARCHPATH)
+    folders = [] if search is None else [str(search.input_line)]
+    files = compose.presets("experiment", folders)
     swept: dict[str, Any] = {}
     for preset in itertools.chain(*choices):
-        if preset not in compose.options("experiment"):
+        if (path := files.get(preset)) is None:
             return []  # Hydra refuses it
-        file = OmegaConf.load(compose.CONF / "experiment" / f"{preset}.yaml")
+        file = OmegaConf.load(path)
         own = OmegaConf.select(file, "hydra.sweeper.params") or {}
         if own and len(choices) > 1:
             raise UserError(
@@ -286,7 +310,7 @@ def _swept_by_preset(args: Namespace, overrides: list[Override]) -> list[str]:
             )
         swept |= own
     if mode and not mode.is_sweep_override():
-        left_out = _unused([str(mode.input_line)])
+        left_out = _unused([str(mode.input_line), *folders])
         swept = {key: value for key, value in swept.items() if key not in left_out}
     words = [f"{key}={value}" for key, value in swept.items() if key not in given]
     if words and not args.multirun:

@@ -7,17 +7,20 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_or_full.config.schema import Config, validate
+from lora_or_full.config.schema import Config, as_now, validate
 from lora_or_full.errors import UserError, first_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PROJECT = PACKAGE.parents[1]
 # A wheel has the files of conf/ inside the package.
 CONF = next(path for path in (PACKAGE / "conf", PROJECT / "conf") if path.is_dir())
+
+SEARCHPATH, FILE = "hydra.searchpath", "file://"
 
 
 def compose(words: Sequence[str] = ()) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def saved(folder: Path) -> Config:
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no configuration.")
     try:
-        return validate({str(key): value for key, value in content.items()})
+        return validate(as_now({str(key): value for key, value in content.items()}))
     except (UserError, ValueError) as error:  # ValueError: a number of too many digits
         raise UserError(f"{file} is not as a run writes it: {error}") from None
 
@@ -79,9 +82,22 @@ def path_override(key: str, path: Path) -> str:
     return f"{key}='{text}'"
 
 
-def options(group: str) -> list[str]:
-    """The presets of a group."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+def search(folder: str) -> str:
+    """Hydra's override that looks for presets in a folder of the user's too."""
+    key, text = path_override(SEARCHPATH, Path(folder).absolute()).split("=", 1)
+    return f"{key}=[{text[0]}{FILE}{text[1:]}]"
+
+
+def presets(group: str, words: Sequence[str] = ()) -> dict[str, Path]:
+    """The presets of a group by name, those in folders that `words` have by `search` among them."""
+    folders = [CONF]
+    for word in words:
+        if word.startswith(f"{SEARCHPATH}="):
+            found = OverridesParser.create().parse_override(word).value()
+            named = found if isinstance(found, list) else []  # Hydra refuses anything else
+            folders += [Path(str(one).removeprefix(FILE)) for one in named]
+    files = (file for top in reversed(folders) for file in (top / group).glob("*.yaml"))
+    return dict(sorted((file.stem, file) for file in files))
 
 
 def _composed(words: Sequence[str], **wanted: bool) -> DictConfig:

@@ -68,10 +68,29 @@ Metrics = Annotated[
     PlainValidator(_metrics),
     "a list: exact_match, f1, then any other file of evaluation/metrics/, such as rouge_l",
 ]
+Target = Annotated[
+    str,
+    Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"),
+    "a Python name with its module, such as torch.optim.SGD",
+]
 PeftClass = Annotated[
     str,
     Field(pattern=r"^peft\.\w+Config$"),
     "the name of a PEFT configuration class, such as peft.LoraConfig",
+]
+
+
+def _plugins(value: Any) -> dict[str, Any]:
+    # By name; `~callbacks.<name>` takes one out.
+    if not isinstance(value, dict) or not all(
+        isinstance(one, dict) and isinstance(one.get("_target_"), str) for one in value.values()
+    ):
+        raise ValueError
+    return value
+
+
+Plugins = Annotated[
+    dict[str, Any], PlainValidator(_plugins), "names, each with the _target_ of a class"
 ]
 
 
@@ -119,7 +138,9 @@ class DataConfig(_Section):
 
     path: Text | Texts = neutral("hub id, folder, or .json / .parquet files in SQuAD's format")
     test_path: Text | Texts | None = neutral("test set; null: the data set's own, or some articles")
-    split_by: Literal["article", "question"] = key("what train and validation do not share")
+    split_by: Literal["article", "question", "nothing"] = key(
+        "what train and validation do not share; nothing: these and the test are the same questions"
+    )
     draw_by: Literal["question", "paragraph"] = key(
         "draw and shuffle training questions one by one, or all questions of a paragraph together"
     )
@@ -134,14 +155,28 @@ class DataConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """AdamW (Loshchilov and Hutter, 2019)."""
+    """An optimizer of torch and its arguments; it checks those that are not listed."""
 
-    weight_decay: NonNegative = key("weight decay of AdamW")
+    model_config = ConfigDict(extra="allow")
+
+    target: Target = Field(alias="_target_", description="class of the optimizer; lr is its lr")
+    weight_decay: NonNegative = key("weight decay", default=None)
     betas: Annotated[
         list[Probability], Field(min_length=2, max_length=2), "two numbers from 0 to below 1"
-    ] = key("decay rates of AdamW's two moments")
-    eps: Positive = key("epsilon of AdamW")
-    warmup_steps: Whole = key("steps in which the learning rate rises from zero")
+    ] = key("decay rates of Adam's two moments", default=None)
+    eps: Positive = key("added to Adam's denominator", default=None)
+    fused: bool = key("update all weights in one kernel (never with 16-mixed)", default=None)
+
+
+class SchedulerConfig(_Section):
+    """A learning-rate schedule and its arguments; it checks those that are not listed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: Target = Field(
+        alias="_target_", description="schedule of transformers or torch, advanced at every step"
+    )
+    num_warmup_steps: Whole = key("steps in which the learning rate rises from zero", default=None)
 
 
 class TrainerConfig(_Section):
@@ -232,15 +267,18 @@ class Config(_Section):
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
     trainer: TrainerConfig
+    logger: Plugins = neutral("loggers beside metrics.csv: files of conf/logger/")
+    callbacks: Plugins = key("Lightning callbacks: files of conf/callbacks/")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as conf/ has them."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
     def flat(self) -> dict[str, Any]:
-        """Values by dotted key."""
-        return flat(self.to_dict())
+        """Values by dotted key; a mapping that changes no result is one value."""
+        return flat(self.to_dict(), RESULT_NEUTRAL)
 
     def with_precision(self, precision: str) -> "Config":
         """Give the same configuration with the precision that `auto` stands for here."""
@@ -248,16 +286,41 @@ class Config(_Section):
         return self.model_copy(update={"trainer": trainer})
 
 
+_QUESTIONS = "Fewer questions: data.train_size, data.validation_size, data.test_size."
+_EPOCHS = "Shorter: trainer.max_epochs, data.train_size, or callbacks=early_stopping."
+_EACH_EPOCH = "A run validates after each epoch: data.train_size sets how long one is."
 # Arguments of Lightning's Trainer that a run sets itself, or with which an epoch, a validation or
-# the test would leave out questions.
-RESERVED = frozenset({
-    "logger", "callbacks", "plugins", "default_root_dir", "num_sanity_val_steps",
-    "enable_model_summary", "use_distributed_sampler", "enable_checkpointing", "barebones",
-    "fast_dev_run", "overfit_batches", "limit_train_batches", "limit_val_batches",
-    "limit_test_batches", "limit_predict_batches", "val_check_interval", "check_val_every_n_epoch",
-    "reload_dataloaders_every_n_epochs", "max_steps", "max_time", "min_epochs", "min_steps",
-})  # fmt: skip
-GROUPS = ("mode", "model", "data", "trainer", "experiment")
+# the test would leave out questions; and what there is instead.
+RESERVED = {
+    "logger": "Loggers: logger=csv, logger=wandb, logger=[tensorboard,wandb].",
+    "callbacks": "Callbacks: callbacks=early_stopping, +callbacks.<name>._target_=<class>.",
+    "profiler": "A profile: debug=profile.",
+    "fast_dev_run": "A quick trial: debug=fast.",
+    "overfit_batches": "One batch learned by heart: debug=overfit.",
+    "default_root_dir": "Folders: output_dir, hydra.run.dir.",
+    "enable_checkpointing": "It saves every checkpoint_minutes, and exports the best epoch.",
+    "limit_train_batches": _QUESTIONS,
+    "limit_val_batches": _QUESTIONS,
+    "limit_test_batches": _QUESTIONS,
+    "limit_predict_batches": _QUESTIONS,
+    "max_steps": _EPOCHS,
+    "max_time": _EPOCHS,
+    "min_steps": _EPOCHS,
+    "min_epochs": _EPOCHS,
+    "val_check_interval": _EACH_EPOCH,
+    "check_val_every_n_epoch": _EACH_EPOCH,
+    "reload_dataloaders_every_n_epochs": "The order of each epoch is drawn from seed.",
+    "use_distributed_sampler": "trainer.devices shares each step's questions.",
+    "num_sanity_val_steps": "Scoring before training tries all of it.",
+    "enable_model_summary": "The table at the start has the numbers of weights.",
+    "plugins": "Precision: trainer.precision.",
+    "barebones": "A quick trial: debug=fast.",
+}
+GROUPS = (
+    "mode", "model", "data", "optimizer", "scheduler", "trainer", "logger", "callbacks",
+    "experiment", "debug",
+)  # fmt: skip
+PLUGINS = ("optimizer", "scheduler", "logger", "callbacks")  # groups of what `_target_` names
 ADAPTER_KEYS = ("rank", "frozen_dtype")  # null in a mode that has no use for them
 REFUSED = frozenset({"adapter.r"})  # keys of conf/ that others set
 # Names that other projects have for our keys.
@@ -275,6 +338,9 @@ HABITS = {
     "model_name": "model.name", "model_name_or_path": "model.name", "dataset": "data.path",
     "dataset_name": "data.path", "train_file": "data.path", "test_file": "data.test_path",
     "resume_from_checkpoint": "resume", "ckpt_path": "resume", "method": "mode",
+    "optimizer.warmup_steps": "scheduler.num_warmup_steps",  # of older versions
+    "scheduler.warmup_steps": "scheduler.num_warmup_steps",
+    "warmup_steps": "scheduler.num_warmup_steps",
 }  # fmt: skip
 
 
@@ -324,6 +390,33 @@ RESULT_NEUTRAL = frozenset(  # keys that change no result
 def is_neutral(key: str) -> bool:
     """Whether a dotted key, or the section that it is in, changes no result."""
     return not RESULT_NEUTRAL.isdisjoint((key, key.partition(".")[0]))
+
+
+# What runs did before these keys were.
+_TENSORBOARD = {
+    "_target_": "lora_or_full.training.loggers.TrainingCurves",
+    "name": "",
+    "version": "tb",
+    "default_hp_metric": False,
+}
+
+
+def as_now(saved: Any) -> Any:
+    """Give the saved values of a run with the keys of now, which mean what the older ones meant."""
+    optimizer = saved.get("optimizer") if isinstance(saved, Mapping) else None
+    if not isinstance(optimizer, Mapping) or "warmup_steps" not in optimizer:
+        return saved
+    rest = {name: value for name, value in optimizer.items() if name != "warmup_steps"}
+    return {
+        **saved,
+        "optimizer": {"_target_": "torch.optim.AdamW", "fused": True, **rest},
+        "scheduler": {
+            "_target_": "transformers.get_linear_schedule_with_warmup",
+            "num_warmup_steps": optimizer["warmup_steps"],
+        },
+        "logger": {"tensorboard": _TENSORBOARD},
+        "callbacks": {},
+    }
 
 
 def validate(values: Mapping[str, Any]) -> Config:
@@ -382,13 +475,16 @@ def _conflicts(given: Mapping[str, Any], trainer: Any) -> list[str]:
         problems.append(f"adapter.r={r}: rank={rank} sets it; leave it out.")
     for name, value in trainer.items() if isinstance(trainer, Mapping) else ():
         if name in RESERVED:
-            problems.append(
-                f"trainer.{name}: a run sets this itself. Fewer questions: data.train_size, "
-                "data.validation_size, data.test_size; fewer epochs: trainer.max_epochs."
-            )
+            problems.append(f"trainer.{name}: a run sets this itself. {RESERVED[name]}")
         elif f"trainer.{name}" not in FIELDS and isinstance(value, (list, Mapping)):
             # Lightning's further arguments that take more than one value take an object.
             problems.append(f"trainer.{name}={value}: must be one word or number.")
+    if "optimizer.lr" in given:
+        problems.append(f"optimizer.lr={given['optimizer.lr']}: lr sets it; leave it out.")
+    problems += [
+        f"{name}={given[name]}: there is no such key; it is {HABITS[name]}."
+        for name in given.keys() & HABITS.keys()
+    ]
     size, micro_batches = given.get("batch_size"), given.get("trainer.accumulate_grad_batches")
     if isinstance(size, int) and isinstance(micro_batches, int) and micro_batches > size > 0:
         problems.append(
@@ -417,8 +513,9 @@ def nearest(name: str, valid: Iterable[str] = ()) -> str:
     """Give the key that a wrong one most probably stands for; empty if there is none."""
     names = sorted(valid or {*FIELDS, *GROUPS} - REFUSED)
     section, _, last = name.rpartition(".")
-    if last in HABITS and HABITS[last] in names:
-        return HABITS[last]
+    for known in (name, last):
+        if known in HABITS and HABITS[known] in names:
+            return HABITS[known]
     if section in ("lora", "peft"):
         section, name = "adapter", f"adapter.{last}"
     if name in names:
@@ -458,4 +555,4 @@ def typed(value: Any) -> str:
         return "{" + ",".join(f"{name}:{typed(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(typed, value)) + "]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value) or "''"

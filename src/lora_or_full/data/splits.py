@@ -26,7 +26,7 @@ class Splits:
     from one pool ('question'). The test set is `test_path`, or that of `path`, or else a share of
     the articles; a data set in the hub's layout tests on its 'validation' split. `split_seed` draws
     everything but the training subset, all questions of a paragraph together except for validation
-    from the pool of 'question'.
+    from the pool of 'question'. With 'nothing' the training subset is all three of them.
     """
 
     data: DataConfig
@@ -57,8 +57,9 @@ class Splits:
     def key(self, name: str) -> dict[str, object]:
         """Give everything but the files' content that decides what is in a split."""
         data = self.data
+        split, name = name, "train" if data.split_by == "nothing" else name
         return {
-            "split": name,
+            "split": split,
             "drawn": [
                 data.split_by, data.split_seed, data.validation_articles, data.test_articles,
                 data.unanswerable, data.misaligned,
@@ -81,6 +82,11 @@ class Splits:
             first, validation_entries = self._load(data.test_path)
             test_entries = first if validation_entries is None else validation_entries
         pool, counts = squad.check(entries, data.unanswerable, data.misaligned)
+        draw = _draw_paragraphs if data.draw_by == "paragraph" else _draw
+        if data.split_by == "nothing":
+            drawn = draw(pool, data.train_size, self.seed)
+            shared = len({question.title for question in drawn})
+            return dict.fromkeys(NAMES, drawn), counts | {"articles_shared_with_test": shared}
         rng = random.Random(data.split_seed)
         if test_entries is None:
             pool, test = _hold_out(pool, data.test_articles, rng, "test")
@@ -100,7 +106,6 @@ class Splits:
             )
         tested = {question.title for question in test}
         counts["articles_shared_with_test"] = len(tested & {q.title for q in [*train, *validation]})
-        draw = _draw_paragraphs if data.draw_by == "paragraph" else _draw
         # One more question about a paragraph that is read anyway takes a fraction of the time.
         splits = {
             "train": draw(train, data.train_size, self.seed),

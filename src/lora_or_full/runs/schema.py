@@ -3,10 +3,18 @@
 from collections.abc import Collection
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator, with_config
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+    with_config,
+)
 from typing_extensions import TypedDict
 
-from lora_or_full.config.schema import Config
+from lora_or_full.config.schema import Config, as_now
 
 LARGEST = 10**18  # beyond what any run counts or measures, and far from where sums overflow
 
@@ -172,7 +180,7 @@ class Environment(_Part):
 class RunRecord(_Part):
     """What results.json holds."""
 
-    config: Config
+    config: Annotated[Config, BeforeValidator(as_now)]
     data: Data
     model: BaseModelFacts
     parameters: Parameters

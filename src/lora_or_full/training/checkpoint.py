@@ -123,15 +123,21 @@ def _read(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def check_room(folder: Path, trainable: int, exported: int) -> None:
-    """Refuse a run that the disk has no room for, by its numbers of trained and exported weights.
+def check_room(folder: Path, trainable: int, exported: int, state: float) -> None:
+    """Refuse a run that the disk has no room for.
+
+    Args:
+        folder: The run's folder.
+        trainable: Number of trained weights.
+        exported: Number of exported weights.
+        state: Numbers that the optimizer keeps for each trained weight.
 
     Raises:
         UserError: With what is needed, and what is free.
     """
-    # Float32: three training states while one is written, each of weights and two moments;
+    # Float32: three training states while one is written, each of weights and optimizer state;
     # three times the best weights; and the export.
-    needed = 4 * (3 * 3 * trainable + 3 * trainable + exported)
+    needed = 4 * (3 * (1 + state) * trainable + 3 * trainable + exported)
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if needed > held + free:
@@ -153,14 +159,20 @@ class RunCheckpoint(Checkpoint):
         folder: The run's checkpoints/.
         interval: Seconds between two checkpoints.
 
+    A callback that stops the training (`trainer.should_stop`) does so after the epoch: each epoch
+    has all questions.
+
     Attributes:
         stopping: Whether a stop signal has come.
+        last_epoch: Whether a callback has stopped the training, which ends after this epoch.
+        ended: Whether it has ended so.
     """
 
     def __init__(self, folder: Path, interval: float) -> None:
         self.last, self.best, self.interval = folder / LAST, folder / BEST, interval
         self.saved_at, self.save_seconds = time.monotonic(), 0.0
         self.stopping = self.saved_to_stop = False
+        self.last_epoch = self.ended = False
 
     def request_stop(self, number: int, frame: Any) -> None:
         """Handle a stop signal: stop after the current batch; at a second signal, at once."""
@@ -169,21 +181,34 @@ class RunCheckpoint(Checkpoint):
         self.stopping = True
         print("\nStopping after this batch; once more to stop at once, losing up to a few minutes.")
 
-    def on_train_start(self, *_: Any, **__: Any) -> None:
-        """Replace Lightning's handlers of stop signals.
+    def state_dict(self) -> dict[str, Any]:
+        """Whether a callback has stopped the training."""
+        return {"last_epoch": self.last_epoch, "ended": self.ended}
 
-        They would end the run with exit code 0, and communicate with other devices while these
-        compute together.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        vars(self).update(state_dict)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Keep a training that a callback has stopped at its end; handle stop signals.
+
+        Lightning's handlers would end the run with exit code 0, and communicate with other devices
+        while these compute together.
         """
+        trainer.should_stop = self.ended
+        self.on_test_start()
+
+    def on_test_start(self, *_: Any, **__: Any) -> None:
+        """Handle stop signals."""
         for number in STOP_SIGNALS:
             signal.signal(number, self.request_stop)
-
-    on_test_start = on_train_start
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save between two steps if it is time, or if the run is to stop."""
+        self.last_epoch = self.last_epoch or trainer.should_stop
+        trainer.should_stop = False
         micro_batches = trainer.accumulate_grad_batches
         left = int(trainer.num_training_batches) - (batch_idx + 1)
         # Validation follows an epoch's last step: Lightning would skip it on a resume.
@@ -221,6 +246,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save the state at each epoch's end."""
+        self.ended = trainer.should_stop = self.last_epoch or trainer.should_stop
         self._save(trainer)
 
     def _share_stop(self, trainer: L.Trainer) -> None:

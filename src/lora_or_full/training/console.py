@@ -11,6 +11,9 @@ from rich.table import Table
 from lora_or_full.evaluation.metrics import labels
 from lora_or_full.runs.schema import metric_names
 
+PROFILED = 20  # operations in the table of a profile
+LEFT = ("run", "operation")  # columns of words
+
 
 def print_rows(title: str, macro: str, **facts: Any) -> None:
     """Print the table that `macro` of console.jinja makes of facts, and the lines below it."""
@@ -62,6 +65,24 @@ def sweep_table(jobs: Mapping[str, dict[str, Any] | None]) -> None:
     _print_table("Sweep", rows, "run", "val. F1", *metrics.values(), "train MB", "training")
 
 
+def profile_table(operations: Iterable[Any], order: str) -> None:
+    """Print the operations of torch's profiler that took the most time by themselves.
+
+    Args:
+        operations: Its averages by operation.
+        order: The time that counts: self_cpu_time_total or self_device_time_total (microseconds).
+    """
+    times = {one: getattr(one, order) for one in operations}
+    ranked = sorted(times, key=lambda one: -times[one])[:PROFILED]
+    total = sum(times.values()) or 1
+    rows = [
+        [one.key, f"{one.count:,}", f"{times[one] / 1e3:,.1f}", f"{100 * times[one] / total:.1f}"]
+        for one in ranked
+    ]
+    columns = ("operation", "calls", "CPU ms" if "cpu" in order else "GPU ms", "share, %")
+    _print_table("Where the time went, each operation without those it calls", rows, *columns)
+
+
 def duration(seconds: float) -> str:
     """A duration in hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
@@ -74,7 +95,7 @@ def duration(seconds: float) -> str:
 def _print_table(title: str, rows: Iterable[Iterable[str]], *columns: str) -> None:
     table = Table(title=title, title_justify="left", show_header=bool(columns))
     for column in columns:
-        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     # Without markup: a model's name may have any brackets and colons.

@@ -2,6 +2,7 @@
 
 import csv
 import html
+import io
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,39 +17,53 @@ from lora_or_full.evaluation.predictions import Prediction
 from lora_or_full.processes import is_first_process
 from lora_or_full.runs import store
 
-COLUMNS = (
-    "epoch", "step", "lr-AdamW", "train/loss", "train/epoch_loss", "validation/loss",
-)  # fmt: skip
 FIRST = ("mode", "lr", "rank", "seed")  # keys that HPARAMS shows in any case
 SHOWN = 8  # answers in TensorBoard per epoch
 
 
 class MetricsFile(Logger):
-    """Writes metrics.csv, one row each time something is logged.
+    """Writes metrics.csv, one row each time something is logged; a new name adds a column.
 
     Lightning's CSVLogger deletes its file when a run resumes; this one keeps the rows before the
     optimizer step that the run resumes from.
+
+    Args:
+        file: The file.
+        step: The step from which the run resumes.
+        names: What a run always logs: its columns after epoch and step.
     """
 
     name = "metrics"
     version = ""
 
-    def __init__(self, file: Path, step: int, metrics: Sequence[str]) -> None:
+    def __init__(self, file: Path, step: int, names: Sequence[str]) -> None:
         super().__init__()
-        self.file = file
-        self.columns = (*COLUMNS, *(f"validation/{name}" for name in metrics))
+        self.file, self.columns = file, ["epoch", "step", *names]
         if is_first_process():
+            head, _, body = file.read_bytes().partition(b"\r\n") if file.is_file() else [b""] * 3
+            found = next(csv.reader([head.decode(errors="replace")]), [])
+            if found[: len(self.columns)] == self.columns:
+                self.columns = found
             cells = len(self.columns) - 2
             row = re.compile(rb"^[\w.+-]*,(\d+)(,[\w.+-]*){%d}\r\n" % cells, re.M)  # undamaged
-            rows = row.finditer(file.read_bytes()) if file.is_file() else []
-            kept = [row[0].decode() for row in rows if int(row[1]) < step]
-            store.write_text(file, ",".join(self.columns) + "\r\n" + "".join(kept))
+            kept = [one[0].decode() for one in row.finditer(body) if int(one[1]) < step]
+            self._rewrite("".join(kept))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a row."""
-        if is_first_process():
-            with self.file.open("a", newline="") as out:
-                csv.DictWriter(out, self.columns).writerow({**metrics, "step": step})
+        """Append a row, and add columns for new names."""
+        if not is_first_process():
+            return
+        if new := [name for name in metrics if name not in self.columns]:
+            self.columns += new
+            rows = self.file.read_bytes().decode().split("\r\n")[1:-1]
+            self._rewrite("".join(f"{row}{',' * len(new)}\r\n" for row in rows))
+        with self.file.open("a", newline="") as out:
+            csv.DictWriter(out, self.columns).writerow({**metrics, "step": step})
+
+    def _rewrite(self, rows: str) -> None:
+        head = io.StringIO()
+        csv.writer(head).writerow(self.columns)
+        store.write_text(self.file, head.getvalue() + rows)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log nothing: config.yaml has them."""
@@ -100,6 +115,13 @@ class SampleAnswers(L.Callback):
                 logger.experiment.add_text("validation answers", table, trainer.global_step)
 
 
+def log_configuration(trainer: L.Trainer, config: Config) -> None:
+    """Log the configuration; TensorBoard gets it at the end, with the results."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(config.to_dict())
+
+
 def log_results(
     trainer: L.Trainer,
     config: Config,
@@ -130,6 +152,8 @@ def log_results(
                 writer.add_summary(summary)
             logger.experiment.add_text("test failures", answers_table(wrong), trainer.global_step)
             logger.finalize("success")
+        elif not isinstance(logger, MetricsFile):
+            logger.log_metrics(metrics, trainer.global_step)
 
 
 def hyperparameters(config: Config, metrics: dict[str, float], shown: Container[str]) -> list[Any]:

@@ -16,6 +16,7 @@ from lora_or_full.config.schema import Config
 from lora_or_full.errors import UserError, first_line
 from lora_or_full.modeling.precision import STORED, autocast_for, device_name
 from lora_or_full.training.distributed import gathered
+from lora_or_full.training.plugins import state_share
 
 # What a step allocates besides its tensors: working memory of kernels, and blocks of memory that
 # are larger than asked for (GPT-2 with LoRA and full, 5 and 64 questions a step, on an H200).
@@ -82,7 +83,7 @@ class _Step(torch.nn.Module):
 
 
 def tensor_bytes(module: L.LightningModule, sequences: Any, precision: str) -> int:
-    """Give the bytes of the tensors of a training step with AdamW, at its peak.
+    """Give the bytes of the tensors of a training step, at its peak.
 
     The step is carried out on tensors without data, which takes a second and no memory.
 
@@ -109,7 +110,8 @@ def tensor_bytes(module: L.LightningModule, sequences: Any, precision: str) -> i
     with fake, peak:
         torch.func.functional_call(step, held, (sequences, precision))
     module.train(training)
-    return peak.peak + 2 * sum(weight.nbytes for weight in trained)  # AdamW's moments
+    state = state_share(cast(Model, module).config) * sum(weight.nbytes for weight in trained)
+    return peak.peak + round(state)
 
 
 def needed_bytes(module: L.LightningModule, data: L.LightningDataModule, world_size: int) -> int:

@@ -4,6 +4,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lora_or_full.modeling.kernels import onednn_is_faster
 from lora_or_full.processes import is_first_process
+from lora_or_full.training.console import profile_table
 from lora_or_full.training.distributed import gathered
 from lora_or_full.training.memory import ON_DEVICE, PeakMemory
 from lora_or_full.training.memory_estimate import Model, largest_batch
@@ -145,6 +147,47 @@ class CostMonitor(L.Callback):
     def _read_peak(self, phase: str) -> None:
         self.peak[phase] = max(self.peak[phase], self.memory.read())
         self.memory.reset()
+
+
+class StepProfiler(L.Callback):
+    """Profiles some training steps by torch's profiler.
+
+    Args:
+        save_dir: The run's folder, which gets profile.txt (all operations) and trace.json (for
+            chrome://tracing or ui.perfetto.dev).
+        warmup: Steps before the profiled ones.
+        steps: Profiled steps.
+    """
+
+    def __init__(self, save_dir: str, warmup: int, steps: int) -> None:
+        self.folder = Path(save_dir)
+        plan = torch.profiler.schedule(wait=0, warmup=warmup, active=steps, repeat=1)
+        self.profiler = torch.profiler.profile(schedule=plan, on_trace_ready=self.show)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Start, on the first device."""
+        if trainer.is_global_zero:
+            self.profiler.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        """Go to the next step."""
+        if trainer.is_global_zero:
+            self.profiler.step()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Stop, and show what there is of fewer steps."""
+        if trainer.is_global_zero:
+            self.profiler.stop()
+
+    def show(self, profiler: torch.profiler.profile) -> None:
+        """Print the operations that took the most time, and write the files."""
+        found = profiler.key_averages()
+        on_gpu = any(event.self_device_time_total for event in found)
+        order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        text = found.table(sort_by=order, row_limit=-1)
+        (self.folder / "profile.txt").write_text(text, encoding="utf-8")
+        profiler.export_chrome_trace(str(self.folder / "trace.json"))
+        profile_table(found, order)
 
 
 class OperationCounter(FlopCounterMode):

@@ -10,8 +10,9 @@ from lora_or_full.report.stats.comparison import Comparison
 from lora_or_full.report.study import Arm, Study
 
 RECIPE = (
-    "lr", "rank", "adapter", "batch_size", "max_length", "mask_prompt", "optimizer", "model.config",
-    "data.train_size", "data.draw_by", "trainer.max_epochs", "trainer.gradient_clip_val",
+    "lr", "rank", "adapter", "batch_size", "max_length", "mask_prompt", "optimizer", "scheduler",
+    "callbacks", "model.config", "data.train_size", "data.draw_by", "trainer.max_epochs",
+    "trainer.gradient_clip_val",
 )  # fmt: skip
 
 
