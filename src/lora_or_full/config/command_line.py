@@ -350,9 +350,10 @@ def _resumed(folder: Path, overrides: list[Override], wanted: Config) -> Config:
     }
     if differ := changed.keys() - RESULT_NEUTRAL:
         lines = "".join(
-            f"\n  {key}: the run has {schema.typed(own.get(key))}, requested is {schema.typed(value)}"
+            f"\n  {key}: the run has {has}, requested is {requested}"
             for key, value in changed.items()
             if key in differ
+            for has, requested in [(schema.typed(own.get(key)), schema.typed(value))]
         )
         more = (
             "\nThe learning rate falls to zero over the epochs that a run began with. More epochs "
