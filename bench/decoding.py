@@ -28,9 +28,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torchmetrics.functional.classification import binary_auroc
-from transformers import PreTrainedTokenizerBase
 
-from lora_or_full.data import prompt
+from lora_or_full.data.prompt import Prompt
 from lora_or_full.data.splits import Splits
 from lora_or_full.data.squad import Question, fingerprint
 from lora_or_full.errors import UserError, command_line_errors
@@ -185,15 +184,13 @@ def extensions(
             yield Hypothesis((*one.ids, token), value, below, row)
 
 
-def span_trie(tokenizer: PreTrainedTokenizerBase, context: str, longest: int) -> Trie:
+def span_trie(prompt: Prompt, context: str, longest: int) -> Trie:
     """Spans of a context within a line, of at most `longest` tokens, tokenized as answers."""
     characters = CHARACTERS * longest
     starts = [match.start() for match in WORD.finditer(context)]
     texts = [context[start : start + characters].split("\n")[0] for start in starts]
     trie: Trie = {}
-    for text, ids in zip(
-        texts, prompt.encode(tokenizer, [prompt.answer_text(t) for t in texts]), strict=True
-    ):
+    for text, (*ids, _) in zip(texts, prompt.answers(texts), strict=True):
         cut = len(text) == characters  # perhaps in the middle of a token
         below = trie
         for token in ids[: len(ids) - cut][:longest]:
@@ -225,7 +222,7 @@ def read(
     """
     for context, group in itertools.groupby(questions, key=lambda q: q.context):
         session = run.read(context)
-        trie = span_trie(run.tokenizer, context, run.config.max_new_tokens - 1)
+        trie = span_trie(run.prompt, context, run.config.max_new_tokens - 1)
         for question in group:
             backend, logits = session.continuation(question.question)
             rows = Rows(backend, run.stops)

@@ -31,8 +31,8 @@ from datasets import Dataset
 
 from lora_or_full.cli.evaluate import predictions_of
 from lora_or_full.config.schema import Config
-from lora_or_full.data import prompt
 from lora_or_full.data.hub import folder_of
+from lora_or_full.data.prompt import Prompt
 from lora_or_full.data.splits import Splits
 from lora_or_full.data.squad import Question, fingerprint
 from lora_or_full.errors import UserError, command_line_errors
@@ -67,17 +67,11 @@ def train(
     base = str(folder_of(config.model.name, "model", Path(config.cache_dir)))
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.eos_token
-    rows, prefix = [], prompt.prefix_ids(tokenizer)
-    for q in questions:
-        context, question, answer = prompt.encode(
-            tokenizer,
-            [
-                prompt.context_text(q.context),
-                prompt.question_text(q.question),
-                prompt.answer_text(q.answers[0]),
-            ],
-        )
-        asked, answer = prefix + context + question, [*answer, tokenizer.eos_token_id]
+    rows, prompt = [], Prompt(tokenizer)
+    prompts = prompt.tokens([(q.context, q.question) for q in questions])
+    answers = prompt.answers([q.answers[0] for q in questions])
+    for parts, answer in zip(prompts, answers, strict=True):
+        asked = parts.prompt
         # Cut from the right, as the recipe does, a row that is too long would hold no answer.
         if len(asked + answer) <= config.max_length:
             rows.append({"input_ids": asked + answer, "labels": [-100] * len(asked) + answer})

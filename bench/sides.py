@@ -32,6 +32,7 @@ from datamodule import SquadDataModule
 from lora_or_full.config import compose
 from lora_or_full.config.schema import Config, validate
 from lora_or_full.data.prompt import PromptTokens
+from lora_or_full.data.tokenized import prompt_of
 from lora_or_full.generation import decoding
 from lora_or_full.modeling.loading import load_tokenizer
 from lora_or_full.training.memory import PeakMemory
@@ -156,7 +157,7 @@ def peer(spec: Spec, memory: PeakMemory) -> Result:
     rows = []
     for numbers, _ in data.train_dataloader().sampler:
         for row in (data.train[number] for number in numbers):
-            before = PromptTokens(data.prefix, row["context_ids"], row["question_ids"]).prompt
+            before = prompt_of(row).prompt
             labels = [-100] * len(before) + row["answer_ids"]
             rows.append({"input_ids": before + row["answer_ids"], "labels": labels})
     memory.reset()
@@ -225,10 +226,7 @@ def evaluation(spec: Spec, memory: PeakMemory) -> Result:
         data = data_of(config)
         model = plain_model(spec, config).eval()
         model.to(device, torch.bfloat16 if bf16 else torch.float32)
-    prompts = [
-        PromptTokens(data.prefix, row["context_ids"], row["question_ids"])
-        for row in (data.train[number] for number in range(len(data.train)))
-    ]
+    prompts = [prompt_of(data.train[number]) for number in range(len(data.train))]
     memory.reset()
 
     def ours(some: list[PromptTokens]) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_or_full.config.schema import Config
 from lora_or_full.data import prompt, tokenized
-from lora_or_full.data.prompt import IGNORED, PromptTokens
+from lora_or_full.data.prompt import IGNORED, Prompt, PromptTokens
 from lora_or_full.data.sampler import ResumableLoader, StepSampler, evaluation_batches
 from lora_or_full.data.splits import NAMES, Splits
 from lora_or_full.data.squad import Question, fingerprint
@@ -71,7 +71,7 @@ class SquadDataModule(L.LightningDataModule):
         self.packed_length: int | None = None
         self.in_rows = False
         self.devices, self.device = 1, 0
-        self.prefix = prompt.prefix_ids(tokenizer)
+        self.prompt = Prompt(tokenizer)
         self.train: TokenizedQuestions
         self.validation: TokenizedQuestions
         self.test: TokenizedQuestions
@@ -149,7 +149,7 @@ class SquadDataModule(L.LightningDataModule):
             `sequences` (packed or padded), `step_labels`, and the number of `samples` and of
             `tokens` of prompts and answers, where a shared context counts for each question.
         """
-        prompts = [self._prompt(row) for row in rows]
+        prompts = list(map(tokenized.prompt_of, rows))
         answers = [row["answer_ids"] for row in rows]
         length = self.packed_length if self.config.mask_prompt else None
         made = sequences(prompts, answers, self.config.mask_prompt, length, self.in_rows)
@@ -162,7 +162,7 @@ class SquadDataModule(L.LightningDataModule):
 
     def collate_evaluation(self, rows: Sequence[TokenizedQuestion]) -> EvaluationBatch:
         """Collate questions to answer."""
-        parts = [self._prompt(row) for row in rows]
+        parts = list(map(tokenized.prompt_of, rows))
         asked = [part if len(part.prompt) <= self.max_prompt_length else None for part in parts]
         references = [
             row["answer_ids"]
@@ -171,9 +171,6 @@ class SquadDataModule(L.LightningDataModule):
             for part, row in zip(asked, rows, strict=True)
         ]
         return EvaluationBatch(list(rows), asked, references)
-
-    def _prompt(self, row: TokenizedQuestion) -> PromptTokens:
-        return PromptTokens(self.prefix, row["context_ids"], row["question_ids"])
 
     def _evaluation_loader(self, table: TokenizedQuestions, skip: int) -> DataLoader:
         batches = evaluation_batches(table, self.config.eval_batch_size)[skip:]
@@ -203,7 +200,7 @@ class SquadDataModule(L.LightningDataModule):
         splits, source_counts = read()
         questions, training = splits[name], name == "train"
         length = self.config.max_length if training else self.max_prompt_length
-        table = tokenized.make(questions, self.tokenizer, self.prefix, length, training)
+        table = tokenized.make(questions, self.prompt, length, training)
         if not len(table):
             raise UserError(
                 f"No question of the {name} split fits into max_length={self.config.max_length}."

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from datamodule import SquadDataModule
 from lora_or_full.config import compose
 from lora_or_full.config.schema import validate
-from lora_or_full.data import prompt
+from lora_or_full.data import prompt, tokenized
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.data.splits import NAMES, Splits
 from lora_or_full.errors import UserError
@@ -118,7 +118,7 @@ def _by_id(module: SquadDataModule, name: str) -> dict[str, dict[str, Any]]:
 
 def _ids(module: SquadDataModule, row: dict[str, Any]) -> list[int]:
     """The tokens of a row: prompt and answer."""
-    return module._prompt(row).prompt + row["answer_ids"]
+    return tokenized.prompt_of(row).prompt + row["answer_ids"]
 
 
 # TokenizedQuestions and labels
@@ -204,8 +204,7 @@ def test_padding_is_on_the_right_and_carries_no_label(make: Make) -> None:
     batch = module.collate_training(rows, 7)
     ids, labels = batch["sequences"].input_ids, labels_of(batch["sequences"])
     lengths = [
-        len(module.prefix)
-        + sum(len(row[f"{part}_ids"]) for part in ("context", "question", "answer"))
+        sum(len(row[f"{part}_ids"]) for part in ("prefix", "context", "question", "answer"))
         for row in rows
     ]
     assert lengths[0] < lengths[1]
@@ -271,11 +270,11 @@ def test_the_gold_of_a_long_context_survives_in_training_and_evaluation_does_not
     assert row["context_cut"]
     kept = module.tokenizer.decode(row["context_ids"])
     assert f" {answer}" in kept
-    whole = prompt.encode(module.tokenizer, [prompt.context_text(context)])[0]
+    whole = prompt.encode(module.tokenizer, [f" {context.strip()}"])[0]
     for name in ("validation", "test"):
         [row] = getattr(module, name)
         assert row["context_cut"]
-        assert len(module._prompt(row).prompt) == 130
+        assert len(tokenized.prompt_of(row).prompt) == 130
         assert row["context_ids"] == whole[: len(row["context_ids"])]
         if before == 12:
             assert answer not in module.tokenizer.decode(row["context_ids"])
@@ -297,7 +296,7 @@ def test_a_gold_that_stands_nowhere_leaves_the_beginning_of_the_context(
     splits = {"path": str(path), "validation_articles": 0.5, "misaligned": "repair"}
     module = _ready(make(data=splits, max_length=130))
     [row] = module.train
-    whole = prompt.encode(module.tokenizer, [prompt.context_text(FILLING * 12 + "Ada")])[0]
+    whole = prompt.encode(module.tokenizer, [f" {FILLING * 12}Ada"])[0]
     assert row["context_ids"] == whole[: len(row["context_ids"])]
     assert module.facts["train"]["in_all_files"]["answers_not_in_context"] == 2
 
@@ -320,7 +319,7 @@ def test_a_training_row_without_room_for_context_is_dropped_and_counted(
 def test_a_row_is_dropped_only_where_not_one_token_of_its_context_fits(make: Make) -> None:
     whole = _ready(make())
     row = max(whole.train, key=lambda row: len(row["question_ids"]) + len(row["answer_ids"]))
-    least = len(whole.prefix) + len(row["question_ids"]) + len(row["answer_ids"])
+    least = len(row["prefix_ids"]) + len(row["question_ids"]) + len(row["answer_ids"])
     assert len(_by_id(_ready(make(max_length=least + 1)), "train")[row["id"]]["context_ids"]) == 1
     tight = _ready(make(max_length=least))
     assert row["id"] not in _by_id(tight, "train")
@@ -339,7 +338,7 @@ def test_evaluation_rows_are_never_dropped_and_too_long_prompts_are_none(
 ) -> None:
     roomy = _ready(make())
     whole = _by_id(roomy, "test")
-    needed = sorted(len(roomy.prefix) + len(row["question_ids"]) for row in whole.values())
+    needed = sorted(len(row["prefix_ids"]) + len(row["question_ids"]) for row in whole.values())
     length = {"some fit": needed[8], "all fit": needed[-1]}[kind]
     module = _ready(make(max_prompt_length=length, packed_length=packed_length))
     assert _by_id(module, "test").keys() == whole.keys()
@@ -350,7 +349,7 @@ def test_evaluation_rows_are_never_dropped_and_too_long_prompts_are_none(
         asked = []
         for row, part in zip(batch.rows, batch.prompts, strict=True):
             seen.append(row["id"])
-            least = len(module.prefix) + len(row["question_ids"])
+            least = len(row["prefix_ids"]) + len(row["question_ids"])
             assert (part is None) == (least > length)
             if part is None:
                 too_long += 1

@@ -330,7 +330,7 @@ def test_a_gold_answer_beyond_the_models_positions_has_no_loss(
     settings |= {"max_length": 256, "max_new_tokens": 2, "packing": packing}
     data, module, _ = experiment.build(validate(settings))
     row = dict(data.validation[0])
-    row["context_ids"] = [5] * (254 - len(data.prefix) - len(row["question_ids"]))
+    row["context_ids"] = [5] * (254 - len(row["prefix_ids"]) - len(row["question_ids"]))
     row["answer_ids"] = [7] * 10
     short = data.validation[1]
     batch = data.collate_evaluation([row, short])

@@ -10,7 +10,6 @@ import pytest
 import torch
 from decoding import Trie, beam, most_probable_span, read, span_trie
 
-from lora_or_full.data import prompt
 from lora_or_full.data.squad import Question
 from lora_or_full.generation.decoding import text_of
 from lora_or_full.generation.predictor import Predictor, load
@@ -37,8 +36,8 @@ def paths(trie: Trie, before: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]
 @torch.no_grad()
 def log_probability(run: Predictor, question: Question, ids: tuple[int, ...]) -> float:
     """Of `ids` and any end after them, in a separate pass over prompt and answer."""
-    texts = [prompt.context_text(question.context), prompt.question_text(question.question)]
-    given = sum(prompt.encode(run.tokenizer, texts), prompt.prefix_ids(run.tokenizer))
+    [parts] = run.prompt.tokens([(question.context, question.question)])
+    given = parts.prompt
     logits = run.model(input_ids=torch.tensor([[*given, *ids]])).logits[0, len(given) - 1 :]
     scores = logits.log_softmax(-1)
     said = sum(scores[n, token].item() for n, token in enumerate(ids))
@@ -59,11 +58,11 @@ def test_the_span_is_the_most_probable_of_all_scored_one_by_one(run: Predictor) 
 
 
 def test_spans_begin_with_words_or_signs_and_stay_within_a_line(run: Predictor) -> None:
-    trie = span_trie(run.tokenizer, "Oslo, Turin\nand Ada", 12)
+    trie = span_trie(run.prompt, "Oslo, Turin\nand Ada", 12)
     texts = {text_of(run.tokenizer, ids) for ids in paths(trie)}
     assert {"Oslo", "Oslo,", ",", "Turin", "and", "Ada"} <= texts
     assert not any("Turin" in text and "and" in text for text in texts)
-    assert max(map(len, paths(span_trie(run.tokenizer, "Oslo, Turin", 3)))) == 3
+    assert max(map(len, paths(span_trie(run.prompt, "Oslo, Turin", 3)))) == 3
 
 
 def test_a_beam_of_one_is_greedy_and_a_wider_one_is_no_less_probable(run: Predictor) -> None:

@@ -17,7 +17,8 @@ from configs import FULL, questions_of
 from huggingface_hub import constants, metadata_load
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from tokenizer_types import TYPES
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import experiment
 from lora_or_full.cli import export, main, model_card
@@ -145,6 +146,36 @@ def test_the_code_on_the_card_runs(merge: bool, finished_runs: Runs, tmp_path: P
     run = load(finished_runs["lora"], None)
     expected = run.ask(run.read(names["context"]), names["question"], 0)[0]
     assert names["answer"].startswith(expected.text)
+
+
+@pytest.mark.parametrize("kind", ["llama2", "llama3", "qwen2"])
+def test_the_code_on_the_card_gives_the_recorded_answers_by_any_tokenizer(
+    kind: str, llama_folder: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    base, run, out = (tmp_path / name for name in ("base", "run", "out"))
+    tokenizer = TYPES[kind]()
+    tokenizer.save_pretrained(base)
+    config = AutoConfig.from_pretrained(llama_folder, vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    settings["model"] |= {"name": str(base), "config": {}}
+    settings["adapter"]["target_modules"] = ["q_proj", "v_proj"]
+    experiment.run(validate(settings), run)
+    store.write_json(run / "status.json", {"state": "finished"})
+    export.export(run, out, True, None, str(out))
+    code = re.search(
+        r"```python\n(.*?)```", (out / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert code is not None
+    loading, given, answering = re.split(r"^(context, question = .*)$", code[1], flags=re.MULTILINE)
+    assert given
+    names: dict[str, Any] = {}
+    exec(loading, names)  # noqa: S102  # the card's own code is what is tested
+    contexts = json.loads((run / "contexts.json").read_text(encoding="utf-8"))
+    for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        names |= {"context": contexts[str(row["paragraph"])], "question": row["question"]}
+        exec(answering, names)  # noqa: S102
+        assert names["answer"] == row["prediction"]
 
 
 def test_names_of_the_hub_and_of_this_machine() -> None:

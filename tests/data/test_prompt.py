@@ -4,12 +4,13 @@ import copy
 import random
 
 import pytest
+from tokenizer_types import TYPES
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lora_or_full.data import prompt
-from lora_or_full.data.prompt import IGNORED, PromptTokens
+from lora_or_full.data.prompt import IGNORED, Prompt, PromptTokens
 
 END = "<|endoftext|>"
 ODD = (
@@ -46,29 +47,71 @@ ODD = (
 )
 
 
-def test_parts_joined_are_the_whole_text_tokenized(tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.fixture(scope="module", params=TYPES)
+def typed(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    """A tokenizer of each type."""
+    return TYPES[request.param]()
+
+
+def triples(count: int) -> list[tuple[str, str, str]]:
+    """Contexts, questions and answers of odd texts, white space stripped."""
     rng = random.Random(0)
-    triples = [(odd, odd, odd) for odd in ODD]
-    for _ in range(600):
-        context, question, answer = (
-            "".join(rng.choices([*ODD, " ", "\n"], k=rng.randrange(1, 4))) for _ in range(3)
-        )
-        triples.append((context, question, answer))
-    for context, question, answer in triples:
-        texts = [
-            prompt.context_text(context),
-            prompt.question_text(question),
-            prompt.answer_text(answer),
-        ]
-        parts = prompt.encode(tokenizer, ["Context:", *texts])
-        whole = prompt.encode(tokenizer, ["Context:" + "".join(texts)])[0]
-        assert [i for part in parts for i in part] == whole, (context, question, answer)
-        assert tokenizer.decode(whole) == "Context:" + "".join(texts)
+    mixed = (
+        tuple("".join(rng.choices([*ODD, " ", "\n"], k=rng.randrange(1, 4))) for _ in range(3))
+        for _ in range(count)
+    )
+    plain = ("In 1200, Ada built the mill of Oslo.", "Who built it?", "Ada")
+    same = ((odd, odd, odd) for odd in ODD)
+    return [plain, *((c.strip(), q.strip(), a.strip()) for c, q, a in (*same, *mixed))]
 
 
-def test_the_text_is_the_documented_one() -> None:
-    text = prompt.context_text(" C\n") + prompt.question_text("\tQ ") + prompt.answer_text(" A ")
-    assert f"Context:{text}" == "Context: C\nQuestion: Q\nAnswer: A"
+def test_a_prompt_has_the_tokens_of_its_whole_text_and_its_answer_continues_them(
+    typed: PreTrainedTokenizerBase,
+) -> None:
+    made, given = Prompt(typed), triples(200)
+    found = made.tokens([(context, question) for context, question, _ in given])
+    answers = made.answers([answer for *_, answer in given])
+    for (context, question, answer), parts, said in zip(given, found, answers, strict=True):
+        text = f"Context: {context}\nQuestion: {question}\nAnswer:"
+        assert made.text(context, question) == text
+        assert parts.prompt == typed(text, split_special_tokens=True)["input_ids"]
+        whole = typed(f"{text} {answer}", split_special_tokens=True)["input_ids"]
+        assert parts.prompt + said == [*whole, typed.eos_token_id]
+
+
+def test_questions_share_the_tokens_of_their_context(typed: PreTrainedTokenizerBase) -> None:
+    made = Prompt(typed)
+    for context, question, other in triples(100):
+        one, two = made.tokens([(context, question), (context, other)])
+        assert (one.prefix, one.context) == (two.prefix, two.context)
+        for (start, stop), token in zip(
+            made.context_offsets(context, question), one.context, strict=True
+        ):
+            piece = typed.decode([token]).strip()
+            if "�" not in piece and piece in context:  # one character may be several tokens
+                assert -1 <= start < stop <= len(context)
+
+
+def test_a_sign_that_is_joined_to_the_line_end_behind_the_context_stays_with_it() -> None:
+    llama3 = TYPES["llama3"]()
+    [parts] = Prompt(llama3).tokens([("Ada built the mill.", "Who?")])
+    texts = [llama3.decode(part) for part in parts]
+    assert texts == ["<s>Context:", " Ada built the mill", ".\nQuestion: Who?\nAnswer:"]
+
+
+def test_tokens_of_gpt2_are_those_of_its_parts(tokenizer: PreTrainedTokenizerBase) -> None:
+    for context, question, answer in triples(300):
+        texts = ["Context:", f" {context}", f"\nQuestion: {question}\nAnswer:", f" {answer}"]
+        *parts, said = prompt.encode(tokenizer, texts)
+        made = Prompt(tokenizer)
+        assert list(made.tokens([(context, question)])) == [PromptTokens(*parts)]
+        assert made.answers([answer]) == [[*said, tokenizer.eos_token_id]]
+
+
+def test_the_text_is_the_documented_one(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = Prompt(tokenizer)
+    assert made.text(" C\n", "\tQ ") == "Context: C\nQuestion: Q\nAnswer:"
+    assert tokenizer.decode(made.answers([" A "])[0]) == f" A{END}"
 
 
 def test_end_of_text_written_in_a_text_stays_letters(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -102,28 +145,25 @@ def with_template(
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=END)
 
 
-def test_head_begins_with_the_start_token_where_the_tokenizer_adds_one(
+def test_a_prompt_begins_as_the_tokenizer_begins_every_text(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    plain = prompt.encode(tokenizer, ["Context:"])[0]
-    assert prompt.prefix_ids(tokenizer) == plain
+    [plain] = Prompt(tokenizer).tokens([("x", "y")])
     starting = with_template(tokenizer, "<s> $A", bos="<s>")
     assert starting("x")["input_ids"][0] == starting.bos_token_id
-    assert prompt.prefix_ids(starting) == [starting.bos_token_id, *plain]
     both = with_template(tokenizer, f"<s> $A {END}", bos="<s>")
-    assert prompt.prefix_ids(both) == [both.bos_token_id, *plain]
     ending = with_template(tokenizer, f"$A {END}", bos="<s>")
-    assert prompt.prefix_ids(ending) == plain
-    for special in (starting, both, ending):
-        assert prompt.encode(special, [" x", ""]) == prompt.encode(tokenizer, [" x", ""])
-
-
-def test_head_has_no_start_token_where_the_tokenizer_has_none(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
     without = copy.deepcopy(tokenizer)
     without.bos_token = None
-    assert prompt.prefix_ids(without) == prompt.encode(tokenizer, ["Context:"])[0]
+    for special, start in (
+        (starting, [starting.bos_token_id]),
+        (both, [both.bos_token_id]),
+        (ending, []),
+        (without, []),
+    ):
+        [parts] = Prompt(special).tokens([("x", "y")])
+        assert parts == plain._replace(prefix=start + plain.prefix)
+        assert prompt.encode(special, [" x", ""]) == prompt.encode(tokenizer, [" x", ""])
 
 
 def test_prompt_is_head_then_context_then_question() -> None:

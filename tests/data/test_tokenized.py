@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lora_or_full.data import prompt, squad, tokenized
+from lora_or_full.data import squad, tokenized
+from lora_or_full.data.prompt import Prompt, encode
 from lora_or_full.data.squad import Question
 from lora_or_full.data.tokenized import TokenizedQuestions
 
@@ -24,8 +25,7 @@ def questions(tmp_path: Path, squad_file: Callable[..., Path]) -> list[Question]
 @pytest.fixture
 def made(questions: list[Question], tokenizer: PreTrainedTokenizerBase) -> Made:
     """`made(length, training)`: the rows of `questions`."""
-    prefix = prompt.prefix_ids(tokenizer)
-    return lambda length, training: tokenized.make(questions, tokenizer, prefix, length, training)
+    return lambda length, training: tokenized.make(questions, Prompt(tokenizer), length, training)
 
 
 def test_contexts_are_stored_once_and_rows_name_them(made: Made, questions: list[Question]) -> None:
@@ -46,13 +46,13 @@ def test_contexts_are_stored_once_and_rows_name_them(made: Made, questions: list
 def test_token_counts_are_those_of_the_row_and_within_the_length(
     length: int, training: bool, made: Made, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    table, prefix = made(length, training), len(prompt.prefix_ids(tokenizer))
+    table = made(length, training)
     counts = zip(table.column("prompt_tokens"), table.column("answer_tokens"), strict=True)
     for row, (prompt_tokens, answer_tokens) in zip(table, counts, strict=True):
-        assert prompt_tokens == prefix + len(row["context_ids"]) + len(row["question_ids"])
+        assert prompt_tokens == len(tokenized.prompt_of(row).prompt)
         assert answer_tokens == len(row["answer_ids"])
         assert (row["prompt_tokens"], row["answer_tokens"]) == (prompt_tokens, answer_tokens)
-        whole = prompt.encode(tokenizer, [prompt.context_text(row["context"])])[0]
+        whole = encode(tokenizer, [f" {row['context']}"])[0]
         used = prompt_tokens + answer_tokens * training
         if row["context_cut"]:
             assert used <= length if training else used == length
@@ -68,7 +68,7 @@ def test_contexts_are_cut_around_the_answer_in_training_and_at_the_end_else(
 ) -> None:
     moved = 0
     for row, other in zip(made(80, True), made(80, False), strict=True):
-        whole = prompt.encode(tokenizer, [prompt.context_text(row["context"])])[0]
+        whole = encode(tokenizer, [f" {row['context']}"])[0]
         assert other["context_ids"] == whole[: len(other["context_ids"])]
         assert row["answers"][0] in tokenizer.decode(row["context_ids"])
         moved += row["context_ids"] != whole[: len(row["context_ids"])]

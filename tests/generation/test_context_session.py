@@ -9,14 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from lora_or_full.data.prompt import (
-    PromptTokens,
-    context_text,
-    encode,
-    prefix_ids,
-    question_text,
-    window,
-)
+from lora_or_full.data.prompt import Prompt, PromptTokens, encode, window
 from lora_or_full.errors import UserError
 from lora_or_full.generation.context_session import ContextSession
 from lora_or_full.generation.decoding import greedy, stop_ids
@@ -28,11 +21,9 @@ LENGTHS = (240, 60)  # the second leaves no room for the whole context
 
 
 def prompt_of(tokenizer: PreTrainedTokenizerBase, question: str, length: int) -> PromptTokens:
-    prefix = prefix_ids(tokenizer)
-    context, asked = encode(tokenizer, [context_text(CONTEXT), question_text(question)])
-    return PromptTokens(
-        prefix, context[window(len(context), length - len(prefix) - len(asked))], asked
-    )
+    [parts] = Prompt(tokenizer).tokens([(CONTEXT, question)])
+    room = length - len(parts.prefix) - len(parts.question)
+    return parts._replace(context=parts.context[window(len(parts.context), room)])
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -46,7 +37,7 @@ def test_answers_equal_those_of_whole_prompts(
     stops = stop_ids(tokenizer)
     prompts = [prompt_of(tokenizer, question, length) for question in QUESTIONS]
     expected = greedy(model, tokenizer, prompts, stops, 12, None)
-    session = ContextSession(model, tokenizer, CONTEXT, length)
+    session = ContextSession(model, Prompt(tokenizer), CONTEXT, length)
     for question, answer, prompt in zip(QUESTIONS, expected, prompts, strict=True):
         given = session.ask(question, stops, 12, 0)
         assert [(a.text, a.ended) for a in given] == [(answer.text, answer.ended)]
@@ -59,7 +50,7 @@ def test_earlier_questions_change_nothing(
     gpt2_folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model, stops = load_model(gpt2_folder, "tiny", {}), stop_ids(tokenizer)
-    session = ContextSession(model, tokenizer, CONTEXT, 240)
+    session = ContextSession(model, Prompt(tokenizer), CONTEXT, 240)
     first = session.ask(QUESTIONS[0], stops, 12, 3)
     session.ask(QUESTIONS[2], stops, 12, 2)
     assert session.ask(QUESTIONS[0], stops, 12, 3) == first
@@ -83,7 +74,7 @@ def test_alternatives_begin_with_the_next_likely_tokens_and_continue_greedily(
             sure += scores.max().item()
             ids.append(int(scores.argmax()))
         expected.append((ids, sure))
-    replies = ContextSession(model, tokenizer, CONTEXT, 240).ask(QUESTIONS[0], stops, 6, 3)
+    replies = ContextSession(model, Prompt(tokenizer), CONTEXT, 240).ask(QUESTIONS[0], stops, 6, 3)
     greedy_one, *others = expected
     by_probability = [greedy_one, *sorted(others, key=lambda pair: -pair[1])]
     found = {reply.text: reply.log_probability for reply in replies}
@@ -103,7 +94,7 @@ def test_alternatives_begin_with_the_next_likely_tokens_and_continue_greedily(
 def test_an_invalid_question_is_refused(
     question: str, message: str, gpt2_folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    session = ContextSession(load_model(gpt2_folder, "tiny", {}), tokenizer, CONTEXT, 200)
+    session = ContextSession(load_model(gpt2_folder, "tiny", {}), Prompt(tokenizer), CONTEXT, 200)
     with pytest.raises(UserError, match=message):
         session.ask(question, [0], 4, 0)
 
@@ -115,9 +106,9 @@ def test_after_a_read_context_the_first_token_takes_less_than_a_quarter(
     """GPT-2 of full size, in float32, 500 tokens."""
     model, stops = GPT2LMHeadModel(GPT2Config()).eval(), stop_ids(tokenizer)
     context = CONTEXT
-    while len(encode(tokenizer, [context_text(context)])[0]) < 500:
+    while len(encode(tokenizer, [context])[0]) < 500:
         context += "Ada and Bruno. "
-    session = ContextSession(model, tokenizer, context, 900)
+    session = ContextSession(model, Prompt(tokenizer), context, 900)
     assert 500 <= session.tokens < 520
 
     def seconds(first_token: Callable[[], object]) -> float:
@@ -130,6 +121,8 @@ def test_after_a_read_context_the_first_token_takes_less_than_a_quarter(
 
     warm = seconds(lambda: session.ask(QUESTIONS[0], stops, 1, 0))
     cold = seconds(
-        lambda: ContextSession(model, tokenizer, context, 900).ask(QUESTIONS[0], stops, 1, 0)
+        lambda: ContextSession(model, Prompt(tokenizer), context, 900).ask(
+            QUESTIONS[0], stops, 1, 0
+        )
     )
     assert warm < cold / 4

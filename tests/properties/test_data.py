@@ -18,8 +18,8 @@ from strategies import any_json, documents, json_files, met, texts
 from transformers import PreTrainedTokenizerBase
 
 from datamodule import sequences
-from lora_or_full.data import prompt, squad, tokenized
-from lora_or_full.data.prompt import IGNORED, PromptTokens
+from lora_or_full.data import squad, tokenized
+from lora_or_full.data.prompt import IGNORED, Prompt
 from lora_or_full.data.squad import Question
 from lora_or_full.modeling.packed_rows import PackedRows
 
@@ -204,16 +204,15 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def test_a_context_is_a_window_that_holds_the_answer_in_training(
     tokenizer: PreTrainedTokenizerBase, given_questions: list[Question], length: int
 ) -> None:
-    head = prompt.prefix_ids(tokenizer)
     by_id = {q.id: q for q in given_questions}
     for training in (True, False):
-        table = tokenized.make(given_questions, tokenizer, head, length, training)
+        table = tokenized.make(given_questions, Prompt(tokenizer), length, training)
         if not training:
             assert [row["id"] for row in table] == [q.id for q in given_questions]
         for row in table:
             q = by_id[row["id"]]
             whole = tokenizer(
-                prompt.context_text(q.context), add_special_tokens=False,
+                f" {q.context}", add_special_tokens=False,
                 split_special_tokens=True, return_offsets_mapping=True,
             )  # fmt: skip
             ids, kept = whole["input_ids"], row["context_ids"]
@@ -221,7 +220,7 @@ def test_a_context_is_a_window_that_holds_the_answer_in_training(
             starts = [n for n in range(len(ids) - size + 1) if ids[n : n + size] == kept]
             assert starts
             assert row["context_cut"] == (size < len(ids))
-            used = len(head) + size + len(row["question_ids"])
+            used = len(tokenized.prompt_of(row).prompt)
             assert row["prompt_tokens"] == used
             if training:
                 assert used + len(row["answer_ids"]) <= length
@@ -245,10 +244,10 @@ def test_exactly_the_answers_and_their_ends_carry_loss(
     mask_prompt: bool,
     packed_length: int | None,
 ) -> None:
-    head, end = prompt.prefix_ids(tokenizer), tokenizer.eos_token_id
-    table = tokenized.make(given_questions, tokenizer, head, length, training=True)
+    end = tokenizer.eos_token_id
+    table = tokenized.make(given_questions, Prompt(tokenizer), length, training=True)
     assume(len(table) > 0)
-    parts = [PromptTokens(head, row["context_ids"], row["question_ids"]) for row in table]
+    parts = list(map(tokenized.prompt_of, table))
     answers = [row["answer_ids"] for row in table]
     laid_out = sequences(parts, answers, mask_prompt, packed_length if mask_prompt else None)
     assert not isinstance(laid_out, PackedRows)

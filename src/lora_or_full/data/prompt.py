@@ -2,22 +2,28 @@
 
     Context: <context>\\nQuestion: <question>\\nAnswer: <answer><end of text>
 
-Each part is tokenized by itself and the ids are joined. For GPT-2 this equals tokenizing the whole,
-because its tokenizer splits at the start of every part, and no text has white space at its ends. So
-a part can be shortened or shared without changing the others.
+A prompt is tokenized as a whole: many tokenizers join the end of one field to what follows (".\\n"
+in Llama 3 and Qwen) or mark the start of each text (Llama 2, Mistral), so that its parts alone
+would give other tokens. Its tokens are then divided into what comes before the context, the
+context, and what follows, so that the context can be shortened or shared.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from lora_or_full.config.template import DEFAULT, parse
 
 CHUNK = 1000  # texts tokenized at once: a tokenizer's output takes much memory
 IGNORED = -100  # label that torch's cross entropy ignores
 
 
 class PromptTokens(NamedTuple):
-    """Token ids of a prompt: the prefix, the context, and what follows it."""
+    """Token ids of a prompt: what comes before the context, the context, and what follows it.
+
+    A token that is partly of the context belongs to what is beside it.
+    """
 
     prefix: list[int]
     context: list[int]
@@ -29,46 +35,101 @@ class PromptTokens(NamedTuple):
         return self.prefix + self.context + self.question
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], wanted: str = "input_ids"
-) -> list[list[Any]]:
-    """Tokenize texts without special tokens; '<|endoftext|>' in a text is only its letters.
+class Prompt:
+    """Makes the token ids of prompts and answers.
 
-    Returns:
-        Token ids of each text, or for 'offset_mapping' start and end of each token in its text.
+    Args:
+        tokenizer: The model's tokenizer, a fast one.
+        template: Text with the fields {context}, {question} and, at its end, {answer}.
+
+    Attributes:
+        template: The template, taken apart.
+        start: Tokens that the tokenizer puts before every text.
+        end: Token that ends an answer.
     """
-    found: list[list[Any]] = []
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = DEFAULT) -> None:
+        self.tokenizer, self.template = tokenizer, parse(template)
+        self.start = start_ids(tokenizer)
+        self.end: int = tokenizer.eos_token_id
+
+    def text(self, context: str, question: str) -> str:
+        """Give the text of a prompt."""
+        return self.template.text(context.strip(), question.strip())
+
+    def tokens(self, pairs: Sequence[tuple[str, str]]) -> Iterator[PromptTokens]:
+        """Tokenize prompts, each of a context and a question."""
+        for chunk in range(0, len(pairs), CHUNK):
+            some = pairs[chunk : chunk + CHUNK]
+            texts = [self.text(*pair) for pair in some]
+            made = _tokenized(self.tokenizer, texts)
+            for number, (text, (context, question)) in enumerate(zip(texts, some, strict=True)):
+                ids: list[int] = made["input_ids"][number]
+                before = self.template.before_context(question.strip())
+                start = len(before.rstrip(" "))  # the spaces before a context go with it
+                first = _token_at(made, number, start, text)
+                if start and made.char_to_token(number, start - 1) == first:
+                    first += 1
+                end = len(before) + len(context.strip())
+                # The last token, from which the answer is predicted, always follows the context.
+                stop = min(max(first, _token_at(made, number, end, text)), len(ids) - 1)
+                yield PromptTokens(self.start + ids[:first], ids[first:stop], ids[stop:])
+
+    def context_offsets(self, context: str, question: str) -> list[tuple[int, int]]:
+        """Give start and end of each of the context's tokens, in the stripped context."""
+        [parts] = self.tokens([(context, question)])
+        made = _tokenized(self.tokenizer, [self.text(context, question)])
+        start = len(self.template.before_context(question.strip()))
+        first = len(parts.prefix) - len(self.start)
+        spans = made[0].offsets[first : first + len(parts.context)]
+        return [(begin - start, end - start) for begin, end in spans]
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize answers as they continue a prompt, each with the token that ends it."""
+        before = f"?{self.template.closing}"  # all of a prompt that can matter
+        anchor, *found = encode(
+            self.tokenizer,
+            [before, *(before + self.template.lead + text.strip() for text in texts)],
+        )
+        size = len(anchor)
+        # A tokenizer may join the end of the prompt to an answer, which generation can't.
+        joined = [n for n, ids in enumerate(found) if ids[:size] != anchor]
+        alone = encode(self.tokenizer, [self.template.lead + texts[n].strip() for n in joined])
+        own = [ids[size:] for ids in found]
+        for n, ids in zip(joined, alone, strict=True):
+            own[n] = ids
+        return [[*ids, self.end] for ids in own]
+
+
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Give the tokens that a tokenizer puts before every text, such as a start token."""
+    [plain], whole = encode(tokenizer, ["a"]), tokenizer("a")["input_ids"]
+    at = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
+    return whole[:at]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokenize texts without special tokens; '<|endoftext|>' in a text is only its letters."""
+    found: list[list[int]] = []
     for start in range(0, len(texts), CHUNK):
-        found += tokenizer(
-            list(texts[start : start + CHUNK]),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_offsets_mapping=wanted == "offset_mapping",
-            verbose=False,
-        )[wanted]
+        found += _tokenized(tokenizer, texts[start : start + CHUNK])["input_ids"]
     return found
 
 
-def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Give the prompt prefix: the start token, if the tokenizer adds one, and 'Context:'."""
-    starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return [tokenizer.bos_token_id] * starts + encode(tokenizer, ["Context:"])[0]
+def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> BatchEncoding:
+    return tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
 
 
-def context_text(context: str) -> str:
-    """Give the context as it follows 'Context:'."""
-    return f" {context.strip()}"
-
-
-def question_text(question: str) -> str:
-    """Give the question as it follows the context, up to and including 'Answer:'."""
-    return f"\nQuestion: {question.strip()}\nAnswer:"
-
-
-def answer_text(answer: str) -> str:
-    """Give the answer as it follows 'Answer:'; the end-of-text token comes after it."""
-    return f" {answer.strip()}"
+def _token_at(made: BatchEncoding, number: int, place: int, text: str) -> int:
+    """Give the first token that holds a character of a text from `place` on."""
+    found = (made.char_to_token(number, n) for n in range(place, len(text)))
+    return next((token for token in found if token is not None), len(made["input_ids"][number]))
 
 
 def window(length: int, room: int, gold: tuple[int, int] | None = None) -> slice:

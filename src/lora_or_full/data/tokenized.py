@@ -4,18 +4,18 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars, load_from_disk
-from transformers import PreTrainedTokenizerBase
 
-from lora_or_full.data import prompt
+from lora_or_full.data.prompt import Prompt, PromptTokens, window
 from lora_or_full.data.squad import Question
 from lora_or_full.runs import store
 
-FORMAT = 3  # part of the cache's key: raise it when the content of a row changes
+FORMAT = 4  # part of the cache's key: raise it when the content of a row changes
 TokenizedQuestion = dict[str, Any]
 
 
@@ -23,8 +23,8 @@ class TokenizedQuestions(torch.utils.data.Dataset[TokenizedQuestion]):
     """Tokenized questions, and each of their contexts once; both stay on disk until they are read.
 
     A row has id, title, paragraph (the number of its context), context, question, answers, the
-    token ids context_ids (as many as fit), question_ids and answer_ids (with end of text), the
-    counts prompt_tokens and answer_tokens, and context_cut.
+    token ids prefix_ids, context_ids (as many as fit), question_ids and answer_ids (with the end),
+    the counts prompt_tokens and answer_tokens, and context_cut.
     """
 
     def __init__(self, questions: Dataset, contexts: Dataset) -> None:
@@ -45,12 +45,13 @@ class TokenizedQuestions(torch.utils.data.Dataset[TokenizedQuestion]):
         return self.questions.data.column(name).to_pylist()
 
 
+def prompt_of(row: TokenizedQuestion) -> PromptTokens:
+    """Give the prompt of a tokenized question."""
+    return PromptTokens(row["prefix_ids"], row["context_ids"], row["question_ids"])
+
+
 def make(
-    questions: Sequence[Question],
-    tokenizer: PreTrainedTokenizerBase,
-    prefix: list[int],
-    length: int,
-    training: bool,
+    questions: Sequence[Question], prompt: Prompt, length: int, training: bool
 ) -> TokenizedQuestions:
     """Tokenize questions, and shorten contexts that do not fit.
 
@@ -59,48 +60,45 @@ def make(
 
     Args:
         questions: Questions of a split.
-        tokenizer: The model's tokenizer.
-        prefix: Token ids of the prompt prefix.
+        prompt: Makes the model's prompts.
         length: Largest number of tokens of a prompt, in training with its answer.
         training: Whether the gold answers may be looked at; otherwise a question may have none.
     """
     contexts = list(dict.fromkeys(q.context for q in questions))
     numbers = {context: number for number, context in enumerate(contexts)}
-    context_ids = prompt.encode(tokenizer, list(map(prompt.context_text, contexts)))
-    asked = prompt.encode(tokenizer, [prompt.question_text(q.question) for q in questions])
-    first = [prompt.answer_text(q.answers[0] if q.answers else "") for q in questions]
-    said = prompt.encode(tokenizer, first)
+    context_ids, parts = _tokens(questions, [numbers[q.context] for q in questions], prompt)
+    said = prompt.answers([q.answers[0] if q.answers else "" for q in questions])
     rows: list[TokenizedQuestion] = []
     # Of each context that is cut around answers: its rows, with the characters of their answers.
     cut: dict[int, list[tuple[TokenizedQuestion, int, int]]] = {}
-    for q, question_ids, answer_ids in zip(questions, asked, said, strict=True):
-        paragraph = numbers[q.context]
-        answer_ids = [*answer_ids, tokenizer.eos_token_id]
-        room = length - len(prefix) - len(question_ids) - len(answer_ids) * training
+    for q, own, answer_ids in zip(questions, parts, said, strict=True):
+        paragraph, around = numbers[q.context], len(own.prefix) + len(own.question)
+        room = length - around - len(answer_ids) * training
         if training and room < 1:
             continue
         size = len(context_ids[paragraph])
-        kept = prompt.window(size, max(room, 0))
+        kept = window(size, max(room, 0))
         row = {
             "id": q.id,
             "title": q.title,
             "paragraph": paragraph,
             "question": q.question,
             "answers": q.answers,
-            "question_ids": question_ids,
+            "prefix_ids": own.prefix,
+            "question_ids": own.question,
             "answer_ids": answer_ids,
             "start": kept.start,
             "stop": kept.stop,
             "context_cut": kept.stop < size,
-            "prompt_tokens": len(prefix) + kept.stop + len(question_ids),
+            "prompt_tokens": around + kept.stop,
             "answer_tokens": len(answer_ids),
         }
         rows.append(row)
         if training and row["context_cut"] and (start := q.starts[0]) >= 0:
             cut.setdefault(paragraph, []).append((row, start, start + len(q.answers[0])))
-    texts = [prompt.context_text(contexts[paragraph]) for paragraph in cut]
-    offsets = prompt.encode(tokenizer, texts, "offset_mapping")
-    for spans, cut_rows in zip(offsets, cut.values(), strict=True):
+    for paragraph, cut_rows in cut.items():
+        question = cut_rows[0][0]["question"]
+        spans = prompt.context_offsets(contexts[paragraph], question)[: len(context_ids[paragraph])]
         golds = [_tokens_of(start, stop, spans) for _, start, stop in cut_rows]
         windows = _windows(len(spans), [row["stop"] for row, *_ in cut_rows], golds)
         for (row, *_), kept in zip(cut_rows, windows, strict=True):
@@ -110,6 +108,26 @@ def make(
         Dataset.from_list(rows),
         Dataset.from_dict({"context": contexts, "context_ids": context_ids}),
     )
+
+
+def _tokens(
+    questions: Sequence[Question], paragraphs: Sequence[int], prompt: Prompt
+) -> tuple[list[list[int]], list[PromptTokens]]:
+    """Give the tokens of each context that are the same for all its questions; and of each question
+    its prompt without them."""
+    order = sorted(range(len(questions)), key=paragraphs.__getitem__)
+    made = prompt.tokens([(questions[n].context, questions[n].question) for n in order])
+    context_ids: list[list[int]] = []
+    parts: dict[int, PromptTokens] = {}
+    for _, group in groupby(zip(order, made, strict=True), key=lambda one: paragraphs[one[0]]):
+        own = dict(group)
+        columns = zip(*(one.context for one in own.values()), strict=False)
+        shared = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, columns)]
+        context_ids.append(shared)
+        for number, one in own.items():
+            rest = one.context[len(shared) :] + one.question
+            parts[number] = PromptTokens(one.prefix, [], rest)
+    return context_ids, [parts[number] for number in range(len(questions))]
 
 
 def cached(
@@ -159,7 +177,7 @@ def _windows(length: int, rooms: list[int], golds: list[tuple[int, int]]) -> lis
     windows = [slice(0, 0)] * len(golds)
     for group in groups:
         gold = (golds[group[0]][0], max(golds[n][1] for n in group))
-        kept = prompt.window(length, min(rooms[n] for n in group), gold)
+        kept = window(length, min(rooms[n] for n in group), gold)
         for number in group:
             windows[number] = kept
     return windows
@@ -167,7 +185,6 @@ def _windows(length: int, rooms: list[int], golds: list[tuple[int, int]]) -> lis
 
 def _tokens_of(start: int, stop: int, offsets: list[tuple[int, int]]) -> tuple[int, int]:
     """First and one past the last token of some characters; equal if the tokenizer drops them."""
-    start, stop = start + 1, stop + 1  # after the space that context_text begins with
     touched = [n for n, (first, end) in enumerate(offsets) if first < stop and end > start]
     before = sum(end <= start for _, end in offsets)
     return (touched[0], touched[-1] + 1) if touched else (before, before)

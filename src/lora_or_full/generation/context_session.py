@@ -1,16 +1,8 @@
 """A context that a model reads once for many questions."""
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from lora_or_full.data.prompt import (
-    PromptTokens,
-    context_text,
-    encode,
-    prefix_ids,
-    question_text,
-    window,
-)
+from lora_or_full.data.prompt import Prompt, PromptTokens, window
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.predictions import Answer
 from lora_or_full.generation.decoding import continue_greedily
@@ -24,7 +16,7 @@ class ContextSession:
 
     Args:
         model: In eval mode.
-        tokenizer: Its tokenizer.
+        prompt: Makes its prompts.
         context: Any text.
         max_prompt_length: Largest number of tokens of a prompt.
 
@@ -33,19 +25,13 @@ class ContextSession:
         read: How many of them were read for the last question.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        tokenizer: PreTrainedTokenizerBase,
-        context: str,
-        max_prompt_length: int,
-    ) -> None:
-        self.model, self.tokenizer, self.context = model, tokenizer, context
+    def __init__(self, model: Model, prompt: Prompt, context: str, max_prompt_length: int) -> None:
+        self.model, self.prompt, self.context = model, prompt, context
         self.max_prompt_length = max_prompt_length
-        self.prefix = prefix_ids(tokenizer)
-        self.context_ids = encode(tokenizer, [context_text(context)])[0]
-        self.tokens, self.read = len(self.context_ids), -1
-        self._read(self._kept([]))
+        self.ids: list[int] = []
+        first = self._tokens("")
+        self.tokens, self.read = len(first.context), 0
+        self._read(first)
 
     def ask(
         self, question: str, stops: list[int], max_new_tokens: int, alternatives: int
@@ -74,7 +60,7 @@ class ContextSession:
             token = torch.cat([token, others.indices[0]])
             backend.select(torch.zeros_like(token))
         first, *rest = continue_greedily(
-            backend, token, value, self.tokenizer, stops, max_new_tokens
+            backend, token, value, self.prompt.tokenizer, stops, max_new_tokens
         )
         by_text = {first.text: first}
         for answer in sorted(rest, key=lambda answer: -answer.log_probability):
@@ -97,25 +83,29 @@ class ContextSession:
             question.encode()
         except UnicodeEncodeError:
             raise UserError("The question holds half a character, which is no text.") from None
-        ids = encode(self.tokenizer, [question_text(question)])[0]
-        self._read(self._kept(ids))
+        parts = self._tokens(question)
+        self._read(parts)
         backend = self._after_context.copy()
-        return backend, backend.append(torch.tensor([ids], device=self.model.device))
+        return backend, backend.append(torch.tensor([parts.question], device=self.model.device))
 
-    def _kept(self, question_ids: list[int]) -> int:
-        """Number of context tokens that fit into a prompt with a question."""
-        room = self.max_prompt_length - len(self.prefix) - len(question_ids)
-        if room < 0:
-            raise UserError(
-                f"The question has {len(question_ids):,} tokens, but question and context may "
-                f"have {self.max_prompt_length:,} together: ask a shorter one."
-            )
-        return window(self.tokens, room).stop
+    def _tokens(self, question: str) -> PromptTokens:
+        """Tokenize the prompt of a question; the context and its question are not yet shortened."""
+        [parts] = self.prompt.tokens([(self.context, question)])
+        return parts
 
     @torch.no_grad()
-    def _read(self, tokens: int) -> None:
-        """Read the first tokens of the context, unless these were read last."""
-        if tokens != self.read:
-            prompt = PromptTokens(self.prefix, self.context_ids[:tokens], [])
-            self._after_context, self.read = PaddedCache(self.model, [prompt]), tokens
+    def _read(self, parts: PromptTokens) -> None:
+        """Read what comes before a question, with as much of the context as fits, unless that was
+        read last."""
+        around = len(parts.prefix) + len(parts.question)
+        kept = window(len(parts.context), max(0, self.max_prompt_length - around)).stop
+        ids = parts.prefix + parts.context[:kept]
+        if around > self.max_prompt_length or not ids:
+            raise UserError(
+                f"The question has {len(parts.question):,} tokens, but question and context may "
+                f"have {self.max_prompt_length:,} together: ask a shorter one."
+            )
+        if ids != self.ids:
+            self._after_context = PaddedCache(self.model, [PromptTokens([], ids, [])])
             self._after_context.prefill()
+            self.ids, self.read = ids, kept

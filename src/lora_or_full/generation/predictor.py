@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_or_full.config import compose
 from lora_or_full.config.schema import Config
-from lora_or_full.data import prompt, tokenized
+from lora_or_full.data import tokenized
 from lora_or_full.data.fingerprints import weights_fingerprint
 from lora_or_full.data.hub import folder_of
-from lora_or_full.data.prompt import PromptTokens
+from lora_or_full.data.prompt import Prompt
 from lora_or_full.data.sampler import evaluation_batches
 from lora_or_full.data.squad import Question
 from lora_or_full.data.tokenized import TokenizedQuestion
@@ -122,6 +122,11 @@ class Predictor:
         return asked._replace(prefix=prefix)
 
     @cached_property
+    def prompt(self) -> Prompt:
+        """Makes its prompts."""
+        return Prompt(self.tokenizer)
+
+    @cached_property
     def stops(self) -> list[int]:
         """Tokens that end an answer."""
         return stop_ids(self.tokenizer)
@@ -144,7 +149,7 @@ class Predictor:
         if not context.strip():
             raise UserError("The context is empty.")
         with autocast_for(self.config.trainer.precision, self.model.device):
-            return ContextSession(self.model, self.tokenizer, context, self.max_prompt_length)
+            return ContextSession(self.model, self.prompt, context, self.max_prompt_length)
 
     def ask(self, session: ContextSession, question: str, alternatives: int) -> list[Reply]:
         """Answer a question greedily, followed by alternatives.
@@ -178,18 +183,15 @@ class Predictor:
             The row of each question (`tokenized.make`), and its answer; None if the question alone
             is too long.
         """
-        prefix, limit = prompt.prefix_ids(self.tokenizer), self.max_prompt_length
-        rows = tokenized.make(questions, self.tokenizer, prefix, limit, training=False)
+        limit = self.max_prompt_length
+        rows = tokenized.make(questions, self.prompt, limit, training=False)
         batches = evaluation_batches(rows, self.config.eval_batch_size)
         found: dict[int, Answer] = {}
         console = Console(stderr=True)
         hidden = not console.is_terminal
         for batch in track(batches, self.label, console=console, transient=True, disable=hidden):
             fit = {n: row for n in batch if (row := rows[n])["prompt_tokens"] <= limit}
-            prompts = [
-                PromptTokens(prefix, row["context_ids"], row["question_ids"])
-                for row in fit.values()
-            ]
+            prompts = list(map(tokenized.prompt_of, fit.values()))
             with autocast_for(self.config.trainer.precision, self.model.device):
                 answers = greedy(
                     self.model, self.tokenizer, list(map(self._after_examples, prompts)),
