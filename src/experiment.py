@@ -23,8 +23,13 @@ from lora_or_full.errors import UserError, first_line
 from lora_or_full.evaluation import base_model_cache
 from lora_or_full.evaluation.predictions import Prediction, scores
 from lora_or_full.evaluation.scoring import warn_of_script
+from lora_or_full.modeling.architecture import (
+    hidden_size,
+    max_positions,
+    settings_of,
+)
 from lora_or_full.modeling.kernels import onednn_is_faster
-from lora_or_full.modeling.loading import hidden_size, load_tokenizer, max_positions
+from lora_or_full.modeling.loading import load_tokenizer
 from lora_or_full.modeling.precision import (
     device_name,
     device_of,
@@ -81,6 +86,7 @@ def run(config: Config, folder: Path, earlier: float = 0.0) -> dict[str, Any]:
     state_share = plugins.state_share(config)
     trainer = build_trainer(config, folder, step, [saver, cost])
     data, module, model_facts = build(config)
+    config = module.config  # with the layers that `auto` stands for
     plugins.optimizer(config, module.trainable_parameters().values())  # refused now, if it is
     exported_weights = module.size["total" if config.adapter is None else "trainable"]
     if is_first_process():
@@ -163,7 +169,9 @@ def with_precision(config: Config) -> Config:
         UserError: The model is not available.
     """
     folder = folder_of(config.model.name, "model", Path(config.cache_dir))
-    return config.with_precision(resolve_precision(config.trainer, hidden_size(folder)))
+    return config.with_precision(
+        resolve_precision(config.trainer, hidden_size(settings_of(folder)))
+    )
 
 
 def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[str, Any]]:
@@ -173,7 +181,7 @@ def build(config: Config) -> tuple[SquadDataModule, LitQuestionAnswering, dict[s
         UserError: One of them is not available, or they do not fit together.
     """
     folder = folder_of(config.model.name, "model", Path(config.cache_dir))
-    tokenizer, positions = load_tokenizer(folder), max_positions(folder)
+    tokenizer, positions = load_tokenizer(folder), max_positions(settings_of(folder))
     if config.max_length > positions or config.max_new_tokens >= positions:
         raise UserError(
             f"max_length={config.max_length}, max_new_tokens={config.max_new_tokens}: "

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datamodule import EvaluationBatch
-from lora_or_full.config.schema import Config
+from lora_or_full.config.schema import AUTO, Config
 from lora_or_full.data.fingerprints import weights_fingerprint
 from lora_or_full.data.prompt import IGNORED
 from lora_or_full.errors import UserError
@@ -28,6 +28,12 @@ from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.sharing import shares_context
 from lora_or_full.modeling import trained_weights
 from lora_or_full.modeling.adapter_weights import set_adapter_weights
+from lora_or_full.modeling.architecture import (
+    attention_projections,
+    settings_of,
+    sliding_window,
+    without_dropout,
+)
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
 from lora_or_full.modeling.loading import add_adapter, check_adapter, load_model
@@ -53,7 +59,9 @@ class LitQuestionAnswering(L.LightningModule):
             a new adapter.
 
     Attributes:
-        base: `type` of the base model, `fingerprint` and `dtype` of its weights in their file.
+        config: The configuration, with the layers that `auto` stands for and the model's dropouts.
+        base: `type` and `sliding_window` of the base model (tokens that some of its layers see),
+            `fingerprint` and `dtype` of its weights in their file.
         packed_length: Tokens of a context with its questions; None if `packing` is off or the model
             can't share a context.
         size: Number of `trainable` and `total` weights, and the `percent` of the first.
@@ -76,19 +84,23 @@ class LitQuestionAnswering(L.LightningModule):
         first: Path | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.tokenizer, self.stops = config, tokenizer, stop_ids(tokenizer)
+        self.tokenizer, self.stops = tokenizer, stop_ids(tokenizer)
         # Lightning could count the steps too, but it would build the loader too early to resume it.
         self.total_steps = total_steps
         source = first if first is not None and config.adapter is None else folder
-        model = load_model(source, config.model.name, config.model.config)
+        settings = without_dropout(settings_of(folder)) | config.model.config
+        model = load_model(source, config.model.name, settings)
+        config = self.config = config.with_layers(attention_projections(model) or AUTO, settings)
+        fingerprint = weights_fingerprint(folder)
         self.base = {
             "type": model.config.model_type,
-            "fingerprint": weights_fingerprint(folder),
+            "fingerprint": fingerprint,
             "dtype": str(model.dtype).removeprefix("torch."),
+            "sliding_window": sliding_window(model.config),
         }
         longest = config.max_length + config.max_new_tokens
         shared = config.packing and base_model_cache.shares_context(
-            config, self.base["fingerprint"], partial(shares_context, model, longest)
+            config, fingerprint, partial(shares_context, model, longest)
         )
         self.packed_length = config.packed_length if shared else None
         self.model: PreTrainedModel | PeftModel = model

@@ -19,6 +19,7 @@ import lit_module
 from lit_module import LitQuestionAnswering
 from lora_or_full.config.schema import validate
 from lora_or_full.data.prompt import IGNORED
+from lora_or_full.data.tokenized import prompt_of
 from lora_or_full.errors import UserError
 from lora_or_full.modeling.cuda_graphs import GraphedLoss
 from lora_or_full.modeling.prefix_packing import Packed, Padded
@@ -143,7 +144,7 @@ def test_neither_padding_nor_sharing_changes_a_loss(
         whole, _ = module.loss_sum(data.collate_training(rows, 1)["sequences"])
         alone = 0.0
         for row in rows:
-            ids = [*data._prompt(row).prompt, *row["answer_ids"]]
+            ids = [*prompt_of(row).prompt, *row["answer_ids"]]
             labels = [IGNORED] * row["prompt_tokens"] + row["answer_ids"]
             output = module.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
             alone += output.loss.item() * row["answer_tokens"]

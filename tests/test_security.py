@@ -26,7 +26,8 @@ from pyarrow import parquet
 
 from lora_or_full.data.splits import Splits
 from lora_or_full.errors import UserError
-from lora_or_full.modeling.loading import load_model, load_tokenizer, max_positions
+from lora_or_full.modeling.architecture import settings_of
+from lora_or_full.modeling.loading import load_model, load_tokenizer
 from lora_or_full.runs import store
 
 PROJECT = Path(__file__).parents[1]
@@ -71,7 +72,7 @@ def refused(action: Callable[[], Any], harm: Path) -> None:
 
 def loaded(folder: Path) -> Any:
     """All that a run reads of a model's folder."""
-    max_positions(folder)
+    settings_of(folder)
     return load_tokenizer(folder), load_model(folder, "name", {})
 
 

@@ -13,7 +13,7 @@ from lora_or_full.errors import UserError
 @pytest.mark.parametrize(
     "words",
     [
-        [], ["mode=full"], ["model=llama"], ["experiment=demo"], ["experiment=reference"],
+        [], ["mode=full"], ["model=llama"], ["model=qwen3"], ["experiment=demo"], ["experiment=reference"],
         ["experiment=fast"], ["experiment=subset"], ["experiment=squad", "mode=full"],
         ["debug=fast"], ["debug=overfit"], ["debug=profile"], ["callbacks=early_stopping"],
         ["logger=[tensorboard,csv,wandb,mlflow]"], ["optimizer=sgd", "scheduler=cosine"],
@@ -74,7 +74,7 @@ def test_the_defaults_are_the_recipe(mode: str) -> None:
     if mode == "lora":
         assert s["adapter"] == {
             "_target_": "peft.LoraConfig", "r": 8, "lora_alpha": 16, "lora_dropout": 0.1,
-            "target_modules": ["c_attn"],
+            "target_modules": "auto",
         }  # fmt: skip
         assert (s["lr"], s["frozen_dtype"]) == (2e-4, "auto")
     else:

@@ -26,7 +26,6 @@ from lora_or_full.modeling.loading import (
     check_adapter,
     load_model,
     load_tokenizer,
-    max_positions,
 )
 from lora_or_full.modeling.precision import in_float32, store_weights
 from lora_or_full.modeling.prefix_packing import packed
@@ -376,7 +375,7 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
         decoder_start_token_id=0,
     )  # fmt: skip
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="holds no causal language model"):
+    with pytest.raises(UserError, match="is an encoder-decoder model"):
         load_model(tmp_path, "t5", {})
 
 
@@ -392,24 +391,3 @@ def test_pickled_weights_are_refused(gpt2_folder: Path, tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No tokenizer"):
         load_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "no causal language model"),
-        ('{"model_type": "bloom"}', "'bloom' is not supported.*max_position_embeddings"),
-        ('{"model_type": "of-nobody"}', "no causal language model"),
-    ],
-)
-def test_a_model_without_a_known_number_of_positions_is_refused(
-    content: str | None, message: str, tmp_path: Path
-) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        max_positions(tmp_path)
-
-
-def test_positions_of_both_types(gpt2_folder: Path, llama_folder: Path) -> None:
-    assert max_positions(gpt2_folder) == max_positions(llama_folder) == 256

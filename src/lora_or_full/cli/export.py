@@ -168,6 +168,6 @@ def _logits(model: Any) -> "torch.Tensor":
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, 32), generator=generator)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (1, 32), generator=generator)
     with torch.no_grad():
         return model(input_ids=ids).logits.clone()

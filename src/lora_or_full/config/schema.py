@@ -122,14 +122,14 @@ class ModelConfig(_Section):
 
     name: Text = neutral("hub id or local folder of any causal language model")
     target_modules: Texts | Text = key(
-        "attention projections of the model; the default of adapter.target_modules"
+        "the default of adapter.target_modules; auto: the layers of queries, keys and values"
     )
     gradient_checkpointing: bool = neutral(
         "compute activations twice instead of keeping them: less memory, the same gradients",
         default=False,
     )
     config: Annotated[dict[str, Any], "keys of the model's configuration"] = key(
-        "values of the model's own configuration, such as dropouts"
+        "values of the model's own configuration; its dropouts are 0 unless they are given here"
     )
 
 
@@ -285,6 +285,21 @@ class Config(_Section):
         trainer = self.trainer.model_copy(update={"precision": precision})
         return self.model_copy(update={"trainer": trainer})
 
+    def with_layers(self, layers: list[str] | str, settings: dict[str, Any]) -> "Config":
+        """Give the same configuration with the layers that `auto` stands for.
+
+        Args:
+            layers: These layers, as PEFT's `target_modules`.
+            settings: All values of the model's own configuration that the run sets.
+        """
+
+        def filled(section: Any) -> Any:
+            found = getattr(section, "target_modules", None) == AUTO
+            return section.model_copy(update={"target_modules": layers}) if found else section
+
+        model = filled(self.model).model_copy(update={"config": settings})
+        return self.model_copy(update={"model": model, "adapter": filled(self.adapter)})
+
 
 _QUESTIONS = "Fewer questions: data.train_size, data.validation_size, data.test_size."
 _EPOCHS = "Shorter: trainer.max_epochs, data.train_size, or callbacks=early_stopping."
@@ -321,6 +336,7 @@ GROUPS = (
     "experiment", "debug",
 )  # fmt: skip
 PLUGINS = ("optimizer", "scheduler", "logger", "callbacks")  # groups of what `_target_` names
+AUTO = "auto"  # of target_modules
 ADAPTER_KEYS = ("rank", "frozen_dtype")  # null in a mode that has no use for them
 REFUSED = frozenset({"adapter.r"})  # keys of conf/ that others set
 # Names that other projects have for our keys.

@@ -30,12 +30,11 @@ from lora_or_full.generation.context_session import ContextSession
 from lora_or_full.generation.decoding import greedy, stop_ids
 from lora_or_full.generation.kv_cache import Model
 from lora_or_full.generation.sharing import shares_context
+from lora_or_full.modeling.architecture import hidden_size, max_positions
 from lora_or_full.modeling.loading import (
-    hidden_size,
     load_adapter,
     load_model,
     load_tokenizer,
-    max_positions,
 )
 from lora_or_full.modeling.precision import (
     STORED,
@@ -286,12 +285,12 @@ def _ready(
 ) -> Predictor:
     if config is None:
         config = compose.defaults()
-        config = config.with_precision(resolve_precision(config.trainer, hidden_size(source)))
+        config = config.with_precision(resolve_precision(config.trainer, hidden_size(model.config)))
     store_weights(model.requires_grad_(False), frozen_dtype(config))
     torch.set_float32_matmul_precision(config.matmul_precision)
     dtype = STORED.get(config.trainer.precision)
     torch.nn.Module.to(model, device_of(config.trainer.accelerator), dtype)
-    label, positions = folder.resolve().name, max_positions(source)
+    label, positions = folder.resolve().name, max_positions(model.config)
     return Predictor(label, model.eval(), load_tokenizer(tokenizer), config, positions, record)
 
 

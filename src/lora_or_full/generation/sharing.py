@@ -4,6 +4,7 @@ import torch
 
 from lora_or_full.data.prompt import PromptTokens
 from lora_or_full.generation.kv_cache import Model, PaddedCache, SharedPrefixCache
+from lora_or_full.modeling.architecture import max_positions
 from lora_or_full.modeling.precision import in_float32
 
 
@@ -14,9 +15,10 @@ def shares_context(model: Model, length: int) -> bool:
         model: In eval mode; it is tried in float32.
         length: Tokens of each of the two test prompts, limited to what the model can read.
     """
-    length = max(2, min(length, model.config.max_position_embeddings) - 2)
+    length = max(2, min(length, max_positions(model.config)) - 2)
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (length,), generator=draw).tolist()
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (length,), generator=draw).tolist()
     size = max(1, length // 8)
     prompts = [
         PromptTokens([], ids[size:], ids[:size]),

@@ -75,7 +75,7 @@ def _compute_what_is_needed(model: PreTrainedModel) -> None:
     No attention follows that MLP, so the other tokens are not read: they get zeros. A model whose
     layers take no further arguments computes the whole MLP.
     """
-    decoder = getattr(model, model.base_model_prefix)
+    decoder = model.get_decoder()
     layers_take_it = all(
         any(p.kind is p.VAR_KEYWORD for p in inspect.signature(part.forward).parameters.values())
         for part in (model, decoder)

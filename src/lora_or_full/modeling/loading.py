@@ -11,10 +11,8 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,12 +20,11 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_or_full.config.schema import AdapterConfig
 from lora_or_full.errors import UserError, first_line
+from lora_or_full.modeling.architecture import AS_DATA, no_model, settings_of
 from lora_or_full.modeling.attention import ATTENTION
 from lora_or_full.modeling.kernels import speed_up, speed_up_dropout
 from lora_or_full.modeling.precision import in_float32
 
-# Folders are read as data: code in them is never run.
-AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 PROMPT_LEARNING = (
     "it adds tokens to a prompt. LoRA and other types that change weights are supported."
 )
@@ -62,21 +59,22 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
         UserError: The folder holds no supported causal language model, its weights are not
             safetensors, or `config` does not fit it.
     """
-    settings = _configuration(folder)
+    settings = settings_of(folder)
     if getattr(settings, "quantization_config", None):
         raise UserError(
             f"{folder} is quantized, which is not supported (no QLoRA): name the model that it was "
             "made of."
         )
-    known = settings.to_dict() | settings.attribute_map  # attribute_map: other names for the same
+    text = settings.get_text_config()
+    known = text.to_dict() | text.attribute_map  # attribute_map: other names for the same
     for key, value in config.items():
         if key not in known:
             raise UserError(
                 f"model.config.{key}: a {settings.model_type} has no such setting; "
-                f"it has {', '.join(sorted(settings.to_diff_dict()))}."
+                f"it has {', '.join(sorted(text.to_diff_dict()))}."
             )
         try:
-            setattr(settings, key, value)
+            setattr(text, key, value)
         except Exception as error:  # of whatever type the configuration's own checks raise
             raise UserError(f"model.config.{key}={value}: {first_line(error)}") from None
     loaded: Any  # a pair, which transformers' types do not say
@@ -90,7 +88,7 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
             **AS_DATA,
         )
     except Exception as error:  # its type depends on the library that fails
-        raise _no_model(folder, error) from None
+        raise no_model(folder, first_line(error)) from None
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise UserError(
@@ -100,38 +98,14 @@ def load_model(folder: Path, name: str, config: Mapping[str, Any]) -> PreTrained
     with in_float32(model):
         if problem := _unlike_alone(model):
             raise UserError(
-                f"The model type {model.config.model_type!r} is not supported: {problem}. GPT-2 "
-                "and Llama types are tested."
+                f"The model type {model.config.model_type!r} is not supported: {problem}. GPT-2, "
+                "Llama, Qwen, Gemma, GPT-NeoX, OPT and Phi are."
             )
     model.config.name_or_path = model.name_or_path = name
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
     speed_up(model)
     return model
-
-
-def max_positions(folder: Path) -> int:
-    """Give the number of tokens that the model in a folder can read at once.
-
-    Raises:
-        UserError: Its configuration can't be read, or does not say.
-    """
-    config = _configuration(folder)
-    if not isinstance(getattr(config, "max_position_embeddings", None), int):
-        raise UserError(
-            f"The model type {config.model_type!r} is not supported: its configuration has no "
-            "max_position_embeddings. GPT-2 and Llama types are tested."
-        )
-    return config.max_position_embeddings
-
-
-def hidden_size(folder: Path) -> int:
-    """Give the width of the model in a folder; 0 if its configuration does not say.
-
-    Raises:
-        UserError: Its configuration can't be read.
-    """
-    return int(getattr(_configuration(folder), "hidden_size", 0))
 
 
 def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
@@ -242,7 +216,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 @torch.no_grad()
 def _unlike_alone(model: PreTrainedModel | PeftModel) -> str:
     """Say how a model fails to answer in a padded batch as alone, on a few tokens; else nothing."""
-    ids = torch.arange(1, 7).unsqueeze(0) % model.config.vocab_size  # (1, 6)
+    ids = torch.arange(1, 7).unsqueeze(0) % model.config.get_text_config().vocab_size  # (1, 6)
     padded = torch.cat([ids[:, :1].repeat(1, 2), ids], dim=1)  # (1, 8)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
     try:
@@ -251,25 +225,16 @@ def _unlike_alone(model: PreTrainedModel | PeftModel) -> str:
         batched = model(
             input_ids=padded, attention_mask=mask, position_ids=positions, logits_to_keep=1
         )
+        left = model(input_ids=ids[:, :-1], logits_to_keep=1).logits[:, -1]
+        causal = torch.allclose(model(input_ids=ids).logits[:, -2], left, atol=1e-3)
         same = alone.past_key_values is not None and torch.allclose(
             alone.logits, batched.logits, atol=1e-3
         )
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
         return f"it can't answer ({first_line(error)})"
+    if not causal:
+        return "it reads a text in both directions"
     return "" if same else "in a padded batch it answers differently than alone"
-
-
-def _configuration(folder: Path) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(folder, **AS_DATA)
-    except Exception as error:  # its type depends on the library that fails
-        raise _no_model(folder, error) from None
-
-
-def _no_model(folder: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{folder} holds no causal language model with safetensors weights: {first_line(error)}"
-    )
 
 
 def _other_base(folder: Path, model: PreTrainedModel, reason: str) -> UserError:

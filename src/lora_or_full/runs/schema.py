@@ -75,6 +75,7 @@ class BaseModelFacts(_Part):
     dtype: str = "float32"  # of the weights in their file; runs from before it say nothing
     first_weights: str | None = None  # fingerprint of those that init_from names
     shares_context: bool
+    sliding_window: Whole | None = None  # tokens that some layers see at once
 
 
 class Parameters(_Part):
