@@ -71,7 +71,7 @@ class SquadDataModule(L.LightningDataModule):
         self.packed_length: int | None = None
         self.in_rows = False
         self.devices, self.device = 1, 0
-        self.prompt = Prompt(tokenizer)
+        self.prompt = Prompt(tokenizer, config.prompt)
         self.train: TokenizedQuestions
         self.validation: TokenizedQuestions
         self.test: TokenizedQuestions
@@ -187,7 +187,7 @@ class SquadDataModule(L.LightningDataModule):
             "source": source,
             **self.splits.key(name),
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
-            "end": self.tokenizer.eos_token_id,
+            "prompt": [*self.prompt.template, self.prompt.start, self.prompt.end],
             "length": self.config.max_length if name == "train" else self.max_prompt_length,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())

@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import sys
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -90,6 +92,12 @@ def run(config: Config, folder: Path, earlier: float = 0.0) -> dict[str, Any]:
     plugins.optimizer(config, module.trainable_parameters().values())  # refused now, if it is
     exported_weights = module.size["total" if config.adapter is None else "trainable"]
     if is_first_process():
+        if data.tokenizer.chat_template and not data.prompt.special:
+            print(
+                f"Warning: {config.model.name} has a chat template, which this prompt leaves out: "
+                "before training it may score too low. prompt=chat uses it.",
+                file=sys.stderr,
+            )
         golds = (text for texts in data.test.column("answers") for text in texts)
         warn_of_script(golds, config.scoring)
     checkpoint.check_room(folder, int(module.size["trainable"]), int(exported_weights), state_share)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from datamodule import EvaluationBatch
 from lora_or_full.config.schema import AUTO, Config
 from lora_or_full.data.fingerprints import weights_fingerprint
-from lora_or_full.data.prompt import IGNORED
+from lora_or_full.data.prompt import IGNORED, Prompt
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation import base_model_cache
 from lora_or_full.evaluation.predictions import Answer, Prediction, prediction, values
@@ -60,8 +60,9 @@ class LitQuestionAnswering(L.LightningModule):
 
     Attributes:
         config: The configuration, with the layers that `auto` stands for and the model's dropouts.
-        base: `type` and `sliding_window` of the base model (tokens that some of its layers see),
-            `fingerprint` and `dtype` of its weights in their file.
+        base: The `prompt` as a template, and whether it holds `special_tokens`; `type` and
+            `sliding_window` of the base model (tokens that some of its layers see), `fingerprint`
+            and `dtype` of its weights in their file.
         packed_length: Tokens of a context with its questions; None if `packing` is off or the model
             can't share a context.
         size: Number of `trainable` and `total` weights, and the `percent` of the first.
@@ -84,7 +85,8 @@ class LitQuestionAnswering(L.LightningModule):
         first: Path | None = None,
     ) -> None:
         super().__init__()
-        self.tokenizer, self.stops = tokenizer, stop_ids(tokenizer)
+        prompt = Prompt(tokenizer, config.prompt)
+        self.tokenizer, self.stops = tokenizer, stop_ids(tokenizer, prompt.end)
         # Lightning could count the steps too, but it would build the loader too early to resume it.
         self.total_steps = total_steps
         source = first if first is not None and config.adapter is None else folder
@@ -95,11 +97,14 @@ class LitQuestionAnswering(L.LightningModule):
         self.base = {
             "type": model.config.model_type,
             "fingerprint": fingerprint,
+            "prompt": prompt.template.shown(),
+            "special_tokens": prompt.special,
             "dtype": str(model.dtype).removeprefix("torch."),
             "sliding_window": sliding_window(model.config),
         }
         longest = config.max_length + config.max_new_tokens
-        shared = config.packing and base_model_cache.shares_context(
+        packing = config.packing and prompt.template.context_first
+        shared = packing and base_model_cache.shares_context(
             config, fingerprint, partial(shares_context, model, longest)
         )
         self.packed_length = config.packed_length if shared else None

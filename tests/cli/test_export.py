@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import experiment
 from lora_or_full.cli import export, main, model_card
 from lora_or_full.config.schema import validate
+from lora_or_full.config.template import DEFAULT
 from lora_or_full.errors import UserError
 from lora_or_full.generation.predictor import load
 from lora_or_full.runs import store
@@ -148,18 +149,34 @@ def test_the_code_on_the_card_runs(merge: bool, finished_runs: Runs, tmp_path: P
     assert names["answer"].startswith(expected.text)
 
 
-@pytest.mark.parametrize("kind", ["llama2", "llama3", "qwen2"])
-def test_the_code_on_the_card_gives_the_recorded_answers_by_any_tokenizer(
-    kind: str, llama_folder: Path, settings: dict[str, Any], tmp_path: Path
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [
+        ("llama2", DEFAULT),
+        ("llama3", DEFAULT),
+        ("qwen2", "chat"),
+        ("gemma", 'Q: {question} {{"?"}}\nText: {context}\nA:\n{answer}'),
+    ],
+)
+def test_asking_and_the_code_on_the_card_give_the_recorded_answers(
+    kind: str, template: str, llama_folder: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     base, run, out = (tmp_path / name for name in ("base", "run", "out"))
     tokenizer = TYPES[kind]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(base)
     config = AutoConfig.from_pretrained(llama_folder, vocab_size=len(tokenizer))
     AutoModelForCausalLM.from_config(config).save_pretrained(base)
-    settings["model"] |= {"name": str(base), "config": {}}
-    settings["adapter"]["target_modules"] = ["q_proj", "v_proj"]
-    experiment.run(validate(settings), run)
+    settings["model"]["name"] = str(base)
+    results = experiment.run(validate(settings | {"prompt": template}), run)
+    assert results["model"]["shares_context"] is (kind != "gemma")
     store.write_json(run / "status.json", {"state": "finished"})
     export.export(run, out, True, None, str(out))
     code = re.search(
@@ -171,11 +188,14 @@ def test_the_code_on_the_card_gives_the_recorded_answers_by_any_tokenizer(
     names: dict[str, Any] = {}
     exec(loading, names)  # noqa: S102  # the card's own code is what is tested
     contexts = json.loads((run / "contexts.json").read_text(encoding="utf-8"))
+    asked = load(run, None)
     for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         names |= {"context": contexts[str(row["paragraph"])], "question": row["question"]}
         exec(answering, names)  # noqa: S102
-        assert names["answer"] == row["prediction"]
+        assert row["context_cut"] or names["answer"] == row["prediction"]
+        session = asked.read(names["context"])
+        assert asked.ask(session, row["question"], 0)[0].text == row["prediction"]
 
 
 def test_names_of_the_hub_and_of_this_machine() -> None:

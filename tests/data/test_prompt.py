@@ -9,8 +9,10 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lora_or_full.config.template import CHAT_TURN
 from lora_or_full.data import prompt
 from lora_or_full.data.prompt import IGNORED, Prompt, PromptTokens
+from lora_or_full.errors import UserError
 
 END = "<|endoftext|>"
 ODD = (
@@ -112,6 +114,68 @@ def test_the_text_is_the_documented_one(tokenizer: PreTrainedTokenizerBase) -> N
     made = Prompt(tokenizer)
     assert made.text(" C\n", "\tQ ") == "Context: C\nQuestion: Q\nAnswer:"
     assert tokenizer.decode(made.answers([" A "])[0]) == f" A{END}"
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}{}{% endif %}{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def of_chats(kind: str, template: str) -> PreTrainedTokenizerBase:
+    made = TYPES[kind]()
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "end", "lead"),
+    [("qwen2", CHATML, "<|im_end|>", ""), ("llama2", INST, END, " ")],
+)
+def test_a_chat_has_the_tokens_of_the_tokenizers_own_template(
+    kind: str, template: str, end: str, lead: str
+) -> None:
+    chats = of_chats(kind, template)
+    made = Prompt(chats, "chat")
+    context, question = "In 1200, Ada built the mill.", "Who built it?"
+    turn = {"role": "user", "content": CHAT_TURN.format(context=context, question=question)}
+    [parts] = made.tokens([(context, question)])
+    assert parts.prompt == chats.apply_chat_template(
+        [turn], add_generation_prompt=True, return_dict=False, enable_thinking=False
+    )
+    assert parts.context
+    assert made.template.context_first
+    assert made.template.lead == lead
+    [answer] = made.answers(["Ada"])
+    assert chats.decode(answer).strip() == f"Ada{end}"
+    assert answer[-1] == made.end == chats.convert_tokens_to_ids(end)
+    # The template as it is recorded gives the same.
+    again = Prompt(chats, made.template.shown())
+    assert list(again.tokens([(context, question)])) == [parts]
+
+
+@pytest.mark.parametrize("template", [None, "{{ raise_exception('alternate roles') }}", "nothing"])
+def test_a_tokenizer_without_a_chat_template_that_fits_is_refused(template: str | None) -> None:
+    chats = TYPES["qwen2"]()
+    chats.chat_template = template
+    with pytest.raises(UserError, match=r"^prompt=chat: .*chat template[^\n]*$"):
+        Prompt(chats, "chat")
+
+
+def test_a_context_behind_the_question_is_found_too(typed: PreTrainedTokenizerBase) -> None:
+    made = Prompt(typed, "Q: {question}\nText: {context}\nA:\n{answer}")
+    [parts] = made.tokens([("In 1200, Ada built the mill.", "Who built it?")])
+    text = "Q: Who built it?\nText: In 1200, Ada built the mill.\nA:\n"
+    assert parts.prompt == typed(text)["input_ids"]
+    assert "Ada built the" in typed.decode(parts.context)
+    assert "it" not in typed.decode(parts.context)
+    assert typed.decode(made.answers(["Ada"])[0]).strip() == f"Ada{END}"
 
 
 def test_end_of_text_written_in_a_text_stays_letters(tokenizer: PreTrainedTokenizerBase) -> None:

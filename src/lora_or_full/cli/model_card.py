@@ -1,9 +1,11 @@
 """The model card of an export: recipe, scores and limits, from the run's record."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
+from lora_or_full.config.template import parse
 from lora_or_full.evaluation.metrics import labels
 from lora_or_full.evaluation.scoring import rules
 from lora_or_full.evaluation.spans import spans
@@ -58,6 +60,7 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
             for metric in test.metrics
         ],
     )
+    prompt = parse(record.model.prompt).filled("{context.strip()}", "{question.strip()}")
     filled = ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
@@ -72,6 +75,7 @@ def card(folder: Path, name: str, record: RunRecord, merged: bool) -> str:
         test_set=test_set,
         rules=rules(config.scoring),
         metrics=labels(test.metrics),
+        prompt=f"f{json.dumps(prompt, ensure_ascii=False)}",
         evaluations=[
             read_record(file.parent, EvaluationRecord)
             for file in sorted(folder.glob("evaluations/*/results.json"))

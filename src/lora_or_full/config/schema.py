@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic.fields import FieldInfo
 
+from lora_or_full.config import template
 from lora_or_full.errors import UserError
 
 
@@ -33,6 +34,15 @@ def _name(value: Any) -> str:
     if not re.fullmatch(r"[\w+-][\w.+-]*", name) or len(os.fsencode(name)) > 200:
         raise ValueError
     return name
+
+
+def _prompt(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    text = value.replace("\\n", "\n")  # as it is typed on a command line
+    if text != template.CHAT:
+        template.parse(text)
+    return text
 
 
 def _metrics(value: Any) -> list[str]:
@@ -72,6 +82,11 @@ Target = Annotated[
     str,
     Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"),
     "a Python name with its module, such as torch.optim.SGD",
+]
+PromptText = Annotated[
+    str,
+    PlainValidator(_prompt),
+    "a text with {context}, {question} and, at its end, {answer}, each once; or chat",
 ]
 PeftClass = Annotated[
     str,
@@ -241,6 +256,10 @@ class Config(_Section):
     )
     matmul_precision: Literal["highest", "high", "medium"] = key(
         "products in float32; high: TF32 on a GPU, faster and less exact", default="highest"
+    )
+    prompt: PromptText = key(
+        "text of prompt and answer, \\n a new line; chat: the tokenizer's own chat template",
+        default=template.DEFAULT,
     )
     mask_prompt: bool = key("loss on answer and end-of-text only; false: on every token")
     scoring: Scoring = key(
@@ -456,7 +475,8 @@ def validate(values: Mapping[str, Any]) -> Config:
                 missing.append(name)
             else:
                 accepted = ACCEPTS.get(name, "a group of keys")
-                problems.append(f"{name}={given.get(name)}: must be {accepted}.")
+                shown = str(given.get(name)).replace("\n", "\\n")
+                problems.append(f"{name}={shown}: must be {accepted}.")
     if missing:
         raise UserError(f"These keys can't be left out: {', '.join(missing)}.")
     problems += _conflicts(given, values.get("trainer"))
@@ -571,4 +591,6 @@ def typed(value: Any) -> str:
         return "{" + ",".join(f"{name}:{typed(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(typed, value)) + "]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value) or "''"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value).replace("\n", "\\n") or "''"

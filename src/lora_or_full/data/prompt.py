@@ -8,14 +8,17 @@ would give other tokens. Its tokens are then divided into what comes before the 
 context, and what follows, so that the context can be shortened or shared.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from lora_or_full.config.template import DEFAULT, parse
+from lora_or_full.config.template import CHAT, CHAT_TURN, DEFAULT, Template, from_parts, parse
+from lora_or_full.errors import UserError, first_line
 
 CHUNK = 1000  # texts tokenized at once: a tokenizer's output takes much memory
+MARKS = "\ue000\ue001\ue002"  # stand for the fields of a chat; of Unicode's private use
 IGNORED = -100  # label that torch's cross entropy ignores
 
 
@@ -40,18 +43,34 @@ class Prompt:
 
     Args:
         tokenizer: The model's tokenizer, a fast one.
-        template: Text with the fields {context}, {question} and, at its end, {answer}.
+        template: Text with the fields {context}, {question} and, at its end, {answer}; or 'chat'
+            for the tokenizer's own chat template.
 
     Attributes:
         template: The template, taken apart.
+        special: Whether it holds special tokens, such as those of a chat. Then such a token's
+            letters in a context or question are the token too, as in every chat.
         start: Tokens that the tokenizer puts before every text.
         end: Token that ends an answer.
+
+    Raises:
+        UserError: The tokenizer has no chat template, or one that does not fit.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = DEFAULT) -> None:
-        self.tokenizer, self.template = tokenizer, parse(template)
-        self.start = start_ids(tokenizer)
+        self.tokenizer = tokenizer
         self.end: int = tokenizer.eos_token_id
+        if template == CHAT:
+            self.template, end = _chat(tokenizer)
+            self.end = self.end if end is None else end
+        else:
+            self.template = parse(template)
+        text = self.template.text("", "")
+        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        self.special = any(token in text for token in special)
+        bos = tokenizer.bos_token
+        started = self.special and bos is not None and text.startswith(bos)
+        self.start = [] if started else start_ids(tokenizer)
 
     def text(self, context: str, question: str) -> str:
         """Give the text of a prompt."""
@@ -62,7 +81,7 @@ class Prompt:
         for chunk in range(0, len(pairs), CHUNK):
             some = pairs[chunk : chunk + CHUNK]
             texts = [self.text(*pair) for pair in some]
-            made = _tokenized(self.tokenizer, texts)
+            made = _tokenized(self.tokenizer, texts, self.special)
             for number, (text, (context, question)) in enumerate(zip(texts, some, strict=True)):
                 ids: list[int] = made["input_ids"][number]
                 before = self.template.before_context(question.strip())
@@ -78,7 +97,7 @@ class Prompt:
     def context_offsets(self, context: str, question: str) -> list[tuple[int, int]]:
         """Give start and end of each of the context's tokens, in the stripped context."""
         [parts] = self.tokens([(context, question)])
-        made = _tokenized(self.tokenizer, [self.text(context, question)])
+        made = _tokenized(self.tokenizer, [self.text(context, question)], self.special)
         start = len(self.template.before_context(question.strip()))
         first = len(parts.prefix) - len(self.start)
         spans = made[0].offsets[first : first + len(parts.context)]
@@ -87,14 +106,13 @@ class Prompt:
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize answers as they continue a prompt, each with the token that ends it."""
         before = f"?{self.template.closing}"  # all of a prompt that can matter
-        anchor, *found = encode(
-            self.tokenizer,
-            [before, *(before + self.template.lead + text.strip() for text in texts)],
-        )
+        said = [self.template.lead + text.strip() for text in texts]
+        whole = [before, *(before + text for text in said)]
+        anchor, *found = encode(self.tokenizer, whole, self.special)
         size = len(anchor)
         # A tokenizer may join the end of the prompt to an answer, which generation can't.
         joined = [n for n, ids in enumerate(found) if ids[:size] != anchor]
-        alone = encode(self.tokenizer, [self.template.lead + texts[n].strip() for n in joined])
+        alone = encode(self.tokenizer, [said[n] for n in joined], self.special)
         own = [ids[size:] for ids in found]
         for n, ids in zip(joined, alone, strict=True):
             own[n] = ids
@@ -108,22 +126,60 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return whole[:at]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenize texts without special tokens; '<|endoftext|>' in a text is only its letters."""
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False
+) -> list[list[int]]:
+    """Tokenize texts, and add no special tokens.
+
+    '<|endoftext|>' in a text is only its letters, unless `special` says that it is the token.
+    """
     found: list[list[int]] = []
     for start in range(0, len(texts), CHUNK):
-        found += _tokenized(tokenizer, texts[start : start + CHUNK])["input_ids"]
+        found += _tokenized(tokenizer, texts[start : start + CHUNK], special)["input_ids"]
     return found
 
 
-def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> BatchEncoding:
+def _tokenized(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool
+) -> BatchEncoding:
     return tokenizer(
         list(texts),
         add_special_tokens=False,
-        split_special_tokens=True,
+        split_special_tokens=not special,
         return_attention_mask=False,
         verbose=False,
     )
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase) -> tuple[Template, int | None]:
+    """Give CHAT_TURN in a tokenizer's chat template, and the token that ends a turn, if one does.
+
+    The template is rendered once, around marks in the places of the fields.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(
+            "prompt=chat: the model's tokenizer has no chat template; models that were tuned for "
+            "chats have one. Leave it out, or give a text with {context}, {question} and {answer}."
+        )
+    content = CHAT_TURN.format(context=MARKS[0], question=MARKS[1])
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": MARKS[2]}]
+    # Where a template has them: no thinking aloud, and not the date of today.
+    options = {"enable_thinking": False, "date_string": "1 Jan 2025", "tokenize": False}
+    render: Callable[..., Any] = tokenizer.apply_chat_template
+    try:
+        asked: str = render(turns[:1], add_generation_prompt=True, **options)
+        whole: str = render(turns, **options)
+        opening, between, closing = re.split("[" + "".join(MARKS[:2]) + "]", asked)
+        before, after = whole.split(MARKS[2])
+    except Exception as error:  # of whatever type a template's own code raises
+        raise UserError(
+            f"prompt=chat: the chat template of the tokenizer fails: {first_line(error)}"
+        ) from None
+    lead = before.removeprefix(asked) if before.startswith(asked) else ""
+    fields = ["context", "question", "answer"]
+    ends = encode(tokenizer, [after], special=True)[0][:1]
+    end = next((token for token in ends if token in tokenizer.all_special_ids), None)
+    return from_parts([opening, between, closing + lead], fields), end
 
 
 def _token_at(made: BatchEncoding, number: int, place: int, text: str) -> int:

@@ -74,6 +74,7 @@ def _folder(config: Config, model: str, kind: str, **more: Any) -> Path:
     key = {
         "model": model,
         "model_config": config.model.config,
+        "prompt": config.prompt,
         "lengths": [config.max_length, config.max_new_tokens],
         "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
         **more,

@@ -26,10 +26,12 @@ class DecodingBackend(Protocol):
         """
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: end of text, and all whose text holds a newline."""
+def stop_ids(tokenizer: PreTrainedTokenizerBase, *ends: int) -> list[int]:
+    """Tokens that end an answer: end of text, `ends`, and all whose text holds a newline."""
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    return sorted({tokenizer.eos_token_id, *(i for i, text in enumerate(texts) if "\n" in text)})
+    return sorted(
+        {tokenizer.eos_token_id, *ends, *(i for i, text in enumerate(texts) if "\n" in text)}
+    )
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -123,12 +123,12 @@ class Predictor:
     @cached_property
     def prompt(self) -> Prompt:
         """Makes its prompts."""
-        return Prompt(self.tokenizer)
+        return Prompt(self.tokenizer, self.config.prompt)
 
     @cached_property
     def stops(self) -> list[int]:
         """Tokens that end an answer."""
-        return stop_ids(self.tokenizer)
+        return stop_ids(self.tokenizer, self.prompt.end)
 
     @cached_property
     def _packed_length(self) -> int | None:

@@ -15,6 +15,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from lora_or_full.config.schema import Config, as_now
+from lora_or_full.config.template import DEFAULT
 
 LARGEST = 10**18  # beyond what any run counts or measures, and far from where sums overflow
 
@@ -75,6 +76,8 @@ class BaseModelFacts(_Part):
     dtype: str = "float32"  # of the weights in their file; runs from before it say nothing
     first_weights: str | None = None  # fingerprint of those that init_from names
     shares_context: bool
+    prompt: str = DEFAULT  # as a template; a chat's with its special tokens
+    special_tokens: bool = False  # whether the prompt holds some
     sliding_window: Whole | None = None  # tokens that some layers see at once
 
 
