@@ -19,7 +19,7 @@ from lora_or_full.config.schema import Config
 from lora_or_full.data import tokenized
 from lora_or_full.data.fingerprints import weights_fingerprint
 from lora_or_full.data.hub import folder_of
-from lora_or_full.data.prompt import Prompt
+from lora_or_full.data.prompt import Prompt, PromptTokens, encode
 from lora_or_full.data.sampler import evaluation_batches
 from lora_or_full.data.squad import Question
 from lora_or_full.data.tokenized import TokenizedQuestion
@@ -102,11 +102,11 @@ class Predictor:
             UserError: The examples leave no room for a question.
         """
         texts = [
-            f"Context:{prompt.context_text(q.context)}{prompt.question_text(q.question)}"
-            f"{prompt.answer_text(q.answers[0])}\n"
+            f"{self.prompt.text(q.context, q.question)}"
+            f"{self.prompt.template.lead}{q.answers[0].strip()}\n"
             for q in questions
         ]
-        [ids] = prompt.encode(self.tokenizer, ["".join(texts)])
+        [ids] = encode(self.tokenizer, ["".join(texts)], self.prompt.special)
         found = replace(self, examples=ids)
         if found.max_prompt_length < 1:
             raise UserError(
@@ -116,7 +116,7 @@ class Predictor:
         return found
 
     def _after_examples(self, asked: PromptTokens) -> PromptTokens:
-        start = int(asked.prefix[:1] == [self.tokenizer.bos_token_id])
+        start = len(self.prompt.start)
         prefix = [*asked.prefix[:start], *self.examples, *asked.prefix[start:]]
         return asked._replace(prefix=prefix)
 
