@@ -3,7 +3,6 @@
 import inspect
 import logging
 import sys
-import time
 import warnings
 from collections import Counter
 from pathlib import Path
