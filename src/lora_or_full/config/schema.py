@@ -593,4 +593,6 @@ def typed(value: Any) -> str:
         return "[" + ",".join(map(typed, value)) + "]"
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return str(value).replace("\n", "\\n") or "''"
+    text = str(value).replace("\n", "\\n")
+    # Braces without quotes are a mapping to Hydra.
+    return "'" + text.replace("'", "\\'") + "'" if not text or "{" in text else text
