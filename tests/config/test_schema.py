@@ -13,7 +13,8 @@ from lora_or_full.errors import UserError
 @pytest.mark.parametrize(
     "words",
     [
-        [], ["mode=full"], ["model=llama"], ["model=qwen3"], ["experiment=demo"], ["experiment=reference"],
+        [], ["mode=full"], ["model=llama"], ["model=qwen3"], ["experiment=demo"],
+        ["experiment=reference"],
         ["experiment=fast"], ["experiment=subset"], ["experiment=squad", "mode=full"],
         ["debug=fast"], ["debug=overfit"], ["debug=profile"], ["callbacks=early_stopping"],
         ["logger=[tensorboard,csv,wandb,mlflow]"], ["optimizer=sgd", "scheduler=cosine"],
