@@ -30,9 +30,9 @@ from lora_or_full.modeling import trained_weights
 from lora_or_full.modeling.adapter_weights import set_adapter_weights
 from lora_or_full.modeling.architecture import (
     attention_projections,
+    given_values,
     settings_of,
     sliding_window,
-    without_dropout,
 )
 from lora_or_full.modeling.cuda_graphs import GraphedLoss, Recorder
 from lora_or_full.modeling.kernels import checkpoint_activations, speed_up_full
@@ -90,7 +90,7 @@ class LitQuestionAnswering(L.LightningModule):
         # Lightning could count the steps too, but it would build the loader too early to resume it.
         self.total_steps = total_steps
         source = first if first is not None and config.adapter is None else folder
-        settings = without_dropout(settings_of(folder)) | config.model.config
+        settings = given_values(settings_of(folder), config.model.config)
         model = load_model(source, config.model.name, settings)
         config = self.config = config.with_layers(attention_projections(model) or AUTO, settings)
         fingerprint = weights_fingerprint(folder)

@@ -17,6 +17,7 @@ from lora_or_full.generation.decoding import greedy
 from lora_or_full.generation.sharing import shares_context
 from lora_or_full.modeling.architecture import (
     attention_projections,
+    given_values,
     max_positions,
     settings_of,
     sliding_window,
@@ -73,6 +74,18 @@ def test_answers_and_losses_are_those_of_each_question_alone(
         logits = model(**made.model_inputs(needed), use_cache=False).logits[0]
         losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_dropouts_are_zero_unless_given_and_those_of_another_type_are_left_out(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "opt", "dropout": 0.1}')
+    opt = settings_of(tmp_path)
+    own = {"dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}
+    assert without_dropout(opt) == own == given_values(opt, {"resid_pdrop": 0.0})
+    assert given_values(opt, {"dropout": 0.1, "resid_pdrop": 0.2}) == (
+        own | {"dropout": 0.1, "resid_pdrop": 0.2}  # which is then refused by name
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 layers that an adapter changes."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,16 @@ def without_dropout(settings: PreTrainedConfig) -> dict[str, float]:
         for name, value in settings.get_text_config().to_dict().items()
         if "drop" in name and type(value) in (int, float) and not name.startswith(OF_CLASSIFIERS)
     }
+
+
+def given_values(settings: PreTrainedConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Give all values of a model's configuration that a run sets: `given`, its other dropouts zero.
+
+    A dropout of zero that the model does not have is left out: a preset may name those of GPT-2.
+    """
+    own = without_dropout(settings)
+    lacking = {k for k, value in given.items() if "drop" in k and value == 0 and k not in own}
+    return own | {k: value for k, value in given.items() if k not in lacking}
 
 
 def attention_projections(model: PreTrainedModel) -> list[str] | str:
