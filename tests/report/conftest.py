@@ -51,7 +51,9 @@ def config_of(mode: str, seed: int) -> dict[str, Any]:
     config = copy.deepcopy(base(mode))
     config |= {"seed": seed, "run_name": f"{mode}{seed}", "output_dir": f"/home/{seed}"}
     config["data"] |= {"path": "x.json", "train_size": 40}
-    config["model"]["config"] = {}
+    config["model"] |= {"config": {}, "target_modules": ["c_attn"]}  # what auto stands for
+    if "target_modules" in (config["adapter"] or {}):
+        config["adapter"]["target_modules"] = ["c_attn"]
     config["trainer"] |= {"precision": "32-true", "max_epochs": 2}
     return config
 
