@@ -313,7 +313,7 @@ def main() -> None:
     quiet_transformers()
     record = finished_record(args.run)
     config = record.config
-    splits, _ = Splits(config.data, config.seed, Path(config.cache_dir)).read()
+    splits = Splits(config.data, config.seed, Path(config.cache_dir)).read().splits
     questions = splits["validation"]
     if fingerprint(questions) != record.data.validation.fingerprint:
         raise UserError(f"{config.data.path}: the questions are not those of {args.run}.")

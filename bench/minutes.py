@@ -134,7 +134,7 @@ def compare(folder: Path, targets: list[str], output: Path) -> dict[str, Any]:
     if (trainer.devices, trainer.num_nodes) != (1, 1) or torch.cuda.device_count() > 1:
         raise UserError(f"{folder}: only one device can be compared (CUDA_VISIBLE_DEVICES=0).")
     data = config.data.model_copy(update={"train_size": None, "draw_by": "question"})
-    questions, _ = Splits(data, config.seed, Path(config.cache_dir)).read()
+    questions = Splits(data, config.seed, Path(config.cache_dir)).read().splits
     if fingerprint(questions["test"]) != record.data.test.fingerprint:
         raise UserError(f"{config.data.path}: the test questions are not those of {folder}.")
     adapter = output / folder.name

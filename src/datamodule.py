@@ -16,8 +16,8 @@ from lora_or_full.config.schema import Config
 from lora_or_full.data import prompt, tokenized
 from lora_or_full.data.prompt import IGNORED, Prompt, PromptTokens
 from lora_or_full.data.sampler import ResumableLoader, StepSampler, evaluation_batches
-from lora_or_full.data.splits import NAMES, Splits
-from lora_or_full.data.squad import Question, fingerprint
+from lora_or_full.data.splits import NAMES, Read, Splits
+from lora_or_full.data.squad import fingerprint
 from lora_or_full.data.tokenized import TokenizedQuestion, TokenizedQuestions
 from lora_or_full.errors import UserError
 from lora_or_full.modeling.packed_rows import Sequences, in_rows
@@ -91,6 +91,8 @@ class SquadDataModule(L.LightningDataModule):
             folder = self._cache_folder(name, facts["source"])
             table, facts[name] = tokenized.cached(folder, partial(self._build, name, read))
             setattr(self, name, table)
+            longest = self.config.max_new_tokens
+            facts[name]["answers_too_long"] = sum(n > longest for n in table.column("gold_tokens"))
         sizes = zip(*map(self.validation.column, ("prompt_tokens", "answer_tokens")), strict=True)
         if not any(p <= self.max_prompt_length and p + a <= self.positions for p, a in sizes):
             raise UserError(
@@ -194,11 +196,11 @@ class SquadDataModule(L.LightningDataModule):
         return Path(self.config.cache_dir) / "data" / digest.hexdigest()[:24]
 
     def _build(
-        self, name: str, read: Callable[[], tuple[dict[str, list[Question]], dict[str, int]]]
+        self, name: str, read: Callable[[], Read]
     ) -> tuple[TokenizedQuestions, dict[str, Any]]:
         """Tokenize a split of those that `read` gives, and count it."""
-        splits, source_counts = read()
-        questions, training = splits[name], name == "train"
+        data = read()
+        questions, training = data.splits[name], name == "train"
         length = self.config.max_length if training else self.max_prompt_length
         table = tokenized.make(questions, self.prompt, length, training)
         if not len(table):
@@ -212,7 +214,9 @@ class SquadDataModule(L.LightningDataModule):
             "truncated": sum(table.column("context_cut")),
             "dropped": len(questions) - len(table),
             "fingerprint": fingerprint(questions),
-            "in_all_files": source_counts,
+            "in_all_files": data.counts,
+            "split_by": data.split_by,
+            "notes": data.notes,
         }
 
 

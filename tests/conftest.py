@@ -37,7 +37,8 @@ from transformers import (
 
 from lora_or_full.config import compose, schema
 
-# Of the property tests: the same few inputs each time; or many, by --hypothesis-profile=whole.
+# Of the property tests: the same few inputs each time; or many, by --hypothesis-profile=whole
+# (1,000) or =trial (10,000).
 hypothesis.settings.register_profile(
     "short",
     max_examples=40,
@@ -51,6 +52,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile(
     "whole", hypothesis.settings.get_profile("short"), max_examples=1000, derandomize=False
+)
+hypothesis.settings.register_profile(
+    "trial", hypothesis.settings.get_profile("whole"), max_examples=10_000
 )
 hypothesis.settings.load_profile("short")
 

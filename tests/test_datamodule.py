@@ -254,6 +254,8 @@ def test_truncation_touches_neither_question_nor_answer_nor_end_of_text(make: Ma
 
 
 FILLING = "Much was said of the sea, of ships and of sails, and 77 men sang. "
+# Of two questions about one paragraph, one for training and one for validation.
+HALVES = {"split_by": "question", "validation_articles": 0.5}
 
 
 @pytest.mark.parametrize("before", [0, 1, 3, 12])
@@ -263,8 +265,8 @@ def test_the_gold_of_a_long_context_survives_in_training_and_evaluation_does_not
 ) -> None:
     context = f"  \n{FILLING * before}It was {answer} who came. {FILLING * (12 - before)}\n"
     path = _write(tmp_path / "long.json", [(context, "Who came?", answer)] * 2)
-    test_path = _write(tmp_path / "other.json", [(context, "Who came?", answer)])
-    splits = {"path": path, "test_path": test_path, "validation_articles": 0.5}
+    test_path = _write(tmp_path / "other.json", [(context, "Who was it?", answer)])
+    splits = {"path": path, "test_path": test_path, **HALVES}
     module = _ready(make(data=splits, max_length=130, max_prompt_length=130))
     [row] = module.train
     assert row["context_cut"]
@@ -283,7 +285,7 @@ def test_the_gold_of_a_long_context_survives_in_training_and_evaluation_does_not
 def test_the_marked_gold_survives_not_another_place_of_its_text(make: Make, tmp_path: Path) -> None:
     context = f"Ada was not there. {FILLING * 12}But the mill was built by Ada herself."
     path = _write(tmp_path / "twice.json", [(context, "By whom?", "Ada")] * 2)
-    module = _ready(make(data={"path": path, "validation_articles": 0.5}, max_length=130))
+    module = _ready(make(data={"path": path, **HALVES}, max_length=130))
     [row] = module.train
     assert "built by Ada" in module.tokenizer.decode(row["context_ids"])
 
@@ -293,7 +295,7 @@ def test_a_gold_that_stands_nowhere_leaves_the_beginning_of_the_context(
 ) -> None:
     path = Path(_write(tmp_path / "nowhere.json", [(FILLING * 12 + "Ada", "Who?", "Ada")] * 2))
     path.write_text(path.read_text("utf-8").replace('"text": "Ada"', '"text": "Bruno"'), "utf-8")
-    splits = {"path": str(path), "validation_articles": 0.5, "misaligned": "repair"}
+    splits = {"path": str(path), **HALVES, "misaligned": "repair"}
     module = _ready(make(data=splits, max_length=130))
     [row] = module.train
     whole = prompt.encode(module.tokenizer, [f" {FILLING * 12}Ada"])[0]
@@ -307,7 +309,9 @@ def test_a_training_row_without_room_for_context_is_dropped_and_counted(
     long = "And who, of all that sang, was it that came to the mill? " * 10
     rows = [("It was Ada who came.", question, "Ada") for question in ("Who?", long)] * 4
     path = _write(tmp_path / "some.json", rows)
-    module = _ready(make(data={"path": path, "validation_articles": 0.25}, max_length=100))
+    module = _ready(
+        make(data={"path": path, **HALVES, "validation_articles": 0.25}, max_length=100)
+    )
     assert {row["question"] for row in module.train} == {"Who?"}
     facts = module.facts["train"]
     assert facts["dropped"] > 0

@@ -48,7 +48,7 @@ def titles(questions: list[Question]) -> set[str]:
 
 def test_no_article_is_in_two_splits(one_file: Splits) -> None:
     for split_seed in range(40):
-        read, counts = changed(one_file, split_seed=split_seed).read()
+        read, counts, *_ = changed(one_file, split_seed=split_seed).read()
         articles = [titles(read[name]) for name in NAMES]
         assert [len(names) for names in articles] == [14, 2, 4]  # a tenth of the 16 that are left
         assert len(set.union(*articles)) == 20
@@ -62,7 +62,7 @@ def all_ids(splits: Splits) -> list[str]:
 
 
 def test_a_test_file_is_the_test_set_whole(two_files: Splits) -> None:
-    read, counts = two_files.read()
+    read, counts, *_ = two_files.read()
     assert len(read["test"]) == 24
     assert all(question.id.startswith("1-") for question in read["test"])
     assert {len(titles(read["train"])), len(titles(read["validation"]))} == {18, 2}
@@ -115,7 +115,7 @@ def test_splitting_by_question_still_holds_out_whole_articles_for_the_test(
 ) -> None:
     for split_seed in range(10):
         splits = changed(one_file, split_by="question", split_seed=split_seed)
-        read, counts = splits.read()
+        read, counts, *_ = splits.read()
         assert len(titles(read["test"])) == 4
         assert not titles(read["test"]) & titles(read["train"] + read["validation"])
         assert counts["articles_shared_with_test"] == 0
@@ -215,17 +215,39 @@ def test_an_empty_split_is_refused_with_what_there_is(
         changed(two_files, path=str(empty), split_by="question").read()
 
 
-@pytest.mark.parametrize(
-    ("articles", "test", "name"),
-    [(1, None, "test"), (2, None, "validation"), (1, "test.json", "validation")],
-)
-def test_too_few_articles_are_refused(
-    articles: int, test: str | None, name: str, squad_file: SquadWriter, tmp_path: Path
+@pytest.mark.parametrize(("articles", "test"), [(1, None), (2, None), (1, "test.json")])
+def test_with_too_few_articles_paragraphs_are_held_out_and_it_is_said(
+    articles: int, test: str | None, squad_file: SquadWriter, tmp_path: Path
 ) -> None:
-    pool = squad_file(tmp_path / "pool.json", articles)
-    test_path = test and squad_file(tmp_path / test, 1, seed=1)
-    with pytest.raises(UserError, match=f"There are 1 articles.* for the {name} split"):
-        splits_of(pool, tmp_path, test_path or None).read()
+    pool = squad_file(tmp_path / "pool.json", articles, 6)
+    test_path = squad_file(tmp_path / test, 1, seed=1) if test else None
+    for split_seed in range(5):
+        given = splits_of(pool, tmp_path, test_path, split_seed=split_seed)
+        read = given.read()
+        assert read.split_by == "paragraph"
+        assert read.notes == [
+            f"by paragraph, since articles are too few to hold some out: {articles}"
+        ]
+        contexts = [{q.context for q in read.splits[name]} for name in NAMES]
+        assert sum(map(len, contexts)) == len(set.union(*contexts))
+        asked_for = changed(given, split_by="paragraph").read()
+        assert asked_for.splits == read.splits
+        assert asked_for.notes == []
+
+
+@pytest.mark.parametrize(
+    ("test", "way"),
+    [(None, r"a test set of its own by data\.test_path"), ("t", "split_by=question")],
+)
+def test_a_single_paragraph_is_refused_with_a_way_that_works(
+    test: str | None, way: str, squad_file: SquadWriter, tmp_path: Path
+) -> None:
+    pool = squad_file(tmp_path / "pool.json", 1, 1, 4)
+    own = squad_file(tmp_path / "test.json", 1, seed=1)
+    with pytest.raises(UserError, match=f"There are 1 paragraphs.*{way}"):
+        splits_of(pool, tmp_path, own if test else None).read()
+    read = splits_of(pool, tmp_path, own, split_by="question").read()
+    assert [len(read.splits[name]) for name in NAMES[:2]] == [3, 1]
 
 
 def test_the_order_of_a_file_does_not_change_which_articles_are_held_out(

@@ -1,12 +1,17 @@
 """What may come in, generated: texts, JSON, SQuAD files good and spoilt; and how it is met."""
 
+import csv
+import io
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import pyarrow
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
+from pyarrow import parquet
 
 from lora_or_full.errors import UserError
 
@@ -150,3 +155,154 @@ def json_files(draw: DrawFn) -> bytes:
         return content
     text = json.dumps(content, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
     return text[: draw(st.integers(0, len(text)))] if draw(st.integers(0, 9)) == 0 else text
+
+
+# Files as people have them: a good document in another shape
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A file, and what is in it.
+
+    Attributes:
+        name: Its name.
+        content: Its bytes.
+        questions: Each as (context, question, answers, their starts), stripped; of those without an
+            answer, and of those that are said to have none, no answers and no starts.
+        ids: The ids that it has, as texts.
+        exact: Whether all offsets are there and count characters.
+        utf8: Whether its text is UTF-8.
+    """
+
+    name: str
+    content: bytes
+    questions: list[tuple[str, str, tuple[str, ...], tuple[int, ...]]]
+    ids: list[str]
+    exact: bool
+    utf8: bool
+
+
+OFFSETS: dict[str, Callable[[str, int], Any]] = {  # by the text before an answer, and its start
+    "characters": lambda before, start: start,
+    "text": lambda before, start: str(start),
+    "float": lambda before, start: float(start),
+    "gone": lambda before, start: None,
+    "UTF-16": lambda before, start: len(before.encode("utf-16-le")) // 2,
+    "bytes": lambda before, start: len(before.encode()),
+    "returns": lambda before, start: start + before.count("\n") - before.count("\r\n"),
+    "no returns": lambda before, start: start - before.count("\r\n"),
+    "mark": lambda before, start: start + 1,
+    "noise": lambda before, start: start + len(before) % 3,
+}
+EXACT = ("characters", "text", "float")
+
+
+@st.composite
+def variants(draw: DrawFn) -> Variant:
+    """A document in a shape that tools and people produce: without ids or titles, with numbers for
+    ids, offsets that count something else, flat rows, a table, another encoding."""
+    document = draw(documents())
+    offset = draw(st.sampled_from([*EXACT, *OFFSETS]))
+    ids = draw(st.sampled_from(("texts", "numbers", "none", "some")))
+    titles = draw(st.sampled_from(("own", "own", "none", "one")))
+    shape = draw(st.sampled_from(
+        ("document", "articles", "paragraphs", "data", "rows", "lines", "csv", "tsv", "parquet")
+    ))  # fmt: skip
+    table = shape in ("csv", "tsv", "parquet")
+    form = draw(st.sampled_from(("hub",) if shape == "parquet" else ("squad", "hub", "columns")))
+    questions, given_ids, number = [], [], 0
+    for article in document["data"]:
+        if titles == "none":
+            del article["title"]
+        elif titles == "one":
+            article["title"] = "All"
+        for paragraph in article["paragraphs"]:
+            context = paragraph["context"]
+            for qa in paragraph["qas"]:
+                number += 1
+                if ids == "numbers":
+                    qa["id"] = str(number) if table else number
+                elif ids == "none" or (ids == "some" and number % 2):
+                    del qa["id"]
+                given_ids += [str(qa["id"])] if "id" in qa else []
+                answers = qa.pop("answers")[: 1 if form == "columns" else None]
+                impossible = draw(st.integers(0, 9)) == 0
+                if impossible or draw(st.booleans()):
+                    qa["is_impossible"] = impossible
+                taken = [] if impossible else answers
+                shift = len(context) - len(context.lstrip())
+                starts = [
+                    a["answer_start"] + len(a["text"]) - len(a["text"].lstrip()) - shift
+                    for a in taken
+                ]
+                golds = tuple(a["text"].strip() for a in taken)
+                questions.append((context.strip(), qa["question"].strip(), golds, tuple(starts)))
+                stated = [
+                    (a["text"], OFFSETS[offset](context[: a["answer_start"]], a["answer_start"]))
+                    for a in answers
+                ]
+                qa |= _in_form(form, stated, draw(st.booleans()))
+    rows = [
+        {k: v for k, v in article.items() if k == "title"} | {"context": paragraph["context"]} | qa
+        for article in document["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    ]
+    text = _in_shape(shape, document, rows)
+    name = {"lines": draw(st.sampled_from(("f.jsonl", "f.json"))), "csv": "f.csv", "tsv": "f.tsv",
+            "parquet": "f.parquet"}.get(shape, "f.json")  # fmt: skip
+    encoding = draw(st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "cp1252")))
+    content, utf8 = (text, True) if isinstance(text, bytes) else _encoded(text, encoding)
+    return Variant(name, content, questions, given_ids, offset in EXACT, utf8)
+
+
+def _in_form(form: str, answers: list[tuple[str, Any]], empty: bool) -> dict[str, Any]:
+    """The fields of a question that hold its answers; a None among the offsets is left out."""
+    texts, starts = [text for text, _ in answers], [start for _, start in answers]
+    none = None in starts
+    if form == "columns":
+        start = {} if none or not starts else {"answer_start": starts[0]}
+        return {"answer_text": texts[0] if texts else ""} | start
+    if form == "hub":
+        return {"answers": {"text": texts} | ({} if none else {"answer_start": starts})}
+    found = [
+        {"text": text} | ({} if start is None else {"answer_start": start})
+        for text, start in answers
+    ]
+    if not found and empty:  # an annotation tool's
+        return {"answers": [{"text": "", "answer_start": 0}]}
+    return {"answers": found[0] if len(found) == 1 and empty else found}
+
+
+def _in_shape(shape: str, document: Any, rows: list[dict[str, Any]]) -> str | bytes:
+    if shape in ("csv", "tsv"):
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        out = io.StringIO(newline="")
+        writer = csv.DictWriter(out, columns, delimiter="," if shape == "csv" else "\t")
+        writer.writeheader()
+        for row in rows:
+            answers = row.get("answers")
+            writer.writerow(row if answers is None else row | {"answers": json.dumps(answers)})
+        return out.getvalue()
+    if shape == "parquet":
+        out = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+        return out.getvalue()
+    if shape == "lines":
+        return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    paragraphs = [paragraph for article in document["data"] for paragraph in article["paragraphs"]]
+    content = {"document": document, "articles": document["data"], "paragraphs": paragraphs,
+               "data": {"data": rows}, "rows": rows}[shape]  # fmt: skip
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _encoded(text: str, encoding: str) -> tuple[bytes, bool]:
+    """The bytes of a text, and whether they are UTF-8 too."""
+    try:
+        content = text.encode(encoding)
+    except UnicodeEncodeError:
+        content = text.encode()
+    try:
+        return content, "\0" not in content.decode()
+    except UnicodeDecodeError:
+        return content, False

@@ -233,7 +233,7 @@ def seen(config: Config, questions: "list[Question]") -> int | None:
     from lora_or_full.data.splits import Splits
 
     try:
-        splits, _ = Splits(config.data, config.seed, Path(config.cache_dir)).read()
+        splits = Splits(config.data, config.seed, Path(config.cache_dir)).read().splits
     except UserError:
         return None
     known = {(q.context, q.question) for name in ("train", "validation") for q in splits[name]}

@@ -151,10 +151,12 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """The data set and its splits."""
 
-    path: Text | Texts = neutral("hub id, folder, or .json / .parquet files in SQuAD's format")
+    path: Text | Texts = neutral("hub id, folder, or .json, .jsonl, .csv, .parquet files")
     test_path: Text | Texts | None = neutral("test set; null: the data set's own, or some articles")
-    split_by: Literal["article", "question", "nothing"] = key(
-        "what train and validation do not share; nothing: these and the test are the same questions"
+    config: Text | None = key("configuration of a hub data set that has several", default=None)
+    split_by: Literal["article", "paragraph", "question", "nothing"] = key(
+        "what train and validation do not share, by paragraph where articles are too few; nothing: "
+        "these and the test are the same questions"
     )
     draw_by: Literal["question", "paragraph"] = key(
         "draw and shuffle training questions one by one, or all questions of a paragraph together"
@@ -165,8 +167,13 @@ class DataConfig(_Section):
     test_size: Count | None = key("test questions, by paragraph; null: all")
     validation_articles: Fraction = key("share of the articles held out for validation")
     test_articles: Fraction = key("share of the articles held out if there is no test set")
-    unanswerable: Literal["refuse", "drop"] = key("questions without an answer (SQuAD v2.0)")
+    unanswerable: Literal["refuse", "drop"] = key(
+        "questions without an answer (SQuAD v2.0), or blank ones"
+    )
     misaligned: Literal["refuse", "repair"] = key("answers that are not at their answer_start")
+    overlap: Literal["refuse", "drop"] = key(
+        "questions to train on that the test set has too", default="refuse"
+    )
 
 
 class OptimizerConfig(_Section):

@@ -23,7 +23,7 @@ from lora_or_full.runs import store
 TIMEOUT = 5  # seconds until the hub counts as unreachable
 WANTED = {
     "model": ["*.json", "*.txt", "*.model"],
-    "dataset": ["*.parquet", "*.json", "*.jsonl", "README.md"],
+    "dataset": ["*.parquet", "*.json", "*.jsonl", "*.csv", "*.tsv", "README.md"],
 }
 INDEX = "model.safetensors.index.json"  # names the files of a model that has several
 LOCAL = {"model": "a local folder", "dataset": "local files in SQuAD's format"}

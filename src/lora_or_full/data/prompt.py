@@ -104,7 +104,11 @@ class Prompt:
         return [(begin - start, end - start) for begin, end in spans]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize answers as they continue a prompt, each with the token that ends it."""
+        """Tokenize answers as they continue a prompt, each with the token that ends it.
+
+        White space within one becomes one space: a line break would end the answer.
+        """
+        texts = [" ".join(text.split()) for text in texts]
         before = f"?{self.template.closing}"  # all of a prompt that can matter
         said = [self.template.lead + text.strip() for text in texts]
         whole = [before, *(before + text for text in said)]

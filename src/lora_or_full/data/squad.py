@@ -1,86 +1,30 @@
-"""Questions from files in SQuAD v1.1's format: its JSON, or parquet with the hub's columns.
-
-Format: Rajpurkar et al., 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text".
-"""
+"""Questions of data files, checked as a whole."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
 
-from datasets import Dataset, DatasetDict, load_dataset
-from pyarrow.parquet import ParquetFile
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from lora_or_full.data import files, offsets
+from lora_or_full.data.entries import Entry, entries_of
+from lora_or_full.errors import UserError
 
-from lora_or_full.errors import UserError, first_line, listed
-
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell it, but no tokenizer can read it
-COLUMNS = ["id", "title", "context", "question", "answers"]  # of a table
-EXPECTED = {"string_type": "a str", "int_type": "a int", "list_type": "a list"}  # by pydantic error
-
-
-def _whole_characters(text: str) -> str:
-    if half := HALF_CHARACTER.search(text):
-        raise ValueError(f"holds {half[0]!r}, which is no character")
-    return text
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError(f"holds {text!r} as a text")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole_characters)]
-AnswerText = Annotated[Text, AfterValidator(_not_blank)]
-
-
-class _Format(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class _Answer(_Format):
-    text: AnswerText
-    answer_start: int
-
-
-class _Qa(_Format):
-    id: Text
-    question: Text
-    answers: list[_Answer]
-
-
-class _Paragraph(_Format):
-    context: Text
-    qas: list[_Qa]
-
-
-class _Article(_Format):
-    title: Text
-    paragraphs: list[_Paragraph]
-
-
-class _Document(_Format):
-    data: list[_Article]
-
-
-class _Answers(_Format):
-    text: list[AnswerText]
-    answer_start: list[int]
-
-
-class _Row(_Format):
-    id: Text
-    title: Text
-    context: Text
-    question: Text
-    answers: _Answers
+COUNTER = re.compile(r"#?[\d-]+")  # an id that may stand for other questions in other files
+# What makes a question unanswerable: in a message, and where such questions are counted.
+NO_ANSWER = "have no answer (SQuAD v2.0?)"
+IMPOSSIBLE = "have an answer and is_impossible"
+BLANK = "are blank or have a blank context"
+DROPPED = {
+    NO_ANSWER: "unanswerable_dropped", IMPOSSIBLE: "impossible_dropped", BLANK: "blank_dropped",
+}  # fmt: skip
+LOOKED_UP, NOT_IN_CONTEXT = "answers_looked_up", "answers_not_in_context"
+ALWAYS = ("unanswerable_dropped", "answers_repaired", NOT_IN_CONTEXT)  # counted where zero too
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +39,8 @@ class Question:
     starts: list[int]  # their offsets in `context`, in characters; -1 for one that is not there
 
 
-@dataclass(frozen=True, slots=True)
-class Entry(Question):
-    """A question as a file has it, white space included, and its position there."""
-
-    where: str
-
-
 def read_files(paths: Iterable[Path]) -> list[Entry]:
-    """Read all questions of some files, each .json in SQuAD's format or .parquet.
+    """Read all questions of some files, each of a format that files.py reads.
 
     Raises:
         UserError: A file is missing, or not in these formats.
@@ -112,32 +49,46 @@ def read_files(paths: Iterable[Path]) -> list[Entry]:
     for path in paths:
         if not os.path.isfile(path):  # a Path raises on names that are too long
             raise UserError(f"There is no file {path}. Check the data's name (data.path).")
-        if path.suffix == ".json":
-            entries += _json_entries(path)
-        elif path.suffix == ".parquet":
-            entries += _table_entries(_parquet(path), path.name)
-        else:
-            raise UserError(f"{path}: a data file ends in .json (SQuAD's format) or .parquet.")
+        if path.suffix.lower() not in files.SUFFIXES:
+            raise UserError(f"{path}: a data file ends in {', '.join(files.SUFFIXES)}.")
+        entries += entries_of(files.read_file(path), str(path))
     return entries
 
 
-def read_folder(folder: Path) -> dict[str, list[Entry]]:
-    """Read the splits of a data set in the hub's layout.
+def read_folder(folder: Path, config: str | None = None) -> dict[str, list[Entry]]:
+    """Read the splits of a data set in the hub's layout, or of one of its configurations.
 
     Raises:
-        UserError: The folder holds none, or not one with SQuAD's columns.
+        UserError: The folder holds none, or one without questions.
     """
-    try:
-        # Without its cache, which takes a file of the same time as before for the same file.
-        with tempfile.TemporaryDirectory() as cache:
-            splits = load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
-    except Exception as error:  # of many kinds: what a folder holds is read by many libraries
-        raise UserError(
-            f"{folder} is not a data set in the hub's layout ({_reason(error)}). "
-            "For files in SQuAD's JSON format name the files: data.path=[train.json,more.json]"
-        ) from None
-    assert isinstance(splits, DatasetDict)
-    return {str(name): list(_table_entries(table, str(name))) for name, table in splits.items()}
+    splits = files.read_folder(folder, config)
+    return {name: entries_of(values, str(folder / name)) for name, values in splits.items()}
+
+
+def with_own_ids(entries: Sequence[Entry]) -> list[Entry]:
+    """Rename ids that an earlier file has for another question: several files may count from 1."""
+    owners: dict[str, Entry] = {}
+    names: dict[tuple[str, str], str] = {}  # by file and id
+    for entry in entries:
+        owner = owners.setdefault(entry.id, entry)
+        if owner.source != entry.source and not _is_same(owner, entry):
+            names[entry.source, entry.id] = ""
+    for source, name in names:
+        new = next(new for n in itertools.count(2) if (new := f"{name} ({n})") not in owners)
+        names[source, name] = new
+        owners[new] = owners[name]
+    return [
+        replace(entry, id=new, repairs=(*entry.repairs, "ids_renamed"))
+        if (new := names.get((entry.source, entry.id), ""))
+        else entry
+        for entry in entries
+    ]
+
+
+@lru_cache
+def text_key(text: str) -> str:
+    """The text without case and white space, which do not make it another text."""
+    return one_line(text).casefold()
 
 
 def check(
@@ -147,9 +98,11 @@ def check(
 
     Args:
         entries: Questions as files have them.
-        unanswerable: 'refuse' or 'drop' questions without an answer (SQuAD v2.0), or 'keep' them.
-        misaligned: 'refuse' answers that are not at their offset, or 'repair' the offset by search;
-            an answer that is not in the context keeps its text and gets the offset -1.
+        unanswerable: 'refuse' or 'drop' questions without an answer (SQuAD v2.0), with nothing to
+            read or to answer, or with an answer that is said not to be there; or 'keep' them.
+        misaligned: 'refuse' answers that are not at their offset, or 'repair' the offset: by the
+            unit that the file's offsets count, else by search; an answer that is not in the context
+            keeps its text and gets the offset -1.
 
     Returns:
         The questions, and how many were dropped or repaired.
@@ -157,39 +110,42 @@ def check(
     Raises:
         UserError: An id occurs twice, or what is refused.
     """
-    questions: list[Question] = []
-    counts = {"unanswerable_dropped": 0, "answers_repaired": 0, "answers_not_in_context": 0}
-    wrong: list[str] = []
-    without_answer = [entry.where for entry in entries if not entry.answers]
-    for entry in entries:
-        if not entry.answers and unanswerable != "keep":
-            continue
-        context, starts = entry.context, []
-        shift = len(context) - len(context.lstrip())
-        for text, start in zip(entry.answers, entry.starts, strict=True):
-            if not 0 <= start <= len(context) or not context.startswith(text, start):
-                wrong.append(f"{entry.where}: {text!r} is not at {start}")
-                start = _nearest(context, text, start)
-                counts["answers_repaired" if start >= 0 else "answers_not_in_context"] += 1
-            starts.append(start + len(text) - len(text.lstrip()) - shift if start >= 0 else -1)
-        answers = [text.strip() for text in entry.answers]
-        texts = (entry.id, entry.title, context.strip(), entry.question.strip())
-        questions.append(Question(*texts, answers, starts))
     seen = Counter(entry.id for entry in entries)
     if twice := [name for name, count in seen.items() if count > 1]:
         raise UserError(f"{len(twice)} question ids occur more than once, the first: {twice[0]!r}.")
-    if without_answer and unanswerable == "refuse":
-        raise UserError(
-            f"{len(without_answer)} of {len(entries)} questions have no answer (SQuAD v2.0?), the "
-            f"first: {without_answer[0]}. data.unanswerable=drop leaves them out."
-        )
+    counts = Counter(repair for entry in entries for repair in entry.repairs)
+    problems = [_problem(entry) for entry in entries]
+    if unanswerable == "refuse" and any(problems):
+        raise _unanswerable(entries, problems)
+    if unanswerable == "drop":
+        counts.update(DROPPED[problem] for problem in problems if problem)
+        entries = [e for e, problem in zip(entries, problems, strict=True) if not problem]
+    units = _units(entries)
+    wrong: list[str] = []
+    questions: list[Question] = []
+    for entry in entries:
+        context, starts = entry.context, []
+        shift = len(context) - len(context.lstrip())
+        for text, stated in zip(entry.answers, entry.starts, strict=True):
+            start, repair = _position(context, text, stated, units.get(entry.source, ""))
+            if repair:
+                counts[repair] += 1
+                if repair != LOOKED_UP:
+                    at = "in its context" if stated is None else f"at {stated}"
+                    wrong.append(f"{entry.where}: {text!r} is not {at}")
+            starts.append(start + len(text) - len(text.lstrip()) - shift if start >= 0 else -1)
+        answers = [text.strip() for text in entry.answers]
+        counts["answers_with_white_space_joined"] += any(one_line(t) != t for t in answers[:1])
+        texts = (entry.id, entry.title, context.strip(), entry.question.strip())
+        questions.append(Question(*texts, answers, starts))
     if wrong and misaligned == "refuse":
+        counted = [f"{unit} in {Path(source).name}" for source, unit in units.items() if unit]
+        hint = f" Offsets count {counted[0]}: repair takes them so." if counted else ""
         raise UserError(
             f"{len(wrong)} answers are not where answer_start says, the first: {wrong[0]}. "
-            "data.misaligned=repair looks for them in the context."
+            f"data.misaligned=repair looks for them in the context.{hint}"
         )
-    counts["unanswerable_dropped"] = len(without_answer) if unanswerable == "drop" else 0
-    return questions, counts
+    return questions, dict.fromkeys(ALWAYS, 0) | {key: n for key, n in counts.items() if n}
 
 
 def fingerprint(questions: Iterable[Question]) -> str:
@@ -200,90 +156,66 @@ def fingerprint(questions: Iterable[Question]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _json_entries(path: Path) -> Iterator[Entry]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: UTF-8, JSON, huge numbers
-        raise UserError(f"{path} can't be read as JSON: {first_line(error)}") from None
-    try:
-        document = _Document.model_validate(content)
-    except ValidationError as error:
-        raise _not_squad(f"{path.name}: ", error) from None
-    for i, article in enumerate(document.data):
-        for j, paragraph in enumerate(article.paragraphs):
-            for k, qa in enumerate(paragraph.qas):
-                texts = [answer.text for answer in qa.answers]
-                starts = [answer.answer_start for answer in qa.answers]
-                where = f"{path.name}: data[{i}].paragraphs[{j}].qas[{k}]"
-                yield Entry(
-                    qa.id, article.title, paragraph.context, qa.question, texts, starts, where
-                )
+def one_line(text: str) -> str:
+    """The text with each run of white space as one space, since a line break ends an answer."""
+    return " ".join(text.split())
 
 
-def _not_squad(where: str, error: ValidationError) -> UserError:
-    """Say where a file leaves SQuAD's format, and how; of many faults the first."""
-    fault = error.errors(include_url=False)[0]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
-    path = where + (path.removeprefix(".") if where.endswith(" ") else path)
-    value, kind = fault["input"], fault["type"]
-    if kind == "missing":
-        what = f"is missing (it has {listed(value) or 'nothing'})"
-    elif kind == "value_error":
-        what = str(fault["ctx"]["error"])
-    else:
-        wanted = EXPECTED.get(kind, "an object")
-        what = f"is a {type(value).__name__}, not {wanted}"
-    return UserError(f"Not SQuAD's format: {path.rstrip(' :')} {what}.")
+def _problem(entry: Entry) -> str:
+    """What makes a question unanswerable; empty if nothing does."""
+    if not entry.answers:
+        return NO_ANSWER
+    if entry.impossible:
+        return IMPOSSIBLE
+    return "" if entry.context.strip() and entry.question.strip() else BLANK
 
 
-def _parquet(path: Path) -> Dataset:
-    try:
-        with ParquetFile(path) as file:  # not by `datasets`, which refuses one without rows
-            return Dataset(file.read())
-    except Exception as error:  # of many kinds, by what is wrong with the file
-        raise UserError(f"{path} can't be read as parquet: {_reason(error)}") from None
-
-
-def _table_entries(table: Dataset, name: str) -> Iterator[Entry]:
-    if missing := [column for column in COLUMNS if column not in table.column_names]:
-        raise UserError(
-            f"Not SQuAD's format: {name} has no column {', '.join(missing)} "
-            f"(it has {listed(table.column_names)})."
+def _unanswerable(entries: Sequence[Entry], problems: Sequence[str]) -> UserError:
+    if all(problem == NO_ANSWER for problem in problems):
+        return UserError(
+            f"{Path(entries[0].source).name} has questions without answers (each with "
+            f"{entries[0].fields}): there is nothing to train on or to score. "
+            "lora-or-full ask RUN --data=FILE answers them."
         )
-    for n, values in enumerate(_rows(table.select_columns(COLUMNS), name)):
-        where = f"{name}[{n}]"
-        answers = values["answers"]
-        if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= answers.keys():
-            raise UserError(f"Not SQuAD's format: {where}.answers has no text and answer_start.")
-        try:
-            row = _Row.model_validate(values)
-        except ValidationError as error:
-            raise _not_squad(where, error) from None
-        texts, starts = row.answers.text, row.answers.answer_start
-        if len(texts) != len(starts):
-            raise UserError(
-                f"Not SQuAD's format: {where}.answers has {len(texts)} texts but {len(starts)} "
-                "offsets."
+    sentences = []
+    for problem in DROPPED:
+        where = [e.where for e, found in zip(entries, problems, strict=True) if found == problem]
+        if where:
+            sentences.append(
+                f"{len(where)} of {len(entries)} questions {problem}, the first: {where[0]}. "
             )
-        yield Entry(row.id, row.title, row.context, row.question, texts, starts, where)
+    return UserError(f"{''.join(sentences)}data.unanswerable=drop leaves them out.")
 
 
-def _rows(table: Dataset, name: str) -> Iterator[dict[str, Any]]:
-    try:
-        yield from table
-    except Exception as error:  # text that is no UTF-8, or a date that Python doesn't know
-        raise UserError(
-            f"Not SQuAD's format: {name} holds a value that can't be read: {_reason(error)}"
-        ) from None
+def _units(entries: Sequence[Entry]) -> dict[str, str]:
+    """What the offsets count in each file whose offsets do not count characters alone."""
+    answers: dict[str, list[tuple[str, str, int]]] = {}
+    for entry in entries:
+        for text, start in zip(entry.answers, entry.starts, strict=True):
+            if start is not None:
+                answers.setdefault(entry.source, []).append((entry.context, text, start))
+    return {
+        source: offsets.unit(offsets.positions(*one) for one in stated)
+        for source, stated in answers.items()
+        if not all(offsets.is_at(*one) for one in stated)
+    }
 
 
-def _nearest(context: str, text: str, start: int) -> int:
-    """The offset of `text` in `context` nearest to `start`; -1 if there is none."""
-    before = context.rfind(text, 0, max(0, start) + len(text))
-    after = context.find(text, max(0, start))
-    found = [offset for offset in (before, after) if offset >= 0]
-    return min(found, key=lambda offset: abs(offset - start)) if found else -1
+def _position(context: str, text: str, stated: int | None, unit: str) -> tuple[int, str]:
+    """The offset of an answer in its context, -1 if it is not there, and how it was repaired."""
+    if stated is None:
+        start = context.find(text)
+        return start, LOOKED_UP if start >= 0 else NOT_IN_CONTEXT
+    if unit and (start := offsets.positions(context, text, stated).get(unit, stated)) != stated:
+        return start, f"offsets_in_{unit}".replace(" ", "_")
+    if offsets.is_at(context, text, stated):
+        return stated, ""
+    start = offsets.nearest(context, text, stated)
+    return start, "answers_repaired" if start >= 0 else NOT_IN_CONTEXT
 
 
-def _reason(error: Exception) -> str:
-    return first_line(error.__cause__ or error)  # `datasets` says least, its cause more
+def _is_same(one: Entry, other: Entry) -> bool:
+    """Whether two questions with the same id are the same."""
+    if text_key(one.question) != text_key(other.question):
+        return False
+    return not COUNTER.fullmatch(one.id) or text_key(one.context) == text_key(other.context)

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from itertools import groupby, takewhile
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lora_or_full.data.prompt import Prompt, PromptTokens, window
 from lora_or_full.data.squad import Question
 from lora_or_full.runs import store
 
-FORMAT = 4  # part of the cache's key: raise it when the content of a row changes
+FORMAT = 5  # part of the cache's key: raise it when the content of a row changes
 TokenizedQuestion = dict[str, Any]
 
 
@@ -24,7 +24,8 @@ class TokenizedQuestions(torch.utils.data.Dataset[TokenizedQuestion]):
 
     A row has id, title, paragraph (the number of its context), context, question, answers, the
     token ids prefix_ids, context_ids (as many as fit), question_ids and answer_ids (with the end),
-    the counts prompt_tokens and answer_tokens, and context_cut.
+    the counts prompt_tokens, answer_tokens and gold_tokens (of the shortest gold answer, without
+    the end), and context_cut.
     """
 
     def __init__(self, questions: Dataset, contexts: Dataset) -> None:
@@ -68,10 +69,12 @@ def make(
     numbers = {context: number for number, context in enumerate(contexts)}
     context_ids, parts = _tokens(questions, [numbers[q.context] for q in questions], prompt)
     said = prompt.answers([q.answers[0] if q.answers else "" for q in questions])
+    golds = iter(prompt.answers([text for q in questions for text in q.answers]))
+    shortest = [min(map(len, islice(golds, len(q.answers))), default=1) - 1 for q in questions]
     rows: list[TokenizedQuestion] = []
     # Of each context that is cut around answers: its rows, with the characters of their answers.
     cut: dict[int, list[tuple[TokenizedQuestion, int, int]]] = {}
-    for q, own, answer_ids in zip(questions, parts, said, strict=True):
+    for q, own, answer_ids, gold_tokens in zip(questions, parts, said, shortest, strict=True):
         paragraph, around = numbers[q.context], len(own.prefix) + len(own.question)
         room = length - around - len(answer_ids) * training
         if training and room < 1:
@@ -92,6 +95,7 @@ def make(
             "context_cut": kept.stop < size,
             "prompt_tokens": around + kept.stop,
             "answer_tokens": len(answer_ids),
+            "gold_tokens": gold_tokens,
         }
         rows.append(row)
         if training and row["context_cut"] and (start := q.starts[0]) >= 0:
