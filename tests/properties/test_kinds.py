@@ -1,23 +1,22 @@
 """Files as people have them: read whole, with every repair counted, or refused in words."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from configs import make_splits
+from configs import changed, make_splits
 from hypothesis import event, given
 from hypothesis import strategies as st
 from strategies import Variant, met, variants
 
-from lora_or_full.data.splits import NAMES
+from lora_or_full.data.splits import NAMES, Splits
 
 DROPPED = ("unanswerable_dropped", "impossible_dropped", "blank_dropped", "overlap_dropped")
 REPAIRED = ("answers_repaired", "answers_not_in_context", "answers_looked_up", "offsets_in")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kinds")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return make_splits("f.json", tmp_path_factory.mktemp("kinds"))
 
 
 @given(
@@ -27,15 +26,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     st.sampled_from(("repair", "repair", "refuse")),
 )
 def test_no_question_is_lost_and_no_answer_moved_without_a_count(
-    place: Path, file: Variant, split_by: str, unanswerable: str, misaligned: str
+    splits: Splits, file: Variant, split_by: str, unanswerable: str, misaligned: str
 ) -> None:
-    path = place / file.name
+    path = splits.cache_dir / file.name
     path.write_bytes(file.content)
-    splits = make_splits(
-        path, place, split_by=split_by, unanswerable=unanswerable, misaligned=misaligned
-    )
-    read, problem = met(splits.read)
-    event("refused" if problem else "read")
+    choices = {"split_by": split_by, "unanswerable": unanswerable, "misaligned": misaligned}
+    read, problem = met(changed(splits, path=str(path), **choices).read)
+    event(problem[:90] if problem else "read")
     if not file.utf8:
         assert "Save it as UTF-8" in problem
     if read is None:
