@@ -172,6 +172,7 @@ class Variant:
             answer, and of those that are said to have none, no answers and no starts.
         ids: The ids that it has, as texts.
         exact: Whether all offsets are there and count characters.
+        chance: Number of other offsets at which the answer stands too.
         utf8: Whether its text is UTF-8.
     """
 
@@ -180,6 +181,7 @@ class Variant:
     questions: list[tuple[str, str, tuple[str, ...], tuple[int, ...]]]
     ids: list[str]
     exact: bool
+    chance: int
     utf8: bool
 
 
@@ -245,7 +247,7 @@ def variants(draw: DrawFn) -> Variant:
     ))  # fmt: skip
     table = shape in ("csv", "tsv", "parquet")
     form = draw(st.sampled_from(("hub",) if shape == "parquet" else ("squad", "hub", "columns")))
-    questions, given_ids, number = [], [], 0
+    questions, given_ids, number, chance = [], [], 0, 0
     for article in document["data"]:
         if titles == "none":
             del article["title"]
@@ -276,6 +278,11 @@ def variants(draw: DrawFn) -> Variant:
                     (a["text"], OFFSETS[offset](context[: a["answer_start"]], a["answer_start"]))
                     for a in answers
                 ]
+                chance += sum(
+                    isinstance(start, int) and start != a["answer_start"]
+                    and context.startswith(text, start)
+                    for a, (text, start) in zip(answers, stated, strict=True)
+                )  # fmt: skip
                 qa |= _in_form(form, stated, rng.random() < 0.5)
     rows = [
         {k: v for k, v in article.items() if k == "title"} | {"context": paragraph["context"]} | qa
@@ -288,7 +295,7 @@ def variants(draw: DrawFn) -> Variant:
             "parquet": "f.parquet"}.get(shape, "f.json")  # fmt: skip
     encoding = draw(st.sampled_from(("utf-8",) * 12 + ("utf-8-sig", "utf-16", "cp1252")))
     content, utf8 = (text, True) if isinstance(text, bytes) else _encoded(text, encoding)
-    return Variant(name, content, questions, given_ids, offset in EXACT, utf8)
+    return Variant(name, content, questions, given_ids, offset in EXACT, chance, utf8)
 
 
 def _in_form(form: str, answers: list[tuple[str, Any]], empty: bool) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_no_question_is_lost_and_no_answer_moved_without_a_count(
     path.write_bytes(file.content)
     choices = {"split_by": split_by, "unanswerable": unanswerable, "misaligned": misaligned}
     read, problem = met(changed(splits, path=str(path), **choices).read)
-    event(problem[:90] if problem else "read")
+    event("refused" if problem else "read")
     if not file.utf8:
         assert "Save it as UTF-8" in problem
     if read is None:
@@ -46,7 +46,7 @@ def test_no_question_is_lost_and_no_answer_moved_without_a_count(
     exact = Counter(file.questions)
     moved = Counter((q.context, q.question, tuple(q.answers), tuple(q.starts)) for q in found)
     repaired = sum(n for key, n in read.counts.items() if key.startswith(REPAIRED))
-    assert (moved - exact).total() <= repaired
+    assert (moved - exact).total() <= repaired + file.chance
     assert repaired == 0 or not file.exact
     for q in found:
         for answer, start in zip(q.answers, q.starts, strict=True):
