@@ -1,7 +1,7 @@
 """Score models without training: lora-or-full evaluate MODEL [MODEL ...] DATA
 
 MODEL is a finished run, an adapter in PEFT's format, or a model (folder or hub id).
-DATA is a .json file in SQuAD's format, .parquet with the same columns, a data set (folder or hub
+DATA is a file of questions (.json, .jsonl, .csv, .parquet), a data set (folder or hub
 id), or a finished run, whose own test questions are taken, and its limits and precision.
 
 The scores of a run go to RUN/evaluations/<name>/, and the report of the runs then compares all
@@ -245,11 +245,11 @@ def _test_set(data: str, unanswerable: str, misaligned: str) -> TestSet:
     from datasets import disable_progress_bars
 
     from lora_or_full.data import squad
-    from lora_or_full.data.splits import FILES, Splits
+    from lora_or_full.data.files import SUFFIXES
+    from lora_or_full.data.splits import Splits
 
     disable_progress_bars()
-
-    if Path(data).suffix in FILES:
+    if Path(data).suffix.lower() in SUFFIXES:
         questions, counts = squad.check(squad.read_files([Path(data)]), unanswerable, misaligned)
         if not questions:
             raise UserError(f"{data} holds no question with an answer.")
@@ -265,8 +265,8 @@ def _test_set(data: str, unanswerable: str, misaligned: str) -> TestSet:
     whole = {"path": data, "test_path": None, "test_size": None, **rules}
     changes = {"train_size": None} | ({} if config else whole)
     settings = values.data.model_copy(update=changes)
-    splits, counts = Splits(settings, values.seed, Path(values.cache_dir)).read()
-    return TestSet(splits["test"], counts, splits["train"], config)
+    read = Splits(settings, values.seed, Path(values.cache_dir)).read()
+    return TestSet(read.splits["test"], read.counts, read.splits["train"], config)
 
 
 def _drawn(test_set: TestSet, args: argparse.Namespace) -> "list[Question]":

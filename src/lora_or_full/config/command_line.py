@@ -36,7 +36,7 @@ MOST = 40  # characters of a swept value in a run's name
 MOST_JOBS = 1000  # of a sweep: more are a slip, and checking them would take minutes
 OTHERS = {  # of a group with few presets
     "model": " Any other model: model.name=<hub id or folder> (model=llama for Llama types).",
-    "data": " Other data: data.path=<hub id, folder, or .json / .parquet files>.",
+    "data": " Other data: data.path=<hub id, folder, or .json, .jsonl, .csv, .parquet files>.",
 }
 
 
