@@ -69,8 +69,8 @@ def make(
     numbers = {context: number for number, context in enumerate(contexts)}
     context_ids, parts = _tokens(questions, [numbers[q.context] for q in questions], prompt)
     said = prompt.answers([q.answers[0] if q.answers else "" for q in questions])
-    golds = iter(prompt.answers([text for q in questions for text in q.answers]))
-    shortest = [min(map(len, islice(golds, len(q.answers))), default=1) - 1 for q in questions]
+    all_golds = iter(prompt.answers([text for q in questions for text in q.answers]))
+    shortest = [min(map(len, islice(all_golds, len(q.answers))), default=1) - 1 for q in questions]
     rows: list[TokenizedQuestion] = []
     # Of each context that is cut around answers: its rows, with the characters of their answers.
     cut: dict[int, list[tuple[TokenizedQuestion, int, int]]] = {}
