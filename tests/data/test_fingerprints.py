@@ -112,5 +112,5 @@ def test_wrong_data_is_refused_before_anything_is_loaded_and_sound_data_is_read_
         patch.setattr(Splits, "read", None)
         check_data(validate(settings | {"seed": 9}), "a")  # which draws from what is sound
     Path(settings["data"]["path"]).write_text("[]")
-    with pytest.raises(UserError, match="Not SQuAD's format"):
+    with pytest.raises(UserError, match="there is no question with an answer"):
         check_data(config, "b")

@@ -64,7 +64,7 @@ def triples(count: int) -> list[tuple[str, str, str]]:
     )
     plain = ("In 1200, Ada built the mill of Oslo.", "Who built it?", "Ada")
     same = ((odd, odd, odd) for odd in ODD)
-    return [plain, *((c.strip(), q.strip(), a.strip()) for c, q, a in (*same, *mixed))]
+    return [plain, *((c.strip(), q.strip(), " ".join(a.split())) for c, q, a in (*same, *mixed))]
 
 
 def test_a_prompt_has_the_tokens_of_its_whole_text_and_its_answer_continues_them(
@@ -79,6 +79,11 @@ def test_a_prompt_has_the_tokens_of_its_whole_text_and_its_answer_continues_them
         assert parts.prompt == typed(text, split_special_tokens=True)["input_ids"]
         whole = typed(f"{text} {answer}", split_special_tokens=True)["input_ids"]
         assert parts.prompt + said == [*whole, typed.eos_token_id]
+
+
+def test_white_space_within_an_answer_becomes_one_space(typed: PreTrainedTokenizerBase) -> None:
+    broken, plain = Prompt(typed).answers(["Ada\n  Byron", "Ada Byron"])
+    assert broken == plain
 
 
 def test_questions_share_the_tokens_of_their_context(typed: PreTrainedTokenizerBase) -> None:

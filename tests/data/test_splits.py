@@ -211,7 +211,7 @@ def test_an_empty_split_is_refused_with_what_there_is(
     empty.write_text('{"data": []}')
     with pytest.raises(UserError, match="The test split is empty.* and 0 to test on"):
         changed(two_files, test_path=str(empty)).read()
-    with pytest.raises(UserError, match="The train split is empty: there are 0 questions"):
+    with pytest.raises(UserError, match="there is no question with an answer"):
         changed(two_files, path=str(empty), split_by="question").read()
 
 

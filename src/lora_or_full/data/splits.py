@@ -111,6 +111,8 @@ class Splits:
             parts[name], more = squad.check(own, data.unanswerable, data.misaligned)
             counts.update(more)
         pool, test, validation = parts["train"], parts.get("test"), parts.get("validation")
+        if not pool:
+            raise UserError(f"data.path={data.path}: there is no question with an answer in it.")
         if data.split_by == "nothing":
             counts["articles_shared_with_test"] = len({question.title for question in pool})
             drawn = draw(pool, data.train_size, self.seed)
