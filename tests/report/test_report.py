@@ -353,6 +353,22 @@ def test_one_epoch_draws_no_curve(make_run: Any, tmp_path: Path) -> None:
     assert figures(dynamics(collect([tmp_path]))) == []
 
 
+def test_runs_that_stopped_at_other_epochs_are_shown_to_their_ends(
+    make_run: Any, tmp_path: Path
+) -> None:
+    def one(record: dict[str, Any]) -> None:
+        record["epochs"], record["best_epoch"] = record["epochs"][:1], 1
+
+    make_run("lora", 1, change=one)
+    make_run("lora", 2)
+    section = dynamics(collect([tmp_path]))
+    [table] = tables(section)
+    assert [(row[0], row[-1]) for row in table.rows] == [
+        ("LoRA, epoch 1", "1 of 2"), ("LoRA, epoch 2", "1 of 1"),
+    ]  # fmt: skip
+    assert len(figures(section)) == 1
+
+
 def test_a_question_is_an_example_once(whole_study: Path) -> None:
     text = (whole_study / "out" / "report.html").read_text()
     asked = re.findall(r'<div class="example"><strong dir="auto">(.*?)</strong>', text)

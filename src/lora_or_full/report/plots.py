@@ -54,15 +54,14 @@ def dynamics(arms: Sequence[Arm], colours: Mapping[str, str], metrics: Mapping[s
     styles = _styles(LINES, [colours[arm.label] for arm in arms])
     for axis, (key, title) in zip(axes, panels.items(), strict=False):
         for arm, style in zip(arms, styles, strict=True):
-            by_run = [[getattr(e, key) for e in run.record.epochs] for run in arm.runs.values()]
-            columns = list(zip(*by_run, strict=False))
+            columns = [[getattr(e, key) for e in epochs] for epochs in arm.by_epoch]
             colour = colours[arm.label]
             epochs = range(1, len(columns) + 1)
             means = [sum(c) / len(c) for c in columns]
             axis.plot(epochs, means, style, marker="o", color=colour, label=arm.label)
             lowest, highest = [min(c) for c in columns], [max(c) for c in columns]
             axis.fill_between(epochs, lowest, highest, color=colour, alpha=0.15, linewidth=0)
-            axis.set_xticks(list(epochs))
+        axis.set_xticks(range(1, 1 + max(len(arm.by_epoch) for arm in arms)))
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xlabel("epoch")
         axis.set_ylim(_within(axis.get_ylim(), 100 if title.endswith("%") else math.inf))

@@ -16,7 +16,7 @@ from lora_or_full.config.schema import RESULT_NEUTRAL
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation.metrics import labels
 from lora_or_full.evaluation.predictions import values
-from lora_or_full.runs.schema import EvaluationRecord, Prediction, RunRecord
+from lora_or_full.runs.schema import Epoch, EvaluationRecord, Prediction, RunRecord
 
 # Keys in which the runs of one arm may differ, and keys that only repeat another one.
 WITHIN_ARM = RESULT_NEUTRAL | {
@@ -124,6 +124,15 @@ class Arm:
     def values(self, value: Callable[[RunRecord], float]) -> list[float]:
         """Give a value of each seed's record."""
         return [value(run.record) for run in self.runs.values()]
+
+    @property
+    def by_epoch(self) -> list[list[Epoch]]:
+        """Each epoch of the runs that reached it: a callback may stop some earlier."""
+        own = [run.record.epochs for run in self.runs.values()]
+        return [
+            [epochs[number] for epochs in own if number < len(epochs)]
+            for number in range(max(map(len, own)))
+        ]
 
     def test(self, metric: str) -> list[float]:
         """Give a metric (percent) on the test questions of each seed."""

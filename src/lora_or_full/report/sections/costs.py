@@ -77,6 +77,7 @@ def efficiency(study: Study, found: Comparison | None) -> Section | None:
         "efficiency",
         alike=alike,
         lora=lora,
+        adamw=lora.any.record.config.optimizer.target == "torch.optim.AdamW",
         layers=layers,
         added=theory.total(layers),
         held=sum(layer.count * layer.full for layer in layers),

@@ -66,7 +66,7 @@ def dynamics(study: Study) -> Section:
     by_epoch, trends = [], []
     for arm in study.arms:
         epochs = [run.record.epochs for run in arm.runs.values()]
-        by_epoch += [(arm, n, each) for n, each in enumerate(zip(*epochs, strict=False), 1)]
+        by_epoch += [(arm, n, each) for n, each in enumerate(arm.by_epoch, 1)]
         lowest = [(min(own, key=lambda e: e.validation_loss), own[-1]) for own in epochs]
         rising = [ends for ends in lowest if ends[1].validation_loss > ends[0].validation_loss]
         falling = sum(last.train_loss < low.train_loss for low, last in rising)
