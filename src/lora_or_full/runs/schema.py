@@ -56,6 +56,7 @@ class Split(_Part):
     paragraphs: Count
     articles: Count
     fingerprint: str
+    split_by: str | None = None  # what train and validation do not share; older runs: data.split_by
 
 
 class Data(_Part):
