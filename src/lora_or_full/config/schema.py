@@ -568,6 +568,9 @@ def nearest(name: str, valid: Iterable[str] = ()) -> str:
     # These sections take further arguments of PEFT's or Lightning's class.
     cutoff = 0.8 if section == "adapter" else 0.6
     near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    habits = difflib.get_close_matches(name, HABITS, n=1, cutoff=0.8)
+    if not near and habits and HABITS[habits[0]] in names:
+        return HABITS[habits[0]]
     return near[0] if near else f"+{name}" if section == "adapter" else ""
 
 

@@ -50,5 +50,6 @@ def build(key: str, settings: Mapping[str, Any], kind: type | None, **given: Any
     except Exception as error:  # whatever a constructor raises
         reason = error.__cause__ or error
         words = " ".join(str(reason).split()) or type(reason).__name__
-        hint = f" {INSTALL}" if isinstance(reason, ImportError) else ""
-        raise UserError(f"{key}: {name} can't be built: {words}{hint}") from None
+        if isinstance(reason, ImportError):  # its own advice may bring another version
+            words = f"{words.partition(' HINT:')[0].rstrip('.')}. {INSTALL}"
+        raise UserError(f"{key}: {name} can't be built: {words}") from None

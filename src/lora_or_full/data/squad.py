@@ -173,9 +173,9 @@ def _problem(entry: Entry) -> str:
 def _unanswerable(entries: Sequence[Entry], problems: Sequence[str]) -> UserError:
     if all(problem == NO_ANSWER for problem in problems):
         return UserError(
-            f"{Path(entries[0].source).name} has questions without answers (each with "
-            f"{entries[0].fields}): there is nothing to train on or to score. "
-            "lora-or-full ask RUN --data=FILE answers them."
+            f"{Path(entries[0].source).name} has questions without answers: each has "
+            f"{entries[0].fields}, and an answer stands in answers, answer or answer_text. There "
+            "is nothing to train on or to score. lora-or-full ask RUN --data=FILE answers them."
         )
     sentences = []
     for problem in DROPPED:
