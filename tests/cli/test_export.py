@@ -22,10 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import experiment
 from lora_or_full.cli import export, main, model_card
-from lora_or_full.config.schema import validate
+from lora_or_full.config.schema import AdapterConfig, validate
 from lora_or_full.config.template import DEFAULT
 from lora_or_full.errors import UserError
 from lora_or_full.generation.predictor import load
+from lora_or_full.modeling.loading import add_adapter, load_model
 from lora_or_full.runs import store
 
 Runs = dict[str, Path]
@@ -358,3 +359,11 @@ def test_wrong_input_is_refused_in_one_line(
     ):
         assert message in refusal(command(*words))
     assert (tmp_path / "full" / "thesis.tex").is_file()
+
+
+def test_a_type_that_peft_can_not_merge_is_refused(llama_folder: Path) -> None:
+    settings = {"_target_": "peft.LilyConfig", "r": 2, "target_modules": ["q_proj"]}
+    adapter = AdapterConfig.model_validate(settings)
+    adapted = add_adapter(load_model(llama_folder, "tiny", {}), adapter)
+    with pytest.raises(UserError, match=r"PEFT can't merge the adapter in there: .*--merge"):
+        export.merged(adapted, Path("there"))

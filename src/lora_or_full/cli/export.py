@@ -24,6 +24,7 @@ from lora_or_full.runs.schema import RunRecord
 
 if TYPE_CHECKING:  # torch takes seconds, which a wrong command line need not wait for
     import torch
+    from peft import PeftModel
 
 SAME = 1e-3  # largest difference of a merged model's logits, in their standard deviations
 
@@ -134,13 +135,7 @@ def _save_merged(folder: Path, record: RunRecord, base: str | None, output: Path
     dtype = loaded.dtype
     adapted = load_adapter(loaded.float(), source)
     before = _logits(adapted)
-    try:
-        model = adapted.merge_and_unload()
-    except (ValueError, NotImplementedError, AttributeError) as error:
-        raise UserError(
-            f"PEFT can't merge the adapter in {source}: {first_line(error)}. Export it without "
-            "--merge."
-        ) from None
+    model = merged(adapted, source)
     if (_logits(model) - before).abs().max() > SAME * before.std():
         raise UserError(
             f"The adapter in {source} can't be merged: the model would answer differently (the "
@@ -148,6 +143,21 @@ def _save_merged(folder: Path, record: RunRecord, base: str | None, output: Path
         )
     model.to(dtype).save_pretrained(str(output))
     load_tokenizer(source).save_pretrained(str(output))
+
+
+def merged(adapted: "PeftModel", source: Path) -> Any:
+    """Fold the adapter of `source` into its base model.
+
+    Raises:
+        UserError: PEFT has no merging for this type of adapter.
+    """
+    try:
+        return adapted.merge_and_unload()
+    except (ValueError, NotImplementedError) as error:  # of BEFT and of Lily, for example
+        raise UserError(
+            f"PEFT can't merge the adapter in {source}: {first_line(error)} Export it without "
+            "--merge."
+        ) from None
 
 
 def _save_in_base_dtype(source: Path, record: RunRecord, output: Path) -> None:

@@ -103,16 +103,8 @@ class Splits:
         data = self.data
         draw = _draw_paragraphs if data.draw_by == "paragraph" else _draw
         given, notes = self._given()
-        entries = iter(squad.with_own_ids([entry for part in given.values() for entry in part]))
-        counts: Counter[str] = Counter()
-        parts: dict[str, list[Question]] = {}
-        for name, part in given.items():
-            own = list(islice(entries, len(part)))
-            parts[name], more = squad.check(own, data.unanswerable, data.misaligned)
-            counts.update(more)
+        parts, counts = self._checked(given)
         pool, test, validation = parts["train"], parts.get("test"), parts.get("validation")
-        if not pool:
-            raise UserError(f"data.path={data.path}: there is no question with an answer in it.")
         if data.split_by == "nothing":
             counts["articles_shared_with_test"] = len({question.title for question in pool})
             drawn = draw(pool, data.train_size, self.seed)
@@ -187,6 +179,23 @@ class Splits:
         if own:
             notes.append(f"not used, of the data's own splits: {listed(own)}")
         return given, notes
+
+    def _checked(
+        self, given: Mapping[str, list[Entry]]
+    ) -> tuple[dict[str, list[Question]], Counter[str]]:
+        """The sound questions of each split that the data comes in, and what was mended."""
+        entries = iter(squad.with_own_ids([entry for part in given.values() for entry in part]))
+        counts: Counter[str] = Counter()
+        parts: dict[str, list[Question]] = {}
+        for name, part in given.items():
+            own = list(islice(entries, len(part)))
+            parts[name], more = squad.check(own, self.data.unanswerable, self.data.misaligned)
+            counts.update(more)
+        if not parts["train"]:
+            raise UserError(
+                f"data.path={self.data.path}: there is no question with an answer in it."
+            )
+        return parts, counts
 
     def _unseen(
         self, questions: list[Question], test: list[Question], counts: Counter[str]
