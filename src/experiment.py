@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 
 from datamodule import SquadDataModule
 from lit_module import LitQuestionAnswering
-from lora_or_full.config.schema import RESERVED, Config, unknown
+from lora_or_full.config.near_misses import unknown
+from lora_or_full.config.schema import RESERVED, Config
 from lora_or_full.data.fingerprints import first_weights, weights_fingerprint
 from lora_or_full.data.hub import folder_of
 from lora_or_full.errors import UserError, first_line

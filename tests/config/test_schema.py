@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from lora_or_full.config import compose
-from lora_or_full.config.schema import FIELDS, HABITS, as_now, flat, typed, unknown, validate
+from lora_or_full.config.near_misses import HABITS, unknown
+from lora_or_full.config.schema import FIELDS, VALID, as_now, flat, typed, validate
 from lora_or_full.errors import UserError
 
 
@@ -50,7 +51,7 @@ def test_the_configuration_of_an_older_run_means_what_it_meant() -> None:
 def test_a_key_of_another_name_is_told_its_name(old: str) -> None:
     now = HABITS[old]
     assert now in FIELDS
-    assert f"Did you mean {now}?" in str(unknown(old))
+    assert f"Did you mean {now}?" in str(unknown(old, VALID))
     with pytest.raises(UserError, match=f"{old}=3: there is no such key; it is {now}"):
         validate(compose.compose([f"+{old}=3"]))
 
@@ -177,12 +178,12 @@ def test_what_belongs_to_an_adapter_is_refused_without_one(key: str, value: Any)
     ],
 )
 def test_a_misspelt_key_is_told_the_word_that_works(name: str, meant: str) -> None:
-    message = str(unknown(name))
+    message = str(unknown(name, VALID))
     assert f"Did you mean {meant}?" in message
 
 
 def test_what_is_far_from_all_keys_is_told_those_that_are_accepted() -> None:
-    listed = str(unknown("zzz")).rstrip(".").partition("Valid keys: ")[2].split(", ")
+    listed = str(unknown("zzz", VALID)).rstrip(".").partition("Valid keys: ")[2].split(", ")
     given = flat(compose.compose(), FIELDS)
     # Each with its own value.
     validate(compose.compose([f"{key}={typed(given[key])}" for key in {*listed} & {*given}]))

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lora_or_full.cli import report
-from lora_or_full.config import schema
+from lora_or_full.config import schema, values
 from lora_or_full.errors import UserError
 from lora_or_full.evaluation import metrics
 from lora_or_full.runs.reader import check_scores, read_answers, read_record
@@ -26,7 +26,7 @@ METRIC = Metric("letters", lambda prediction, answers, scoring: min(100.0, len(p
 def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "letters.py").write_text(FILE)
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
-    monkeypatch.setattr(schema, "METRICS", [*schema.METRICS, tmp_path])
+    monkeypatch.setattr(values, "METRICS", [*values.METRICS, tmp_path])
 
 
 @pytest.mark.usefixtures("letters")

@@ -20,10 +20,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from lora_or_full.config import compose, schema
+from lora_or_full.config.near_misses import HABITS, nearest, unknown
 from lora_or_full.config.schema import (
     FIELDS,
     GROUPS,
-    HABITS,
     PLUGINS,
     RESULT_NEUTRAL,
     Config,
@@ -238,7 +238,7 @@ def _explained(problem: str, words: Sequence[str], overrides: list[Override]) ->
                 f"({', '.join(compose.presets(group, words))}); +{key}=<value> adds the key."
             )
         elif key not in FIELDS and not key.startswith(("hydra.", "hydra/", "model.config.")):
-            return schema.unknown(key, near=_nearest(key))
+            return unknown(key, schema.VALID, near=_nearest(key))
     return UserError(problem)
 
 
@@ -277,7 +277,7 @@ def _quoted(key: str, value: str) -> str:
 def _nearest(key: str) -> str:
     """What a word that is no key most probably stands for; empty if nothing is near."""
     presets = [f"{group}={key}" for group in GROUPS if key in compose.presets(group)]
-    return " or ".join(presets) or schema.nearest(key)
+    return " or ".join(presets) or nearest(key, schema.VALID)
 
 
 def _unused(words: Sequence[str]) -> list[str]:

@@ -4,109 +4,36 @@ Hydra composes the values (compose.py). `validate` checks all of them at once an
 `Config` that all other code receives.
 """
 
-import difflib
 import json
-import os
-import re
 import types
 from collections.abc import Container, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from lora_or_full.config import template
+from lora_or_full.config.near_misses import HABITS, unknown
+from lora_or_full.config.values import (
+    REQUIRED,
+    Count,
+    Fraction,
+    Metrics,
+    Name,
+    NonNegative,
+    PeftClass,
+    Plugins,
+    Positive,
+    Probability,
+    PromptText,
+    Scoring,
+    Target,
+    Text,
+    Texts,
+    Whole,
+)
 from lora_or_full.errors import UserError
-
-
-def _text(value: Any) -> str:
-    # Not by pydantic's own type, which refuses paths that are no UTF-8.
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError
-    return value
-
-
-def _name(value: Any) -> str:
-    # It becomes part of a path and has to stay in its folder; systems take 255 bytes.
-    name = "" if value is None or isinstance(value, (bool, list, dict)) else str(value)
-    if not re.fullmatch(r"[\w+-][\w.+-]*", name) or len(os.fsencode(name)) > 200:
-        raise ValueError
-    return name
-
-
-def _prompt(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError
-    text = value.replace("\\n", "\n")  # as it is typed on a command line
-    if text != template.CHAT:
-        template.parse(text)
-    return text
-
-
-def _metrics(value: Any) -> list[str]:
-    known = [file.stem for folder in METRICS for file in folder.glob("[a-z]*.py")]
-    if not isinstance(value, list) or value[:2] != REQUIRED or len(set(value)) < len(value):
-        raise ValueError
-    if not set(value) <= set(known):
-        raise ValueError
-    return value
-
-
-REQUIRED = ["exact_match", "f1"]  # what epochs and configurations are chosen by, and compared
-METRICS = [Path(__file__).parents[1] / "evaluation" / "metrics"]  # a file per metric
-# A text in an annotation is what the type accepts, in the words of help and refusals.
-Count = Annotated[int, Field(ge=1), "a whole number from 1"]
-Whole = Annotated[int, Field(ge=0, lt=2**63), "a whole number from 0"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), "a number above 0"]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), "a number from 0"]
-Probability = Annotated[float, Field(ge=0, lt=1), "a number from 0 to below 1"]
-Fraction = Annotated[float, Field(gt=0, lt=1), "a number between 0 and 1"]
-Text = Annotated[str, PlainValidator(_text), "a text"]
-Texts = Annotated[list[Text], Field(min_length=1), "a list of texts"]
-Name = Annotated[
-    str, PlainValidator(_name), "a name of letters, digits, -, _, + and ., up to 200 bytes"
-]
-Scoring = Annotated[
-    str,
-    Field(pattern=r"^(squad|mlqa-[a-z]{2,3})$"),
-    "squad, or mlqa- and the code of a language, such as mlqa-zh",
-]
-Metrics = Annotated[
-    list[str],
-    PlainValidator(_metrics),
-    "a list: exact_match, f1, then any other file of evaluation/metrics/, such as rouge_l",
-]
-Target = Annotated[
-    str,
-    Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"),
-    "a Python name with its module, such as torch.optim.SGD",
-]
-PromptText = Annotated[
-    str,
-    PlainValidator(_prompt),
-    "a text with {context}, {question} and, at its end, {answer}, each once; or chat",
-]
-PeftClass = Annotated[
-    str,
-    Field(pattern=r"^peft\.\w+Config$"),
-    "the name of a PEFT configuration class, such as peft.LoraConfig",
-]
-
-
-def _plugins(value: Any) -> dict[str, Any]:
-    # By name; `~callbacks.<name>` takes one out.
-    if not isinstance(value, dict) or not all(
-        isinstance(one, dict) and isinstance(one.get("_target_"), str) for one in value.values()
-    ):
-        raise ValueError
-    return value
-
-
-Plugins = Annotated[
-    dict[str, Any], PlainValidator(_plugins), "names, each with the _target_ of a class"
-]
 
 
 def key(description: str, changes_result: bool = True, default: Any = ...) -> Any:
@@ -365,25 +292,6 @@ PLUGINS = ("optimizer", "scheduler", "logger", "callbacks")  # groups of what `_
 AUTO = "auto"  # of target_modules
 ADAPTER_KEYS = ("rank", "frozen_dtype")  # null in a mode that has no use for them
 REFUSED = frozenset({"adapter.r"})  # keys of conf/ that others set
-# Names that other projects have for our keys.
-HABITS = {
-    "r": "rank", "lora_r": "rank", "lora_rank": "rank", "alpha": "adapter.lora_alpha",
-    "dropout": "adapter.lora_dropout", "learning_rate": "lr", "arm": "mode",
-    "epochs": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
-    "num_train_epochs": "trainer.max_epochs", "bs": "batch_size", "batch": "batch_size",
-    "train_batch_size": "batch_size", "per_device_train_batch_size": "batch_size",
-    "per_device_eval_batch_size": "eval_batch_size", "fp16": "trainer.precision",
-    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
-    "bf16": "trainer.precision", "max_grad_norm": "trainer.gradient_clip_val",
-    "grad_clip": "trainer.gradient_clip_val", "gpus": "trainer.devices",
-    "max_seq_length": "max_length", "max_seq_len": "max_length",
-    "model_name": "model.name", "model_name_or_path": "model.name", "dataset": "data.path",
-    "dataset_name": "data.path", "train_file": "data.path", "test_file": "data.test_path",
-    "resume_from_checkpoint": "resume", "ckpt_path": "resume", "method": "mode",
-    "optimizer.warmup_steps": "scheduler.num_warmup_steps",  # of older versions
-    "scheduler.warmup_steps": "scheduler.num_warmup_steps",
-    "warmup_steps": "scheduler.num_warmup_steps",
-}  # fmt: skip
 
 
 def unused(values: Mapping[str, Any]) -> list[str]:
@@ -421,6 +329,7 @@ def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 FIELDS = _fields(Config)
+VALID = sorted({*FIELDS, *GROUPS} - REFUSED)  # what can be given on a command line
 ACCEPTS = {name: _words(field.annotation, field.metadata) for name, field in FIELDS.items()}
 RESULT_NEUTRAL = frozenset(  # keys that change no result
     name
@@ -477,7 +386,8 @@ def validate(values: Mapping[str, Any]) -> Config:
         for one in error.errors():
             name = _key_of(one["loc"])
             if one["type"] == "extra_forbidden":
-                raise unknown(next((k for k in given if k.startswith(f"{name}.")), name)) from None
+                within = (k for k in given if k.startswith(f"{name}."))
+                raise unknown(next(within, name), VALID) from None
             if one["type"] == "missing":
                 missing.append(name)
             else:
@@ -535,43 +445,6 @@ def _conflicts(given: Mapping[str, Any], trainer: Any) -> list[str]:
             "questions can't be computed in more micro-batches."
         )
     return problems
-
-
-def unknown(name: str, valid: Iterable[str] = (), near: str = "") -> UserError:
-    """Give the refusal of a key that does not exist, with the nearest one and all valid ones.
-
-    Args:
-        name: The key.
-        valid: Keys that can be given instead; by default all of conf/.
-        near: What is probably meant, if that is known.
-    """
-    names = sorted(valid or {*FIELDS, *GROUPS} - REFUSED)
-    near = near or nearest(name, names)
-    if near:
-        return UserError(f"There is no key {name!r}. Did you mean {near}? All keys: --help.")
-    return UserError(f"There is no key {name!r}. Valid keys: {', '.join(names)}.")
-
-
-def nearest(name: str, valid: Iterable[str] = ()) -> str:
-    """Give the key that a wrong one most probably stands for; empty if there is none."""
-    names = sorted(valid or {*FIELDS, *GROUPS} - REFUSED)
-    section, _, last = name.rpartition(".")
-    for known in (name, last):
-        if known in HABITS and HABITS[known] in names:
-            return HABITS[known]
-    if section in ("lora", "peft"):
-        section, name = "adapter", f"adapter.{last}"
-    if name in names:
-        return name
-    if section in ("", "adapter") and (same := [n for n in names if n.endswith(f".{last}")]):
-        return " or ".join(same)
-    # These sections take further arguments of PEFT's or Lightning's class.
-    cutoff = 0.8 if section == "adapter" else 0.6
-    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
-    habits = difflib.get_close_matches(name, HABITS, n=1, cutoff=0.8)
-    if not near and habits and HABITS[habits[0]] in names:
-        return HABITS[habits[0]]
-    return near[0] if near else f"+{name}" if section == "adapter" else ""
 
 
 def explained(values: Mapping[str, Any]) -> list[str]:
